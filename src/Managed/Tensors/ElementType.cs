@@ -16,3 +16,29 @@ public enum ElementType
     /// <summary>One byte; zero is false, anything else true.</summary>
     Bool,
 }
+
+/// <summary>Facts about element types.</summary>
+public static class ElementTypes
+{
+    /// <summary>The number of bytes of one element.</summary>
+    public static int Size(this ElementType type) => type switch
+    {
+        ElementType.Float32 or ElementType.Int32 => 4,
+        ElementType.Float16 or ElementType.BFloat16 => 2,
+        ElementType.Int64 => 8,
+        ElementType.Bool => 1,
+        _ => throw new ArgumentOutOfRangeException(nameof(type), type, "Not an element type."),
+    };
+
+    /// <summary>The element type that a .NET type stands for. A two-byte type named BFloat16 of any library counts as bfloat16.</summary>
+    public static ElementType Of<T>() where T : unmanaged
+    {
+        if (typeof(T) == typeof(float)) return ElementType.Float32;
+        if (typeof(T) == typeof(Half)) return ElementType.Float16;
+        if (typeof(T) == typeof(int)) return ElementType.Int32;
+        if (typeof(T) == typeof(long)) return ElementType.Int64;
+        if (typeof(T) == typeof(bool)) return ElementType.Bool;
+        if (typeof(T).Name == "BFloat16" && System.Runtime.CompilerServices.Unsafe.SizeOf<T>() == 2) return ElementType.BFloat16;
+        throw new ArgumentException($"No element type for {typeof(T)}: a tensor holds float, Half, BFloat16, int, long or bool.");
+    }
+}

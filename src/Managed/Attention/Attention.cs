@@ -1,0 +1,225 @@
+namespace TransformerKernels;
+
+/// <summary>Exact fused attention with relative bias, forward and backward. Memory beyond inputs and outputs grows with the lengths, not with their product.</summary>
+/// <remarks>
+/// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then every bias is added, then hidden pairs are left out;
+/// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ, outputᵢ = Σⱼ pᵢⱼ vⱼ.
+/// <para>
+/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞. A pair hidden by causality or by a score of −∞ contributes nothing, even if
+/// its key or value is NaN. Dropout on the weights is not offered. Dao et al. 2022, "FlashAttention"; Rabe and Staats 2021.
+/// </para>
+/// <para>Results have the same bits for any number of threads and any batch around a sequence.</para>
+/// </remarks>
+public static class Attention
+{
+    /// <summary>Attention without a score rule; see <see cref="Forward{TRule}"/>.</summary>
+    public static void Forward(ComputeDevice device, in AttentionProblem problem, TensorView output, TensorView logSumExp, Workspace workspace) =>
+        Forward(device, problem, default(PlainScore), output, logSumExp, workspace);
+
+    /// <summary>Computes output and log-sum-exp.</summary>
+    /// <param name="device">Where to run.</param>
+    /// <param name="problem">Query, key, value and what else there is.</param>
+    /// <param name="rule">A formula applied to every score; see <see cref="IScoreRule"/>.</param>
+    /// <param name="output">[b, h, Sq, dv], overwritten.</param>
+    /// <param name="logSumExp">[b, h, Sq], overwritten: natural, biases included. May be absent (default).</param>
+    /// <param name="workspace">Scratch memory of the device; <see cref="ForwardWorkspaceBytes"/>.</param>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    public static void Forward<TRule>(ComputeDevice device, in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp,
+        Workspace workspace) where TRule : unmanaged, IScoreRule
+    {
+        Check(device, problem);
+        Require.Workspace(device, workspace);
+        CheckForward(device, problem, output, logSumExp);
+        device.AttentionForward(problem, rule, output, logSumExp, workspace);
+    }
+
+    /// <summary>Gradients of attention without a score rule; see <see cref="Backward{TRule}"/>.</summary>
+    public static void Backward(ComputeDevice device, in AttentionProblem problem, in AttentionSaved saved, in AttentionUpstream upstream,
+        in AttentionGradients gradients, Workspace workspace) =>
+        Backward(device, problem, default(PlainScore), saved, upstream, gradients, workspace);
+
+    /// <summary>Computes the gradients of Σ output · upstream.Output + Σ logSumExp · upstream.LogSumExp.</summary>
+    /// <remarks>
+    /// With D = Σ outputᵢ · upstreamᵢ − upstream.LogSumExpᵢ, the gradient at a final score is dzᵢⱼ = pᵢⱼ (upstreamᵢ · vⱼ − D): what biases receive. A rule's
+    /// score and captured values receive it times the rule's derivative.
+    /// </remarks>
+    /// <param name="device">Where to run.</param>
+    /// <param name="problem">As in the forward pass.</param>
+    /// <param name="rule">As in the forward pass.</param>
+    /// <param name="saved">What the forward pass wrote.</param>
+    /// <param name="upstream">The gradients that arrive at the outputs.</param>
+    /// <param name="gradients">Where to put the gradients, and whether to add them.</param>
+    /// <param name="workspace">Scratch memory of the device; <see cref="BackwardWorkspaceBytes"/>.</param>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    public static void Backward<TRule>(ComputeDevice device, in AttentionProblem problem, TRule rule, in AttentionSaved saved,
+        in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule
+    {
+        Check(device, problem);
+        Require.Workspace(device, workspace);
+        CheckBackward(device, problem, saved, upstream, gradients);
+        device.AttentionBackward(problem, rule, saved, upstream, gradients, workspace);
+    }
+
+    /// <summary>The bytes of workspace that <see cref="Forward{TRule}"/> needs.</summary>
+    public static long ForwardWorkspaceBytes(ComputeDevice device, in AttentionProblem problem)
+    {
+        Check(device, problem);
+        return device.AttentionForwardWorkspaceBytes(problem);
+    }
+
+    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs.</summary>
+    public static long BackwardWorkspaceBytes(ComputeDevice device, in AttentionProblem problem, in AttentionGradients gradients)
+    {
+        Check(device, problem);
+        return device.AttentionBackwardWorkspaceBytes(problem, gradients);
+    }
+
+    private static void Check(ComputeDevice device, in AttentionProblem problem)
+    {
+        Require.Device(device);
+        Require.Input(device, problem.Query, "problem.Query", -1, -1, -1, -1);
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
+        Require.Input(device, problem.Key, "problem.Key", batch, -1, -1, headSize);
+        long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2);
+        Require.Input(device, problem.Value, "problem.Value", batch, keyHeads, keys, -1);
+        if (headSize == 0)
+            throw new ArgumentException("problem.Query has head size 0; it must be at least 1.", "problem.Query");
+        if (keyHeads == 0 ? heads != 0 : heads % keyHeads != 0)
+            throw new ArgumentException($"{heads} query heads can't share {keyHeads} key heads evenly; problem.Key needs a divisor of {heads}.", "problem.Key");
+        if (problem.Scale is { } scale)
+            Require.Finite(scale, "problem.Scale");
+        if (problem.Slopes.IsPresent)
+        {
+            if (problem.Slopes.Rank == 2)
+                Require.Input(device, problem.Slopes, "problem.Slopes", batch, heads);
+            else
+                Require.Input(device, problem.Slopes, "problem.Slopes", heads);
+        }
+        if (problem.DistanceBias.IsPresent)
+        {
+            Require.Input(device, problem.DistanceBias, "problem.DistanceBias", problem.DistanceBias.Rank == 2 && problem.DistanceBias.Length(0) == 1 ? 1 : heads, -1);
+            AttentionShape shape = AttentionShape.Of(problem);
+            long first = shape.LeastDistance + shape.DistanceCentre, last = shape.GreatestDistance + shape.DistanceCentre;
+            long length = problem.DistanceBias.Length(1);
+            if (queries > 0 && keys > 0 && (first < 0 || last >= length))
+                throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {shape.LeastDistance} to {shape.GreatestDistance} need entries {first} to {last}.", "problem.DistanceBias");
+        }
+        CheckCaptured(device, problem, problem.Captured0, "problem.Captured0");
+        CheckCaptured(device, problem, problem.Captured1, "problem.Captured1");
+        CheckCaptured(device, problem, problem.Captured2, "problem.Captured2");
+        CheckCaptured(device, problem, problem.Captured3, "problem.Captured3");
+    }
+
+    private static void CheckCaptured(ComputeDevice device, in AttentionProblem problem, in CapturedTensor captured, string name)
+    {
+        if (!captured.IsPresent)
+            return;
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), keys = problem.Key.Length(2);
+        ReadOnlySpan<long> full = captured.Structure switch
+        {
+            CapturedStructure.PerHead => [heads],
+            CapturedStructure.PerHeadAndDistance or CapturedStructure.PerHeadAndAbsoluteDistance => [heads, -1],
+            CapturedStructure.PerQuery => [batch, heads, queries],
+            CapturedStructure.PerKey => [batch, heads, keys],
+            _ => [batch, heads, queries, keys],
+        };
+        Span<long> shape = stackalloc long[full.Length];
+        for (int axis = 0; axis < full.Length; axis++)
+            shape[axis] = captured.Values.Rank == full.Length && captured.Values.Length(axis) == 1 ? 1 : full[axis];
+        Require.Input(device, captured.Values, name, shape);
+        if (captured.Values.Rank == 2 && captured.Values.Length(1) == 0)
+            throw new ArgumentException($"{name} has no entries; it needs at least one a head.", name);
+    }
+
+    private static void CheckForward(ComputeDevice device, in AttentionProblem problem, in TensorView output, in TensorView logSumExp)
+    {
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2);
+        Require.Output(device, output, nameof(output), batch, heads, queries, problem.Value.Length(3));
+        Require.OptionalOutput(device, logSumExp, nameof(logSumExp), batch, heads, queries);
+        Require.Disjoint(output, nameof(output), logSumExp, nameof(logSumExp));
+        CheckApart(problem, output, nameof(output));
+        CheckApart(problem, logSumExp, nameof(logSumExp));
+    }
+
+    private static void CheckBackward(ComputeDevice device, in AttentionProblem problem, in AttentionSaved saved, in AttentionUpstream upstream,
+        in AttentionGradients gradients)
+    {
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
+        long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2), valueSize = problem.Value.Length(3);
+        Require.Input(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
+        Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries);
+        Require.Input(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
+        Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", batch, heads, queries);
+        Require.OptionalOutput(device, gradients.Query, "gradients.Query", batch, heads, queries, headSize);
+        Require.OptionalOutput(device, gradients.Key, "gradients.Key", batch, keyHeads, keys, headSize);
+        Require.OptionalOutput(device, gradients.Value, "gradients.Value", batch, keyHeads, keys, valueSize);
+        CheckLike(device, gradients.Slopes, "gradients.Slopes", problem.Slopes, "problem.Slopes");
+        CheckLike(device, gradients.DistanceBias, "gradients.DistanceBias", problem.DistanceBias, "problem.DistanceBias");
+        CheckLike(device, gradients.Captured0, "gradients.Captured0", problem.Captured0.Values, "problem.Captured0");
+        CheckLike(device, gradients.Captured1, "gradients.Captured1", problem.Captured1.Values, "problem.Captured1");
+        CheckLike(device, gradients.Captured2, "gradients.Captured2", problem.Captured2.Values, "problem.Captured2");
+        CheckLike(device, gradients.Captured3, "gradients.Captured3", problem.Captured3.Values, "problem.Captured3");
+        for (int i = 0; i < GradientCount; i++)
+        {
+            TensorView gradient = Gradient(gradients, i, out string name);
+            if (!gradient.IsPresent)
+                continue;
+            CheckApart(problem, gradient, name);
+            Require.Disjoint(gradient, name, saved.Output, "saved.Output");
+            Require.Disjoint(gradient, name, saved.LogSumExp, "saved.LogSumExp");
+            Require.Disjoint(gradient, name, upstream.Output, "upstream.Output");
+            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
+            for (int j = 0; j < i; j++)
+            {
+                TensorView other = Gradient(gradients, j, out string otherName);
+                Require.Disjoint(gradient, name, other, otherName);
+            }
+        }
+    }
+
+    private const int GradientCount = 9;
+
+    private static TensorView Gradient(in AttentionGradients gradients, int index, out string name)
+    {
+        switch (index)
+        {
+            case 0: name = "gradients.Query"; return gradients.Query;
+            case 1: name = "gradients.Key"; return gradients.Key;
+            case 2: name = "gradients.Value"; return gradients.Value;
+            case 3: name = "gradients.Slopes"; return gradients.Slopes;
+            case 4: name = "gradients.DistanceBias"; return gradients.DistanceBias;
+            case 5: name = "gradients.Captured0"; return gradients.Captured0;
+            case 6: name = "gradients.Captured1"; return gradients.Captured1;
+            case 7: name = "gradients.Captured2"; return gradients.Captured2;
+            default: name = "gradients.Captured3"; return gradients.Captured3;
+        }
+    }
+
+    // A gradient has the shape of its tensor, which must be there.
+    private static void CheckLike(ComputeDevice device, in TensorView gradient, string name, in TensorView tensor, string tensorName)
+    {
+        if (!gradient.IsPresent)
+            return;
+        if (!tensor.IsPresent)
+            throw new ArgumentException($"{name} is set, but {tensorName} isn't.", name);
+        Span<long> shape = stackalloc long[tensor.Rank];
+        for (int axis = 0; axis < shape.Length; axis++)
+            shape[axis] = tensor.Length(axis);
+        Require.Output(device, gradient, name, shape);
+    }
+
+    private static void CheckApart(in AttentionProblem problem, in TensorView written, string name)
+    {
+        Require.Disjoint(written, name, problem.Query, "problem.Query");
+        Require.Disjoint(written, name, problem.Key, "problem.Key");
+        Require.Disjoint(written, name, problem.Value, "problem.Value");
+        Require.Disjoint(written, name, problem.Slopes, "problem.Slopes");
+        Require.Disjoint(written, name, problem.DistanceBias, "problem.DistanceBias");
+        Require.Disjoint(written, name, problem.Captured0.Values, "problem.Captured0");
+        Require.Disjoint(written, name, problem.Captured1.Values, "problem.Captured1");
+        Require.Disjoint(written, name, problem.Captured2.Values, "problem.Captured2");
+        Require.Disjoint(written, name, problem.Captured3.Values, "problem.Captured3");
+    }
+}

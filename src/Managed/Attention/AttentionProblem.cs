@@ -1,0 +1,103 @@
+namespace TransformerKernels;
+
+/// <summary>What attention is computed of. Set what there is; what isn't set is absent.</summary>
+/// <remarks>
+/// Notation: b batch, h query heads, hk key heads (a divisor of h; query head i uses key head i / (h / hk)), Sq queries, Sk keys, d head size, dv value size.
+/// All tensors are float32 with any strides: a buffer laid out [batch, position, head, headSize] is passed as <c>view.Permute(0, 2, 1, 3)</c>.
+/// Query i stands at p = i + <see cref="QueryOffset"/>; the distance of a pair is key position − p.
+/// </remarks>
+public ref struct AttentionProblem
+{
+    /// <summary>[b, h, Sq, d]. Required.</summary>
+    public TensorView Query { get; set; }
+
+    /// <summary>[b, hk, Sk, d]. Required.</summary>
+    public TensorView Key { get; set; }
+
+    /// <summary>[b, hk, Sk, dv]. Required.</summary>
+    public TensorView Value { get; set; }
+
+    /// <summary>What query · key is multiplied by; 1/√d if absent.</summary>
+    public float? Scale { get; set; }
+
+    /// <summary>Whether a query sees only keys at distance ≤ 0.</summary>
+    public bool Causal { get; set; }
+
+    /// <summary>Where query 0 stands among the keys; Sk − Sq if absent, which aligns the last query with the last key (bottom-right); 0 is top-left.</summary>
+    public long? QueryOffset { get; set; }
+
+    /// <summary>ALiBi slopes m, [h] or [b, h]: adds −m·|distance| (Press et al. 2022).</summary>
+    public TensorView Slopes { get; set; }
+
+    /// <summary>A bias read at distance + <see cref="DistanceCentre"/>, [h, n] or [1, n]; n must cover every distance of the shapes, Sq + Sk − 1 of them.</summary>
+    public TensorView DistanceBias { get; set; }
+
+    /// <summary>The index of distance 0 in <see cref="DistanceBias"/>; Sk − 1 if absent, which with the default offset makes n = Sq + Sk − 1 fit exactly.</summary>
+    public long? DistanceCentre { get; set; }
+
+    /// <summary>The first tensor that a score rule reads.</summary>
+    public CapturedTensor Captured0 { get; set; }
+
+    /// <summary>The second tensor that a score rule reads.</summary>
+    public CapturedTensor Captured1 { get; set; }
+
+    /// <summary>The third tensor that a score rule reads.</summary>
+    public CapturedTensor Captured2 { get; set; }
+
+    /// <summary>The fourth tensor that a score rule reads.</summary>
+    public CapturedTensor Captured3 { get; set; }
+}
+
+/// <summary>What the forward pass left for the backward pass.</summary>
+public ref struct AttentionSaved
+{
+    /// <summary>[b, h, Sq, dv], as the forward pass wrote it. Required.</summary>
+    public TensorView Output { get; set; }
+
+    /// <summary>[b, h, Sq], as the forward pass wrote it. Required.</summary>
+    public TensorView LogSumExp { get; set; }
+}
+
+/// <summary>The gradients that arrive at attention's outputs.</summary>
+public ref struct AttentionUpstream
+{
+    /// <summary>[b, h, Sq, dv]. Required.</summary>
+    public TensorView Output { get; set; }
+
+    /// <summary>[b, h, Sq]; zero if absent. Rows that see no key ignore it.</summary>
+    public TensorView LogSumExp { get; set; }
+}
+
+/// <summary>Where attention's gradients go; each has the shape of the tensor it belongs to. Absent ones are not computed.</summary>
+public ref struct AttentionGradients
+{
+    /// <summary>[b, h, Sq, d].</summary>
+    public TensorView Query { get; set; }
+
+    /// <summary>[b, hk, Sk, d].</summary>
+    public TensorView Key { get; set; }
+
+    /// <summary>[b, hk, Sk, dv].</summary>
+    public TensorView Value { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Slopes"/>.</summary>
+    public TensorView Slopes { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.DistanceBias"/>, summed over the batch, and over heads if it has one row.</summary>
+    public TensorView DistanceBias { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Captured0"/>.</summary>
+    public TensorView Captured0 { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Captured1"/>.</summary>
+    public TensorView Captured1 { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Captured2"/>.</summary>
+    public TensorView Captured2 { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Captured3"/>.</summary>
+    public TensorView Captured3 { get; set; }
+
+    /// <summary>Whether gradients are added to what the tensors hold; they are overwritten otherwise.</summary>
+    public bool Accumulate { get; set; }
+}

@@ -1,0 +1,108 @@
+namespace TransformerKernels;
+
+/// <summary>Where and how to run: so many CPU threads, or a GPU and a stream. The first argument of every operation.</summary>
+/// <remarks>
+/// An operation checks shapes, types and devices, then makes one virtual call on its device. What a device doesn't offer throws
+/// <see cref="NotSupportedException"/> naming the operation: nothing runs elsewhere silently. CPU calls return when the work is done; GPU calls are
+/// queued, see <see cref="Synchronize"/>. A device may be used from several threads at once.
+/// </remarks>
+public abstract class ComputeDevice : IDisposable
+{
+    /// <summary>All processors of this machine. Shared: disposing it does nothing.</summary>
+    public static ComputeDevice Cpu => CpuDevice.Shared;
+
+    /// <summary>A CPU device with its own threads.</summary>
+    /// <param name="threads">How many threads work on a call, the calling one included; at least 1. Results don't depend on it, not in one bit.</param>
+    public static ComputeDevice OpenCpu(int threads)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(threads, 1);
+        return new CpuDevice(threads);
+    }
+
+    /// <summary>What the device is, for people: "CPU, 2 threads, 512-bit vectors".</summary>
+    public abstract string Name { get; }
+
+    /// <summary>The same device (same threads, same stream) whose calls stop between tiles when the token is cancelled.</summary>
+    /// <remarks>A cancelled call throws <see cref="OperationCanceledException"/>; its outputs are undefined, device and workspace stay usable.</remarks>
+    public abstract ComputeDevice With(CancellationToken cancellation);
+
+    /// <summary>Waits for everything queued, then throws what went wrong in it, for instance an index out of range that lay in device memory.</summary>
+    public abstract void Synchronize();
+
+    /// <summary>Allocates a row-major tensor in the device's memory, filled with zeros.</summary>
+    /// <param name="type">The type of the elements.</param>
+    /// <param name="shape">The lengths of the axes, at most <see cref="TensorView.MaximumRank"/>.</param>
+    public abstract TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape);
+
+    /// <summary>Allocates a float32 tensor and copies <paramref name="data"/> into it.</summary>
+    /// <param name="data">As many elements as the shape has, row-major.</param>
+    /// <param name="shape">The lengths of the axes.</param>
+    public TensorBuffer Upload<T>(ReadOnlySpan<T> data, params ReadOnlySpan<long> shape) where T : unmanaged
+    {
+        TensorBuffer buffer = Allocate(ElementTypes.Of<T>(), shape.IsEmpty ? [data.Length] : shape);
+        try
+        {
+            buffer.CopyFrom(data);
+            return buffer;
+        }
+        catch
+        {
+            buffer.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Identifies the memory that the device can address; all CPU devices share one.</summary>
+    protected internal abstract object MemorySpace { get; }
+
+    /// <summary>Closes what was opened: threads, stream, context.</summary>
+    public void Dispose()
+    {
+        Dispose(true);
+        GC.SuppressFinalize(this);
+    }
+
+    /// <summary>Closes what was opened.</summary>
+    protected abstract void Dispose(bool disposing);
+
+    /// <summary>The bytes of workspace that <see cref="AttentionForward"/> needs for this problem.</summary>
+    protected internal abstract long AttentionForwardWorkspaceBytes(in AttentionProblem problem);
+
+    /// <summary>The bytes of workspace that <see cref="AttentionBackward"/> needs for this problem.</summary>
+    protected internal abstract long AttentionBackwardWorkspaceBytes(in AttentionProblem problem, in AttentionGradients gradients);
+
+    /// <summary>Implements <see cref="Attention.Forward{TRule}"/>; the arguments are checked.</summary>
+    protected internal abstract void AttentionForward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp,
+        Workspace workspace) where TRule : unmanaged, IScoreRule;
+
+    /// <summary>Implements <see cref="Attention.Backward{TRule}"/>; the arguments are checked.</summary>
+    protected internal abstract void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
+        in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule;
+
+    /// <summary>Implements <see cref="RotaryEmbedding"/>; <paramref name="backward"/> turns the other way. The arguments are checked.</summary>
+    protected internal abstract void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward);
+
+    /// <summary>Implements <see cref="LogProbs.FromLogits"/>; the arguments are checked.</summary>
+    protected internal abstract void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs);
+
+    /// <summary>Implements <see cref="LogProbs.FromLogitsBackward"/>; the arguments are checked.</summary>
+    protected internal abstract void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,
+        TensorView logitsGradient);
+
+    /// <summary>The bytes of workspace that <see cref="PairLoss"/> and <see cref="TokenLoss"/> need for so many pairs, or sequences of so many tokens.</summary>
+    protected internal abstract long LossWorkspaceBytes(long rows, long columns);
+
+    /// <summary>Implements <see cref="PreferenceLoss.Evaluate"/>; the arguments are checked.</summary>
+    protected internal abstract void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace)
+        where TLoss : unmanaged, IPairLoss;
+
+    /// <summary>Implements <see cref="PolicyLoss.Evaluate"/>; the arguments are checked.</summary>
+    protected internal abstract void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics,
+        Workspace workspace) where TLoss : unmanaged, ITokenLoss;
+
+    /// <summary>Implements <see cref="GeneralizedAdvantage.Estimate"/>; the arguments are checked.</summary>
+    protected internal abstract void EstimateAdvantages(in AdvantageProblem problem, TensorView advantages, TensorView returns);
+
+    /// <summary>Implements <see cref="GeneralizedAdvantage.Whiten"/>; the arguments are checked.</summary>
+    protected internal abstract void Whiten(TensorView values, TensorView mask, bool keepMean);
+}

@@ -1,0 +1,120 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics;
+
+namespace TransformerKernels;
+
+/// <summary>The processor. Each operation's part of it stands in the operation's file.</summary>
+internal sealed partial class CpuDevice : ComputeDevice
+{
+    internal static readonly object HostMemory = new();
+
+    internal static readonly CpuDevice Shared = new(Environment.ProcessorCount);
+
+    private readonly CpuThreads threads;
+    private readonly CancellationToken cancellation;
+    private readonly bool ownsThreads;
+
+    internal CpuDevice(int threads)
+    {
+        this.threads = new CpuThreads(threads);
+        ownsThreads = true;
+    }
+
+    private CpuDevice(CpuDevice device, CancellationToken cancellation)
+    {
+        threads = device.threads;
+        this.cancellation = cancellation;
+    }
+
+    public override string Name => $"CPU, {threads.Count} {(threads.Count == 1 ? "thread" : "threads")}, {VectorBits}";
+
+    public override ComputeDevice With(CancellationToken cancellation) => new CpuDevice(this, cancellation);
+
+    public override void Synchronize()
+    {
+    }
+
+    public override TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape) => new HostBuffer(this, type, shape);
+
+    protected internal override object MemorySpace => HostMemory;
+
+    protected override void Dispose(bool disposing)
+    {
+        if (ownsThreads && !ReferenceEquals(this, Shared))
+            threads.Dispose();
+    }
+
+    private static string VectorBits =>
+        Vector512.IsHardwareAccelerated ? "512-bit vectors" : Vector256.IsHardwareAccelerated ? "256-bit vectors" :
+        Vector128.IsHardwareAccelerated ? "128-bit vectors" : "scalar";
+
+    /// <summary>How many threads may run items, each with scratch memory of its own.</summary>
+    private int ThreadCount => threads.Count;
+
+    /// <summary>Runs every item of a piece of work, in vectors of the widest kind that the processor has.</summary>
+    private unsafe void Run<TWork>(TWork work, long items, byte* scratch = null, nint scratchStride = 0) where TWork : unmanaged, IWork
+    {
+        delegate*<void*, nint, byte*, void> body =
+            Vector512.IsHardwareAccelerated ? &Item<TWork, Lanes512> : Vector256.IsHardwareAccelerated ? &Item<TWork, Lanes256> :
+            Vector128.IsHardwareAccelerated ? &Item<TWork, Lanes128> : &Item<TWork, Real32>;
+        cancellation.ThrowIfCancellationRequested();
+        threads.Run(body, &work, (nint)items, scratch, scratchStride, cancellation);
+    }
+
+    private static unsafe void Item<TWork, TLanes>(void* work, nint item, byte* scratch) where TWork : unmanaged, IWork where TLanes : struct, ILanes<TLanes> =>
+        ((TWork*)work)->Run<TLanes>(item, scratch);
+
+    private sealed unsafe class HostBuffer : TensorBuffer
+    {
+        // A cache line, which is also the widest vector.
+        private const int Alignment = 64;
+
+        private byte* memory;
+
+        public HostBuffer(ComputeDevice device, ElementType type, ReadOnlySpan<long> shape) : base(device, type, shape)
+        {
+            memory = (byte*)NativeMemory.AlignedAlloc((nuint)Math.Max(ByteCount, Alignment), Alignment);
+            NativeMemory.Clear(memory, (nuint)ByteCount);
+        }
+
+        ~HostBuffer() => Free();
+
+        protected override nint BaseAddress => (nint)memory;
+
+        protected override Span<byte> HostBytes => new(memory, checked((int)ByteCount));
+
+        public override void Clear()
+        {
+            ObjectDisposedException.ThrowIf(IsDisposed, this);
+            NativeMemory.Clear(memory, (nuint)ByteCount);
+        }
+
+        protected override void Upload(ReadOnlySpan<byte> source)
+        {
+            fixed (byte* from = source)
+                NativeMemory.Copy(from, memory, (nuint)ByteCount);
+        }
+
+        protected override void Download(Span<byte> destination)
+        {
+            fixed (byte* to = destination)
+                NativeMemory.Copy(memory, to, (nuint)ByteCount);
+        }
+
+        protected override void Free()
+        {
+            NativeMemory.AlignedFree(memory);
+            memory = null;
+        }
+    }
+}
+
+/// <summary>A piece of work cut into items by shape alone. An item computes and sums in an order of its own, so that the bits don't depend on who runs it.</summary>
+internal interface IWork
+{
+    /// <summary>Runs one item.</summary>
+    /// <param name="item">Which one.</param>
+    /// <param name="scratch">Memory that this thread has to itself.</param>
+    unsafe void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>;
+}

@@ -1,0 +1,28 @@
+namespace TransformerKernels;
+
+/// <summary>So many floats side by side: what a CPU kernel is written in, once for every instruction set.</summary>
+internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
+{
+    /// <summary>How many floats.</summary>
+    static abstract int Count { get; }
+    /// <summary>Reads <see cref="Count"/> floats; no alignment is needed.</summary>
+    static abstract unsafe T Load(float* source);
+    /// <summary>Writes <see cref="Count"/> floats; no alignment is needed.</summary>
+    unsafe void Store(float* destination);
+    /// <summary>start, start + 1, start + 2 ...</summary>
+    static abstract T Iota(float start);
+    /// <summary>The sum of the lanes, in an order fixed by the width.</summary>
+    float Sum();
+    /// <summary>Whether a &lt; b in any lane.</summary>
+    static abstract bool AnyLess(T a, T b);
+    /// <summary>Whether a = b in any lane.</summary>
+    static abstract bool AnyEqual(T a, T b);
+    /// <summary>The larger one; what a NaN gives depends on the processor.</summary>
+    static abstract T MaxNative(T a, T b);
+}
+
+internal static class LanesConstants
+{
+    /// <summary>The bits of the float √½.</summary>
+    public const int SqrtHalfBits = 0x3f3504f3;
+}

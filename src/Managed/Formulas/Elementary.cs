@@ -1,0 +1,124 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <summary>The primitives from which <see cref="Elementary"/> builds the elementary functions in float32, for a number and for vectors alike.</summary>
+internal interface IElementary<T> : IReal<T> where T : struct, IElementary<T>
+{
+    /// <summary>a·b + c, fused where the hardware does it fast.</summary>
+    static abstract T MultiplyAdd(T a, T b, T c);
+    /// <summary>The smaller one; x if either is NaN.</summary>
+    static abstract T MinKeepingNaN(float bound, T x);
+    /// <summary>The larger one; x if either is NaN.</summary>
+    static abstract T MaxKeepingNaN(float bound, T x);
+    /// <summary>The nearest integer.</summary>
+    static abstract T Round(T x);
+    /// <summary>2^n for an integer n from −126 to 127.</summary>
+    static abstract T PowerOfTwo(T n);
+    /// <summary>x·2^n for an integer n from −252 to 254, with overflow to ∞ and gradual underflow.</summary>
+    static abstract T Scale(T x, T n);
+    /// <summary>Splits a positive normal x into m·2^exponent with m in [√½, √2).</summary>
+    static abstract T Mantissa(T x, out T exponent);
+}
+
+/// <summary>Elementary functions in float32: the same operations in the same order on every device, so that a formula means the same everywhere.</summary>
+/// <remarks>
+/// Polynomials of the Cephes library (Moshier): e^r on |r| ≤ ln(2)/2, ln(1 + f) on √½ ≤ 1 + f &lt; √2. ln 2 is split in two so that n·ln 2 is exact
+/// to more than float32. The bounds stated on <see cref="IReal{T}"/> are tested against double.
+/// </remarks>
+internal static class Elementary
+{
+    private const float Log2E = 1.44269504f, Ln2High = 0.693359375f, Ln2Low = -2.12194440e-4f;
+
+    // Beyond these e^x is ∞ or rounds to 0.
+    private const float ExpHigh = 89f, ExpLow = -104f;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Exp<T>(T x) where T : struct, IElementary<T>
+    {
+        x = T.MaxKeepingNaN(ExpLow, T.MinKeepingNaN(ExpHigh, x));
+        T n = T.Round(x * Log2E);
+        return T.Scale(Expm1Reduced(Reduce(x, n)) + 1f, n);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Expm1<T>(T x) where T : struct, IElementary<T>
+    {
+        // Below -60 the result is -1 to the last bit; the bound keeps 2^(n-1) normal.
+        x = T.MaxKeepingNaN(-60f, T.MinKeepingNaN(ExpHigh, x));
+        T n = T.Round(x * Log2E);
+        T half = T.PowerOfTwo(n - 1f);
+        T sum = T.MultiplyAdd(half, Expm1Reduced(Reduce(x, n)), half - 0.5f);
+        return sum + sum;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Log<T>(T x) where T : struct, IElementary<T>
+    {
+        // 2^-126 is the smallest normal number; what lies below is scaled by 2^24 first.
+        T tiny = T.From(1.17549435e-38f);
+        T m = T.Mantissa(T.SelectLess(x, tiny, x * 16777216f, x), out T exponent);
+        exponent -= T.SelectLess(x, tiny, T.From(24f), T.Zero);
+        T f = m - 1f, z = f * f;
+        T p = T.From(7.0376836292e-2f);
+        p = T.MultiplyAdd(p, f, T.From(-1.1514610310e-1f));
+        p = T.MultiplyAdd(p, f, T.From(1.1676998740e-1f));
+        p = T.MultiplyAdd(p, f, T.From(-1.2420140846e-1f));
+        p = T.MultiplyAdd(p, f, T.From(1.4249322787e-1f));
+        p = T.MultiplyAdd(p, f, T.From(-1.6668057665e-1f));
+        p = T.MultiplyAdd(p, f, T.From(2.0000714765e-1f));
+        p = T.MultiplyAdd(p, f, T.From(-2.4999993993e-1f));
+        p = T.MultiplyAdd(p, f, T.From(3.3333331174e-1f));
+        p = T.MultiplyAdd(p * f, z, exponent * Ln2Low);
+        T log = T.MultiplyAdd(exponent, T.From(Ln2High), f + T.MultiplyAdd(z, T.From(-0.5f), p));
+        log = T.SelectLess(x, T.From(float.PositiveInfinity), log, x); // ∞ and NaN stay what they are
+        return T.SelectEqual(x, T.Zero, T.From(float.NegativeInfinity), T.SelectLess(x, T.Zero, T.From(float.NaN), log));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Log1p<T>(T x) where T : struct, IElementary<T>
+    {
+        // ln(1+x) = ln(u) + (x - (u-1))/u with u = 1+x rounded: the second term restores what the rounding took.
+        T u = 1f + x;
+        T log = Log(u) + (x - (u - 1f)) / u;
+        log = T.SelectLess(x, T.From(float.PositiveInfinity), log, x);
+        return T.SelectEqual(x, -T.One, T.From(float.NegativeInfinity), log);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Tanh<T>(T x) where T : struct, IElementary<T>
+    {
+        // tanh|x| = E/(E+2) with E = e^(2|x|) - 1; at 20 it is 1 to the last bit.
+        T e = Expm1(T.MinKeepingNaN(20f, 2f * T.Abs(x)));
+        T tanh = e / (e + 2f);
+        return T.SelectLess(x, T.Zero, -tanh, tanh);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Sigmoid<T>(T x) where T : struct, IElementary<T>
+    {
+        T e = Exp(-T.Abs(x));
+        return T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Softplus<T>(T x) where T : struct, IElementary<T> =>
+        T.MaxKeepingNaN(0f, x) + Log1p(Exp(-T.Abs(x)));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T Reduce<T>(T x, T n) where T : struct, IElementary<T> =>
+        T.MultiplyAdd(n, T.From(-Ln2Low), T.MultiplyAdd(n, T.From(-Ln2High), x));
+
+    // e^r - 1 for |r| <= ln(2)/2.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T Expm1Reduced<T>(T r) where T : struct, IElementary<T>
+    {
+        T p = T.From(1.9875691500e-4f);
+        p = T.MultiplyAdd(p, r, T.From(1.3981999507e-3f));
+        p = T.MultiplyAdd(p, r, T.From(8.3334519073e-3f));
+        p = T.MultiplyAdd(p, r, T.From(4.1665795894e-2f));
+        p = T.MultiplyAdd(p, r, T.From(1.6666665459e-1f));
+        p = T.MultiplyAdd(p, r, T.From(5.0000001201e-1f));
+        return T.MultiplyAdd(p, r * r, r);
+    }
+}

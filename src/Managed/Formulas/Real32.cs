@@ -1,0 +1,222 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <summary>A float32: the arithmetic of formulas on GPUs, and in the CPU's scalar code.</summary>
+public readonly struct Real32 : ILanes<Real32>
+{
+    private readonly float v;
+
+    /// <summary>The number.</summary>
+    public float Value
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => v;
+    }
+
+    /// <summary>Wraps a number.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public Real32(float value) => v = value;
+
+    /// <inheritdoc/>
+    public static Real32 Zero
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => new(0f);
+    }
+
+    /// <inheritdoc/>
+    public static Real32 One
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => new(1f);
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 From(float value) => new(value);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator -(Real32 x) => new(-x.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator +(Real32 a, Real32 b) => new(a.v + b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator +(Real32 a, float b) => new(a.v + b);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator +(float a, Real32 b) => new(a + b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator -(Real32 a, Real32 b) => new(a.v - b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator -(Real32 a, float b) => new(a.v - b);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator -(float a, Real32 b) => new(a - b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator *(Real32 a, Real32 b) => new(a.v * b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator *(Real32 a, float b) => new(a.v * b);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator *(float a, Real32 b) => new(a * b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator /(Real32 a, Real32 b) => new(a.v / b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator /(Real32 a, float b) => new(a.v / b);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 operator /(float a, Real32 b) => new(a / b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Abs(Real32 x) => new(MathF.Abs(x.v));
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Sqrt(Real32 x) => new(MathF.Sqrt(x.v));
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Floor(Real32 x) => new(MathF.Floor(x.v));
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Min(Real32 a, Real32 b) => new(a.v < b.v ? a.v : b.v < a.v ? b.v : a.v == b.v ? a.v : a.v + b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Max(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v > a.v ? b.v : a.v == b.v ? a.v : a.v + b.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Relu(Real32 x) => new(x.v < 0f ? 0f : x.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Clamp(Real32 x, Real32 low, Real32 high) => new(x.v < low.v ? low.v : high.v < x.v ? high.v : x.v);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 SelectLess(Real32 a, Real32 b, Real32 then, Real32 otherwise) => a.v < b.v ? then : otherwise;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 SelectEqual(Real32 a, Real32 b, Real32 then, Real32 otherwise) => a.v == b.v ? then : otherwise;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Exp(Real32 x) => Elementary.Exp(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Expm1(Real32 x) => Elementary.Expm1(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Log(Real32 x) => Elementary.Log(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Log1p(Real32 x) => Elementary.Log1p(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Tanh(Real32 x) => Elementary.Tanh(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Sigmoid(Real32 x) => Elementary.Sigmoid(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Softplus(Real32 x) => Elementary.Softplus(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 LogSigmoid(Real32 x) => -Elementary.Softplus(-x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Real32 Detach(Real32 x) => x;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.MultiplyAdd(Real32 a, Real32 b, Real32 c) => new(a.v * b.v + c.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.MinKeepingNaN(float bound, Real32 x) => new(bound < x.v ? bound : x.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.MaxKeepingNaN(float bound, Real32 x) => new(bound > x.v ? bound : x.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.Round(Real32 x) => new(MathF.Floor(x.v + 0.5f));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.PowerOfTwo(Real32 n) => new(BitConverter.Int32BitsToSingle(((int)n.v + 127) << 23));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.Scale(Real32 x, Real32 n)
+    {
+        Real32 half = Floor(n * 0.5f);
+        return x * Power(half) * Power(n - half);
+
+        static Real32 Power(Real32 n) => new(BitConverter.Int32BitsToSingle(((int)n.v + 127) << 23));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IElementary<Real32>.Mantissa(Real32 x, out Real32 exponent)
+    {
+        int bits = BitConverter.SingleToInt32Bits(x.v);
+        int power = (bits - LanesConstants.SqrtHalfBits) >> 23;
+        exponent = new(power);
+        return new(BitConverter.Int32BitsToSingle(bits - (power << 23)));
+    }
+
+    static int ILanes<Real32>.Count
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => 1;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static unsafe Real32 ILanes<Real32>.Load(float* source) => new(*source);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    unsafe void ILanes<Real32>.Store(float* destination) => *destination = v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.Iota(float start) => new(start);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    float ILanes<Real32>.Sum() => v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static bool ILanes<Real32>.AnyLess(Real32 a, Real32 b) => a.v < b.v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static bool ILanes<Real32>.AnyEqual(Real32 a, Real32 b) => a.v == b.v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.MaxNative(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v);
+}

@@ -1,0 +1,82 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <summary>The checks that every operation makes of its tensors before anything is written.</summary>
+internal static class Require
+{
+    /// <summary>A tensor that the device can address, alive, of one of the types, with the shape; −1 allows any length.</summary>
+    public static void Input(ComputeDevice device, in TensorView tensor, string name, ReadOnlySpan<ElementType> types, params ReadOnlySpan<long> shape)
+    {
+        if (!tensor.IsPresent)
+            throw new ArgumentNullException(name, $"{name} is required.");
+        ObjectDisposedException.ThrowIf(tensor.Owner is { IsDisposed: true }, typeof(TensorBuffer));
+        if (!ReferenceEquals(tensor.Space, device.MemorySpace))
+            throw new ArgumentException($"{name} lies in memory that {device.Name} can't address; copy it to that device first.", name);
+        if (!types.Contains(tensor.Type))
+            throw new ArgumentException($"{name} holds {tensor.Type}; this operation takes {string.Join(" or ", types.ToArray())}.", name);
+        Shape(tensor, name, shape);
+    }
+
+    /// <summary>A float32 tensor that the device can address, alive, with the shape; −1 allows any length.</summary>
+    public static void Input(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape) =>
+        Input(device, tensor, name, [ElementType.Float32], shape);
+
+    /// <summary>As <see cref="Input(ComputeDevice, in TensorView, string, ReadOnlySpan{long})"/>, writable, no two of whose elements share memory.</summary>
+    public static void Output(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape)
+    {
+        Input(device, tensor, name, shape);
+        if (tensor.IsReadOnly)
+            throw new ArgumentException($"{name} is written, but the view is read-only.", name);
+        if (tensor.AliasesItself)
+            throw new ArgumentException($"{name} is written, but its strides put several elements at one address.", name);
+    }
+
+    /// <summary>The same as <see cref="Output"/> for a tensor that may be absent.</summary>
+    public static void OptionalOutput(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape)
+    {
+        if (tensor.IsPresent)
+            Output(device, tensor, name, shape);
+    }
+
+    /// <summary>The same as <see cref="Input(ComputeDevice, in TensorView, string, ReadOnlySpan{long})"/> for a tensor that may be absent.</summary>
+    public static void OptionalInput(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape)
+    {
+        if (tensor.IsPresent)
+            Input(device, tensor, name, shape);
+    }
+
+    /// <summary>Two tensors of which at least one is written must not share memory; absent ones share none.</summary>
+    public static void Disjoint(in TensorView a, string nameA, in TensorView b, string nameB)
+    {
+        if (a.IsPresent && b.IsPresent && a.Overlaps(b))
+            throw new ArgumentException($"{nameA} and {nameB} share memory.", nameA);
+    }
+
+    /// <summary>The device is there.</summary>
+    public static void Device(ComputeDevice device) => ArgumentNullException.ThrowIfNull(device);
+
+    /// <summary>A workspace of this device.</summary>
+    public static void Workspace(ComputeDevice device, Workspace workspace)
+    {
+        ArgumentNullException.ThrowIfNull(workspace);
+        if (!ReferenceEquals(workspace.Device.MemorySpace, device.MemorySpace))
+            throw new ArgumentException($"The workspace belongs to {workspace.Device.Name}, not to {device.Name}.", nameof(workspace));
+    }
+
+    /// <summary>A number that is neither infinite nor NaN.</summary>
+    public static void Finite(double value, [CallerArgumentExpression(nameof(value))] string name = "")
+    {
+        if (!double.IsFinite(value))
+            throw new ArgumentOutOfRangeException(name, value, $"{name} must be a finite number.");
+    }
+
+    private static void Shape(in TensorView tensor, string name, ReadOnlySpan<long> shape)
+    {
+        bool fits = tensor.Rank == shape.Length;
+        for (int axis = 0; fits && axis < shape.Length; axis++)
+            fits = shape[axis] < 0 || shape[axis] == tensor.Length(axis);
+        if (!fits)
+            throw new ArgumentException($"{name} has the shape {tensor.ShapeText}; it should be [{string.Join(", ", shape.ToArray().Select(l => l < 0 ? "any" : l.ToString()))}].", name);
+    }
+}

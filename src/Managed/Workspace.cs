@@ -1,0 +1,85 @@
+namespace TransformerKernels;
+
+/// <summary>Reusable scratch memory of one device. Operations that need some take one as their last argument; nothing is allocated in a call once it is large enough.</summary>
+/// <remarks>
+/// It grows to what an operation asks for, up to <see cref="Limit"/>; <c>WorkspaceBytes</c> of each operation says how much that is. Results don't depend
+/// on its size. One call at a time may use it: a second one at the same moment throws <see cref="InvalidOperationException"/>.
+/// </remarks>
+public sealed class Workspace : IDisposable
+{
+    private TensorBuffer? buffer;
+    private int inUse;
+    private bool disposed;
+
+    /// <summary>An empty workspace.</summary>
+    /// <param name="device">Whose memory it is.</param>
+    /// <param name="limit">The most bytes it may grow to; an operation that needs more throws. Unlimited if absent.</param>
+    public Workspace(ComputeDevice device, long limit = long.MaxValue)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        ArgumentOutOfRangeException.ThrowIfNegative(limit);
+        Device = device;
+        Limit = limit;
+    }
+
+    /// <summary>The device whose memory it is.</summary>
+    public ComputeDevice Device { get; }
+
+    /// <summary>The most bytes it may grow to.</summary>
+    public long Limit { get; }
+
+    /// <summary>The bytes it holds now.</summary>
+    public long Bytes => buffer?.ByteCount ?? 0;
+
+    /// <summary>Grows to at least so many bytes, so that a later call needn't.</summary>
+    public void Reserve(long bytes)
+    {
+        ObjectDisposedException.ThrowIf(disposed, this);
+        if (bytes <= Bytes)
+            return;
+        if (bytes > Limit)
+            throw new ArgumentException($"This needs {bytes} bytes of workspace; the workspace's limit is {Limit}.", "workspace");
+        buffer?.Dispose();
+        buffer = null;
+        buffer = Device.Allocate(ElementType.Bool, bytes);
+    }
+
+    /// <summary>Frees the memory.</summary>
+    public void Dispose()
+    {
+        disposed = true;
+        buffer?.Dispose();
+        buffer = null;
+    }
+
+    /// <summary>For devices: at least so many bytes, until the lease is disposed.</summary>
+    public Lease Rent(long bytes)
+    {
+        if (Interlocked.Exchange(ref inUse, 1) != 0)
+            throw new InvalidOperationException("Another call is using this workspace at the moment; give each thread its own.");
+        try
+        {
+            Reserve(bytes);
+            return new Lease(this);
+        }
+        catch
+        {
+            Volatile.Write(ref inUse, 0);
+            throw;
+        }
+    }
+
+    /// <summary>The use of a workspace by one call.</summary>
+    public readonly ref struct Lease
+    {
+        private readonly Workspace workspace;
+
+        internal Lease(Workspace workspace) => this.workspace = workspace;
+
+        /// <summary>The memory; null if nothing was asked for yet.</summary>
+        public TensorBuffer? Buffer => workspace.buffer;
+
+        /// <summary>Ends the use.</summary>
+        public void Dispose() => Volatile.Write(ref workspace.inUse, 0);
+    }
+}
