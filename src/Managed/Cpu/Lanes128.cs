@@ -152,6 +152,24 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
     public static Lanes128 MaxNative(Lanes128 a, Lanes128 b) => new(Vector128.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Unzip(Lanes128 a, Lanes128 b, out Lanes128 even, out Lanes128 odd)
+    {
+        // An index outside the vector gives 0: a fills the lower half, b the upper one.
+        Vector128<int> twice = Vector128.ShiftLeft(Vector128<int>.Indices, 1), ofB = twice - Vector128.Create(Count);
+        even = new(Vector128.Shuffle(a.v, twice) | Vector128.Shuffle(b.v, ofB));
+        odd = new(Vector128.Shuffle(a.v, twice + Vector128<int>.One) | Vector128.Shuffle(b.v, ofB + Vector128<int>.One));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Zip(Lanes128 even, Lanes128 odd, out Lanes128 a, out Lanes128 b)
+    {
+        Vector128<int> half = Vector128.ShiftRightLogical(Vector128<int>.Indices, 1), upper = half + Vector128.Create(Count / 2);
+        Vector128<float> isEven = Vector128.Equals(Vector128<int>.Indices & Vector128<int>.One, Vector128<int>.Zero).AsSingle();
+        a = new(Vector128.ConditionalSelect(isEven, Vector128.Shuffle(even.v, half), Vector128.Shuffle(odd.v, half)));
+        b = new(Vector128.ConditionalSelect(isEven, Vector128.Shuffle(even.v, upper), Vector128.Shuffle(odd.v, upper)));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 Exp(Lanes128 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -152,6 +152,24 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     public static Lanes256 MaxNative(Lanes256 a, Lanes256 b) => new(Vector256.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Unzip(Lanes256 a, Lanes256 b, out Lanes256 even, out Lanes256 odd)
+    {
+        // An index outside the vector gives 0: a fills the lower half, b the upper one.
+        Vector256<int> twice = Vector256.ShiftLeft(Vector256<int>.Indices, 1), ofB = twice - Vector256.Create(Count);
+        even = new(Vector256.Shuffle(a.v, twice) | Vector256.Shuffle(b.v, ofB));
+        odd = new(Vector256.Shuffle(a.v, twice + Vector256<int>.One) | Vector256.Shuffle(b.v, ofB + Vector256<int>.One));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Zip(Lanes256 even, Lanes256 odd, out Lanes256 a, out Lanes256 b)
+    {
+        Vector256<int> half = Vector256.ShiftRightLogical(Vector256<int>.Indices, 1), upper = half + Vector256.Create(Count / 2);
+        Vector256<float> isEven = Vector256.Equals(Vector256<int>.Indices & Vector256<int>.One, Vector256<int>.Zero).AsSingle();
+        a = new(Vector256.ConditionalSelect(isEven, Vector256.Shuffle(even.v, half), Vector256.Shuffle(odd.v, half)));
+        b = new(Vector256.ConditionalSelect(isEven, Vector256.Shuffle(even.v, upper), Vector256.Shuffle(odd.v, upper)));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Exp(Lanes256 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

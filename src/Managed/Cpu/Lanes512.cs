@@ -155,6 +155,24 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     public static Lanes512 MaxNative(Lanes512 a, Lanes512 b) => new(Vector512.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Unzip(Lanes512 a, Lanes512 b, out Lanes512 even, out Lanes512 odd)
+    {
+        // An index outside the vector gives 0: a fills the lower half, b the upper one.
+        Vector512<int> twice = Vector512.ShiftLeft(Vector512<int>.Indices, 1), ofB = twice - Vector512.Create(Count);
+        even = new(Vector512.Shuffle(a.v, twice) | Vector512.Shuffle(b.v, ofB));
+        odd = new(Vector512.Shuffle(a.v, twice + Vector512<int>.One) | Vector512.Shuffle(b.v, ofB + Vector512<int>.One));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Zip(Lanes512 even, Lanes512 odd, out Lanes512 a, out Lanes512 b)
+    {
+        Vector512<int> half = Vector512.ShiftRightLogical(Vector512<int>.Indices, 1), upper = half + Vector512.Create(Count / 2);
+        Vector512<float> isEven = Vector512.Equals(Vector512<int>.Indices & Vector512<int>.One, Vector512<int>.Zero).AsSingle();
+        a = new(Vector512.ConditionalSelect(isEven, Vector512.Shuffle(even.v, half), Vector512.Shuffle(odd.v, half)));
+        b = new(Vector512.ConditionalSelect(isEven, Vector512.Shuffle(even.v, upper), Vector512.Shuffle(odd.v, upper)));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Exp(Lanes512 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -219,4 +219,18 @@ public readonly struct Real32 : ILanes<Real32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.MaxNative(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static void ILanes<Real32>.Unzip(Real32 a, Real32 b, out Real32 even, out Real32 odd)
+    {
+        even = a;
+        odd = b;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static void ILanes<Real32>.Zip(Real32 even, Real32 odd, out Real32 a, out Real32 b)
+    {
+        a = even;
+        b = odd;
+    }
 }

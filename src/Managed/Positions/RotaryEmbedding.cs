@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 /// <summary>Which features of a head form a pair.</summary>
@@ -79,5 +81,193 @@ public static class RotaryEmbedding
         }
         else if (positions > 0 && (options.Offset < 0 || options.Offset > table.Positions - positions))
             throw new ArgumentOutOfRangeException(nameof(options), options.Offset, $"Positions {options.Offset} to {options.Offset + positions - 1} are rotated; the table has 0 to {table.Positions - 1}.");
+    }
+}
+
+internal sealed partial class CpuDevice
+{
+    protected internal override unsafe void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward)
+    {
+        fixed (byte* q = query, k = key, cosines = table.Cosines, sines = table.Sines, ids = options.PositionIds)
+        {
+            var work = new RotaryWork
+            {
+                Query = new(q, query),
+                Key = new(k, key),
+                Cosines = (float*)cosines,
+                Sines = (float*)sines,
+                Places = new(ids, options),
+                Pairs = table.RotarySize / 2,
+                Tokens = (nint)query.Length(2),
+                Interleaved = options.Pairing == RotaryPairing.Interleaved,
+                Backward = backward,
+            };
+            CheckPositions(work.Places, (nint)query.Length(0), work.Tokens, table.Positions);
+            Run(work, (nint)query.Length(0) * work.Blocks);
+        }
+    }
+
+    private static void CheckPositions(in RotaryPlaces places, nint batch, nint tokens, int positions)
+    {
+        if (!places.HasIds)
+            return; // the verb compared the offset with the table
+        for (nint sequence = 0; sequence < (places.OneRow ? 1 : batch); sequence++)
+        {
+            for (nint token = 0; token < tokens; token++)
+            {
+                Int128 position = (Int128)places.Id(sequence, token) + places.Offset;
+                if (position < 0 || position >= positions)
+                {
+                    string index = places.OneRow ? $"{token}" : $"{sequence}, {token}";
+                    throw new ArgumentOutOfRangeException("options.PositionIds", places.Id(sequence, token),
+                        $"options.PositionIds[{index}] + {places.Offset} is position {position}; the table has 0 to {positions - 1}.");
+                }
+            }
+        }
+    }
+
+    /// <summary>The heads of one tensor, [batch, head, position, feature]; no heads if it is absent.</summary>
+    private readonly unsafe struct RotatedHeads
+    {
+        public readonly float* Data;
+        public readonly nint Heads, BatchStride, HeadStride, TokenStride, FeatureStride;
+
+        public RotatedHeads(byte* data, in TensorView view)
+        {
+            if (!view.IsPresent)
+                return;
+            Data = (float*)data;
+            Heads = (nint)view.Length(1);
+            BatchStride = (nint)view.Stride(0);
+            HeadStride = (nint)view.Stride(1);
+            TokenStride = (nint)view.Stride(2);
+            FeatureStride = (nint)view.Stride(3);
+        }
+    }
+
+    /// <summary>Where tokens stand in the table.</summary>
+    private readonly unsafe struct RotaryPlaces
+    {
+        private readonly byte* ids;
+        private readonly bool areLong;
+        private readonly nint sequenceStride, tokenStride;
+
+        public RotaryPlaces(byte* ids, in RotaryOptions options)
+        {
+            Offset = options.Offset;
+            HasIds = options.PositionIds.IsPresent;
+            if (!HasIds)
+                return;
+            this.ids = ids;
+            areLong = options.PositionIds.Type == ElementType.Int64;
+            OneRow = options.PositionIds.Rank == 1;
+            sequenceStride = OneRow ? 0 : (nint)options.PositionIds.Stride(0);
+            tokenStride = (nint)options.PositionIds.Stride(OneRow ? 0 : 1);
+        }
+
+        public readonly long Offset;
+        public readonly bool HasIds, OneRow;
+
+        public long Id(nint sequence, nint token)
+        {
+            nint at = sequence * sequenceStride + token * tokenStride;
+            return areLong ? ((long*)ids)[at] : ((int*)ids)[at];
+        }
+
+        public nint Row(nint sequence, nint token) => (nint)(Offset + (HasIds ? Id(sequence, token) : token));
+    }
+
+    private unsafe struct RotaryWork : IWork
+    {
+        // Tokens of one item: enough that taking an item costs nothing beside it, few enough that a short batch keeps every thread busy.
+        private const int BlockTokens = 32;
+
+        public RotatedHeads Query, Key;
+        public float* Cosines, Sines;
+        public RotaryPlaces Places;
+        public nint Pairs, Tokens;
+        public bool Interleaved, Backward;
+
+        public readonly nint Blocks => (Tokens + BlockTokens - 1) / BlockTokens;
+
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            nint sequence = item / Blocks, first = item % Blocks * BlockTokens, end = Math.Min(first + BlockTokens, Tokens);
+            Turn<TLanes>(Query, sequence, first, end);
+            Turn<TLanes>(Key, sequence, first, end);
+        }
+
+        // In the order in which the heads lie in memory.
+        private readonly void Turn<TLanes>(in RotatedHeads heads, nint sequence, nint first, nint end) where TLanes : struct, ILanes<TLanes>
+        {
+            float* start = heads.Data + sequence * heads.BatchStride;
+            if (Math.Abs(heads.HeadStride) <= Math.Abs(heads.TokenStride))
+            {
+                for (nint token = first; token < end; token++)
+                {
+                    nint row = Places.Row(sequence, token) * Pairs;
+                    for (nint head = 0; head < heads.Heads; head++)
+                        Turn<TLanes>(start + token * heads.TokenStride + head * heads.HeadStride, heads.FeatureStride, Cosines + row, Sines + row);
+                }
+            }
+            else
+            {
+                for (nint head = 0; head < heads.Heads; head++)
+                {
+                    for (nint token = first; token < end; token++)
+                    {
+                        nint row = Places.Row(sequence, token) * Pairs;
+                        Turn<TLanes>(start + token * heads.TokenStride + head * heads.HeadStride, heads.FeatureStride, Cosines + row, Sines + row);
+                    }
+                }
+            }
+        }
+
+        // One head of one token. The rotation by −a is the rotation by a of the pair with its two members exchanged.
+        private readonly void Turn<TLanes>(float* head, nint stride, float* cosines, float* sines) where TLanes : struct, ILanes<TLanes>
+        {
+            nint distance = Interleaved ? stride : Pairs * stride;
+            float* x0 = Backward ? head + distance : head, x1 = Backward ? head : head + distance;
+            nint pair = 0;
+            if (stride == 1 && Interleaved)
+            {
+                for (; pair <= Pairs - TLanes.Count; pair += TLanes.Count)
+                {
+                    float* at = head + 2 * pair;
+                    TLanes.Unzip(TLanes.Load(at), TLanes.Load(at + TLanes.Count), out TLanes even, out TLanes odd);
+                    if (Backward)
+                        Turn(ref odd, ref even, TLanes.Load(cosines + pair), TLanes.Load(sines + pair));
+                    else
+                        Turn(ref even, ref odd, TLanes.Load(cosines + pair), TLanes.Load(sines + pair));
+                    TLanes.Zip(even, odd, out TLanes low, out TLanes high);
+                    low.Store(at);
+                    high.Store(at + TLanes.Count);
+                }
+            }
+            else if (stride == 1)
+            {
+                for (; pair <= Pairs - TLanes.Count; pair += TLanes.Count)
+                {
+                    TLanes a = TLanes.Load(x0 + pair), b = TLanes.Load(x1 + pair);
+                    Turn(ref a, ref b, TLanes.Load(cosines + pair), TLanes.Load(sines + pair));
+                    a.Store(x0 + pair);
+                    b.Store(x1 + pair);
+                }
+            }
+            nint step = Interleaved ? 2 * stride : stride;
+            for (; pair < Pairs; pair++)
+            {
+                var a = new Real32(x0[pair * step]);
+                var b = new Real32(x1[pair * step]);
+                Turn(ref a, ref b, new(cosines[pair]), new(sines[pair]));
+                x0[pair * step] = a.Value;
+                x1[pair * step] = b.Value;
+            }
+        }
+
+        // No fused multiply-add: the same bits in every lane, tail and instruction set, and memory is the limit.
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static void Turn<T>(ref T x0, ref T x1, T cosine, T sine) where T : struct, IReal<T> =>
+            (x0, x1) = (x0 * cosine - x1 * sine, x0 * sine + x1 * cosine);
     }
 }

@@ -201,9 +201,11 @@ public readonly ref struct TensorView
         }
     }
 
-    /// <summary>The first element, for <c>fixed</c>: host memory only.</summary>
+    /// <summary>The first element, for <c>fixed</c>: host memory only. An absent tensor gives a null pointer.</summary>
     public ref byte GetPinnableReference()
     {
+        if (!IsPresent)
+            return ref Unsafe.NullRef<byte>();
         if (!IsHost)
             throw new InvalidOperationException("This tensor lies in device memory, which the host can't address; copy it to the host first.");
         return ref HostReference;
