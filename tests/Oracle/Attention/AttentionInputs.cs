@@ -1,0 +1,82 @@
+using System.Numerics;
+
+namespace TransformerKernels.Oracle;
+
+/// <summary>What attention is computed of: b batch, h query heads, hk key heads, Sq queries, Sk keys, d head size, dv value size.</summary>
+public sealed class AttentionInputs
+{
+    /// <summary>[b, h, Sq, d].</summary>
+    public required Grid<double> Query { get; init; }
+
+    /// <summary>[b, hk, Sk, d]; query head i uses key head i / (h / hk).</summary>
+    public required Grid<double> Key { get; init; }
+
+    /// <summary>[b, hk, Sk, dv].</summary>
+    public required Grid<double> Value { get; init; }
+
+    /// <summary>1/√d if null.</summary>
+    public double? Scale { get; init; }
+
+    /// <summary>Whether a query sees only keys at distance ≤ 0.</summary>
+    public bool Causal { get; init; }
+
+    /// <summary>The position of query 0 among the keys; Sk − Sq if null.</summary>
+    public int? QueryOffset { get; init; }
+
+    /// <summary>ALiBi slopes, [h] or [b, h]: −m·|distance|.</summary>
+    public Grid<double>? Slopes { get; init; }
+
+    /// <summary>[h or 1, n], read at distance + centre.</summary>
+    public Grid<double>? DistanceBias { get; init; }
+
+    /// <summary>Sk − 1 if null.</summary>
+    public int? DistanceCentre { get; init; }
+
+    /// <summary>Applied to the scaled scores, before the biases.</summary>
+    public IScoreFormula? Formula { get; init; }
+
+    /// <summary>What the formula reads: at most four.</summary>
+    public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
+}
+
+/// <summary>How captured values are looked up.</summary>
+public enum CapturedBy
+{
+    /// <summary>[h].</summary>
+    Head,
+    /// <summary>[h, n] at distance + centre, the ends beyond the ends.</summary>
+    HeadAndDistance,
+    /// <summary>[h, n] at |distance|, the end beyond the end.</summary>
+    HeadAndAbsoluteDistance,
+    /// <summary>[b, h, Sq].</summary>
+    Query,
+    /// <summary>[b, h, Sk].</summary>
+    Key,
+    /// <summary>[b, h, Sq, Sk].</summary>
+    Pair,
+}
+
+/// <summary>A tensor that a score formula reads. An axis of length 1 is shared.</summary>
+public sealed record CapturedValues(Grid<double> Values, CapturedBy By, int Centre = 0)
+{
+    /// <summary>Where the value of a pair stands, in the tensor or in its gradient.</summary>
+    public ref T At<T>(Grid<T> values, int batch, int head, int query, int key, int distance) where T : INumberBase<T>
+    {
+        switch (By)
+        {
+            case CapturedBy.Head: return ref values[head];
+            case CapturedBy.HeadAndDistance: return ref values[head, Math.Clamp(distance + Centre, 0, values.Shape[1] - 1)];
+            case CapturedBy.HeadAndAbsoluteDistance: return ref values[head, Math.Min(Math.Abs(distance), values.Shape[1] - 1)];
+            case CapturedBy.Query: return ref values[batch, head, query];
+            case CapturedBy.Key: return ref values[batch, head, key];
+            default: return ref values[batch, head, query, key];
+        }
+    }
+}
+
+/// <summary>Output [b, h, Sq, dv] and log-sum-exp [b, h, Sq].</summary>
+public sealed record AttentionResult<T>(Grid<T> Output, Grid<T> LogSumExp) where T : INumberBase<T>;
+
+/// <summary>Gradients, each of the shape of its tensor; null where there is no tensor.</summary>
+public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Value, Grid<T>? Slopes, Grid<T>? DistanceBias, IReadOnlyList<Grid<T>> Captured)
+    where T : INumberBase<T>;

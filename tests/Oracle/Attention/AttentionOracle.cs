@@ -1,0 +1,197 @@
+using System.Numerics;
+
+namespace TransformerKernels.Oracle;
+
+/// <summary>Attention as it is defined: every score, every weight, one after the other.</summary>
+/// <remarks>
+/// s = scale · q·k; z = formula(s) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max); output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
+/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by a bias of −∞ and by a formula that says −∞: then neither its
+/// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ and gradients 0.
+/// </remarks>
+public static class AttentionOracle
+{
+    public static AttentionResult<T> Forward<T>(AttentionInputs inputs) where T : IFloatingPointIeee754<T>
+    {
+        var problem = new Problem<T>(inputs);
+        var output = Grid.Zeros<T>(problem.Batch, problem.Heads, problem.Queries, problem.Value.Shape[3]);
+        var logSumExp = Grid.Zeros<T>(problem.Batch, problem.Heads, problem.Queries);
+        for (int b = 0; b < problem.Batch; b++)
+        {
+            for (int h = 0; h < problem.Heads; h++)
+            {
+                for (int i = 0; i < problem.Queries; i++)
+                {
+                    (List<Visible<T>> row, T sum) = problem.Row(b, h, i);
+                    logSumExp[b, h, i] = sum;
+                    problem.Output(b, h, row, output.Row(b, h, i));
+                }
+            }
+        }
+        return new(output, logSumExp);
+    }
+
+    /// <summary>The gradients of Σ output·upstream + Σ logSumExp·logSumExpUpstream; rows that see no key leave out the latter.</summary>
+    public static AttentionGradient<T> Backward<T>(AttentionInputs inputs, Grid<double> upstream, Grid<double>? logSumExpUpstream = null)
+        where T : IFloatingPointIeee754<T>
+    {
+        var problem = new Problem<T>(inputs);
+        Grid<T> dOutput = upstream.To<T>();
+        Grid<T>? dLogSumExp = logSumExpUpstream?.To<T>();
+        var dQuery = Grid.Zeros<T>(inputs.Query.Shape);
+        var dKey = Grid.Zeros<T>(inputs.Key.Shape);
+        var dValue = Grid.Zeros<T>(inputs.Value.Shape);
+        Grid<T>? dSlopes = inputs.Slopes is null ? null : Grid.Zeros<T>(inputs.Slopes.Shape);
+        Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
+        Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))];
+        var output = new T[inputs.Value.Shape[3]];
+        for (int b = 0; b < problem.Batch; b++)
+        {
+            for (int h = 0; h < problem.Heads; h++)
+            {
+                int hk = problem.KeyHead(h);
+                for (int i = 0; i < problem.Queries; i++)
+                {
+                    (List<Visible<T>> row, _) = problem.Row(b, h, i);
+                    Span<T> dO = dOutput.Row(b, h, i), query = problem.Query.Row(b, h, i);
+                    problem.Output(b, h, row, output);
+                    T average = Dot(dO, output) - (dLogSumExp is null ? T.Zero : dLogSumExp[b, h, i]);
+                    foreach (Visible<T> pair in row)
+                    {
+                        int j = pair.Key, distance = problem.Distance(i, j);
+                        T dz = pair.Weight * (Dot(dO, problem.Value.Row(b, hk, j)) - average);
+                        Add(dValue.Row(b, hk, j), pair.Weight, dO);
+                        if (dSlopes is not null)
+                            problem.Slope(dSlopes, b, h) -= dz * T.CreateTruncating(Math.Abs(distance));
+                        if (dBias is not null)
+                            dBias[h, distance + problem.Centre] += dz;
+                        T ds = dz;
+                        if (inputs.Formula is { } formula)
+                        {
+                            ScoreDerivatives<T> derivatives = formula.Derivatives(pair.Score, problem.Place(b, h, i, j));
+                            ds *= derivatives.Score;
+                            for (int c = 0; c < dCaptured.Length; c++)
+                                inputs.Captured[c].At(dCaptured[c], b, h, i, j, distance) += dz * derivatives.Captured(c);
+                        }
+                        Add(dQuery.Row(b, h, i), problem.Scale * ds, problem.Key.Row(b, hk, j));
+                        Add(dKey.Row(b, hk, j), problem.Scale * ds, query);
+                    }
+                }
+            }
+        }
+        return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured);
+    }
+
+    private static T Dot<T>(ReadOnlySpan<T> a, ReadOnlySpan<T> b) where T : IFloatingPointIeee754<T>
+    {
+        T sum = T.Zero;
+        for (int e = 0; e < a.Length; e++)
+            sum += a[e] * b[e];
+        return sum;
+    }
+
+    private static void Add<T>(Span<T> sum, T factor, ReadOnlySpan<T> terms) where T : IFloatingPointIeee754<T>
+    {
+        for (int e = 0; e < sum.Length; e++)
+            sum[e] += factor * terms[e];
+    }
+
+    // A key that a query sees: s before the formula, and its weight p.
+    private readonly record struct Visible<T>(int Key, T Score, T Weight);
+
+    private sealed class Problem<T> where T : IFloatingPointIeee754<T>
+    {
+        private readonly AttentionInputs inputs;
+        private readonly Grid<T>? slopes, bias;
+        private readonly Grid<T>[] captured;
+        private readonly int offset;
+
+        public Problem(AttentionInputs inputs)
+        {
+            this.inputs = inputs;
+            Query = inputs.Query.To<T>();
+            Key = inputs.Key.To<T>();
+            Value = inputs.Value.To<T>();
+            slopes = inputs.Slopes?.To<T>();
+            bias = inputs.DistanceBias?.To<T>();
+            captured = [.. inputs.Captured.Select(c => c.Values.To<T>())];
+            (Batch, Heads, Queries, Keys) = (Query.Shape[0], Query.Shape[1], Query.Shape[2], Key.Shape[2]);
+            Scale = T.CreateTruncating(inputs.Scale ?? 1 / Math.Sqrt(Query.Shape[3]));
+            Centre = inputs.DistanceCentre ?? Keys - 1;
+            offset = inputs.QueryOffset ?? Keys - Queries;
+        }
+
+        public Grid<T> Query { get; }
+        public Grid<T> Key { get; }
+        public Grid<T> Value { get; }
+        public int Batch { get; }
+        public int Heads { get; }
+        public int Queries { get; }
+        public int Keys { get; }
+        public T Scale { get; }
+        public int Centre { get; }
+
+        public int KeyHead(int head) => head / (Heads / Key.Shape[1]);
+
+        public int Distance(int query, int key) => key - (query + offset);
+
+        public ref T Slope(Grid<T> slopes, int batch, int head)
+        {
+            if (slopes.Shape.Length == 2)
+                return ref slopes[batch, head];
+            return ref slopes[head];
+        }
+
+        public PairPlace<T> Place(int b, int h, int i, int j)
+        {
+            int distance = Distance(i, j);
+            T Captured(int c) => c < captured.Length ? inputs.Captured[c].At(captured[c], b, h, i, j, distance) : T.Zero;
+            return new(T.CreateTruncating(i + offset), T.CreateTruncating(j), T.CreateTruncating(h), T.CreateTruncating(b),
+                Captured(0), Captured(1), Captured(2), Captured(3));
+        }
+
+        /// <summary>The keys that a query sees, with their weights, and the log-sum-exp.</summary>
+        public (List<Visible<T>> Row, T LogSumExp) Row(int b, int h, int i)
+        {
+            var row = new List<Visible<T>>();
+            var scores = new List<T>();
+            T largest = T.NegativeInfinity;
+            for (int j = 0; j < Keys; j++)
+            {
+                int distance = Distance(i, j);
+                if (inputs.Causal && distance > 0)
+                    continue;
+                T added = T.Zero;
+                if (slopes is not null)
+                    added -= Slope(slopes, b, h) * T.CreateTruncating(Math.Abs(distance));
+                if (bias is not null)
+                    added += bias[h, distance + Centre];
+                if (T.IsNegativeInfinity(added))
+                    continue;
+                T score = Scale * Dot(Query.Row(b, h, i), Key.Row(b, KeyHead(h), j));
+                T changed = inputs.Formula is { } formula ? formula.Score(score, Place(b, h, i, j)) : score;
+                if (T.IsNegativeInfinity(changed))
+                    continue;
+                T z = changed + added;
+                largest = T.Max(largest, z);
+                row.Add(new(j, score, T.Zero));
+                scores.Add(z);
+            }
+            if (row.Count == 0)
+                return (row, T.NegativeInfinity);
+            T sum = T.Zero;
+            foreach (T z in scores)
+                sum += T.Exp(z - largest);
+            for (int n = 0; n < row.Count; n++)
+                row[n] = row[n] with { Weight = T.Exp(scores[n] - largest) / sum };
+            return (row, largest + T.Log(sum));
+        }
+
+        /// <summary>Σ p·v.</summary>
+        public void Output(int b, int h, List<Visible<T>> row, Span<T> output)
+        {
+            output.Clear();
+            foreach (Visible<T> pair in row)
+                Add(output, pair.Weight, Value.Row(b, KeyHead(h), pair.Key));
+        }
+    }
+}
