@@ -19,6 +19,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract bool AnyEqual(T a, T b);
     /// <summary>The larger one; what a NaN gives depends on the processor.</summary>
     static abstract T MaxNative(T a, T b);
+    /// <summary>The largest lane; what a NaN gives depends on the processor.</summary>
+    float Largest();
     /// <summary>Of the 2 · <see cref="Count"/> floats in a and b: those at even and those at odd places.</summary>
     static abstract void Unzip(T a, T b, out T even, out T odd);
     /// <summary>Undoes <see cref="Unzip"/>.</summary>

@@ -152,6 +152,15 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
     public static Lanes128 MaxNative(Lanes128 a, Lanes128 b) => new(Vector128.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public float Largest()
+    {
+        Vector128<float> largest = v;
+        for (int distance = Count / 2; distance > 0; distance /= 2)
+            largest = Vector128.MaxNative(largest, Vector128.Shuffle(largest, Vector128<int>.Indices ^ Vector128.Create(distance)));
+        return largest.ToScalar();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes128 a, Lanes128 b, out Lanes128 even, out Lanes128 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -152,6 +152,15 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     public static Lanes256 MaxNative(Lanes256 a, Lanes256 b) => new(Vector256.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public float Largest()
+    {
+        Vector256<float> largest = v;
+        for (int distance = Count / 2; distance > 0; distance /= 2)
+            largest = Vector256.MaxNative(largest, Vector256.Shuffle(largest, Vector256<int>.Indices ^ Vector256.Create(distance)));
+        return largest.ToScalar();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes256 a, Lanes256 b, out Lanes256 even, out Lanes256 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

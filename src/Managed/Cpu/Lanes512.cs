@@ -155,6 +155,15 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     public static Lanes512 MaxNative(Lanes512 a, Lanes512 b) => new(Vector512.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public float Largest()
+    {
+        Vector512<float> largest = v;
+        for (int distance = Count / 2; distance > 0; distance /= 2)
+            largest = Vector512.MaxNative(largest, Vector512.Shuffle(largest, Vector512<int>.Indices ^ Vector512.Create(distance)));
+        return largest.ToScalar();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes512 a, Lanes512 b, out Lanes512 even, out Lanes512 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -221,6 +221,9 @@ public readonly struct Real32 : ILanes<Real32>
     static Real32 ILanes<Real32>.MaxNative(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    float ILanes<Real32>.Largest() => v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static void ILanes<Real32>.Unzip(Real32 a, Real32 b, out Real32 even, out Real32 odd)
     {
         even = a;

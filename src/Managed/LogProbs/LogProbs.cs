@@ -1,3 +1,6 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+
 namespace TransformerKernels;
 
 /// <summary>Logits and the tokens that came.</summary>
@@ -138,5 +141,287 @@ public static class LogProbs
     {
         Require.Disjoint(written, name, problem.Logits, "problem.Logits");
         Require.Disjoint(written, name, problem.Targets, "problem.Targets");
+    }
+}
+
+internal sealed partial class CpuDevice
+{
+    protected internal override unsafe void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
+    {
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp, entropy = outputs.Entropy)
+        {
+            var work = new LogProbsWork
+            {
+                Rows = new(logits, targets, problem),
+                LogProb = new(logProb, outputs.LogProb),
+                LogSumExp = new(logSumExp, outputs.LogSumExp),
+                Entropy = new(entropy, outputs.Entropy),
+            };
+            Run(work, CheckTargets(work.Rows));
+        }
+    }
+
+    protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+    {
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, logSumExp = saved.LogSumExp, entropy = saved.Entropy,
+            ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp, ofEntropy = upstream.Entropy, gradient = logitsGradient)
+        {
+            var work = new LogProbsBackwardWork
+            {
+                Rows = new(logits, targets, problem),
+                LogSumExp = new(logSumExp, saved.LogSumExp),
+                Entropy = new(entropy, saved.Entropy),
+                OfLogProb = new(ofLogProb, upstream.LogProb),
+                OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
+                OfEntropy = new(ofEntropy, upstream.Entropy),
+                Gradient = (float*)gradient,
+                GradientStride = (nint)logitsGradient.Stride(0),
+            };
+            Run(work, CheckTargets(work.Rows));
+        }
+    }
+
+    private static nint CheckTargets(in LogitRows rows)
+    {
+        for (nint row = 0; row < rows.Count; row++)
+        {
+            long target = rows.Target(row);
+            if (target != rows.IgnoreTarget && (target < 0 || target >= rows.Vocabulary))
+            {
+                throw new ArgumentOutOfRangeException("problem.Targets", target,
+                    $"problem.Targets[{row}] is {target}; it must lie between 0 and {rows.Vocabulary - 1}, or be {rows.IgnoreTarget} to ignore the token.");
+            }
+        }
+        return rows.Count;
+    }
+
+    /// <summary>The rows of a <see cref="LogitsProblem"/> in pinned memory.</summary>
+    private readonly unsafe struct LogitRows
+    {
+        private readonly float* logits;
+        private readonly byte* targets;
+        private readonly nint rowStride, targetStride;
+        private readonly bool targetsAreLong;
+
+        public readonly nint Count, Vocabulary;
+        public readonly long IgnoreTarget;
+
+        public LogitRows(byte* logits, byte* targets, in LogitsProblem problem)
+        {
+            this.logits = (float*)logits;
+            this.targets = targets;
+            rowStride = (nint)problem.Logits.Stride(0);
+            targetStride = (nint)problem.Targets.Stride(0);
+            targetsAreLong = problem.Targets.Type == ElementType.Int64;
+            Count = (nint)problem.Logits.Length(0);
+            Vocabulary = (nint)problem.Logits.Length(1);
+            IgnoreTarget = problem.IgnoreTarget;
+        }
+
+        public float* Row(nint row) => logits + row * rowStride;
+
+        public long Target(nint row) => targetsAreLong ? ((long*)targets)[row * targetStride] : ((int*)targets)[row * targetStride];
+    }
+
+    private unsafe struct LogProbsWork : IWork
+    {
+        public LogitRows Rows;
+        public HostVector LogProb, LogSumExp, Entropy;
+
+        public readonly void Run<TLanes>(nint row, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            long target = Rows.Target(row);
+            if (target == Rows.IgnoreTarget)
+            {
+                LogProb.Set(row, 0);
+                LogSumExp.Set(row, 0);
+                Entropy.Set(row, 0);
+                return;
+            }
+            float* logits = Rows.Row(row);
+            (float shift, double sum, double weighted) = LogitSums<TLanes>.Of(logits, Rows.Vocabulary);
+            double logSum = Math.Log(sum);
+            LogProb.Set(row, (float)((double)logits[target] - shift - logSum));
+            LogSumExp.Set(row, (float)(shift + logSum));
+            Entropy.Set(row, (float)(logSum - weighted / sum)); // Σ p (ln S − t), with p = e^t / S
+        }
+    }
+
+    /// <summary>Σ e^t and Σ e^t t over one row, t = z − shift, where the shift is the largest logit so far, in one pass over memory.</summary>
+    /// <remarks>
+    /// The row is taken in blocks that stay in the first cache: first a block's maximum, then its exponentials. Each block has sums of its own, so that few
+    /// numbers of very different size meet. A shift of ±∞ would make ∞ − ∞ of what is one: it is 0 then, the sums are 0 (all logits −∞) or ∞ or NaN, and
+    /// so log-sum-exp is −∞ or ∞, the others NaN.
+    /// </remarks>
+    private unsafe struct LogitSums<TLanes> where TLanes : struct, ILanes<TLanes>
+    {
+        // 8 KiB: a quarter of a small first cache.
+        private const int Block = 2048;
+
+        private float max, shift;
+        private TLanes sum, weighted;
+
+        public static (float Shift, double Sum, double Weighted) Of(float* logits, nint count)
+        {
+            var sums = new LogitSums<TLanes> { max = float.NegativeInfinity };
+            nint whole = count - count % TLanes.Count;
+            for (nint start = 0; start < whole; start += Block)
+                sums.Add(logits + start, Math.Min(Block, whole - start));
+            if (whole < count)
+            {
+                float* tail = stackalloc float[TLanes.Count];
+                CopyTail<TLanes>(logits + whole, count - whole, tail);
+                sums.Add(tail, TLanes.Count);
+            }
+            return (sums.shift, Total(sums.sum), Total(sums.weighted));
+        }
+
+        private void Add(float* logits, nint count)
+        {
+            float largest = Largest(logits, count);
+            if (largest > max)
+            {
+                float old = shift;
+                shift = float.IsInfinity(largest) ? 0f : largest;
+                if (max > float.NegativeInfinity)
+                {
+                    TLanes moved = TLanes.From(Math.Max(old - shift, LowestExponent)), factor = TLanes.Exp(moved);
+                    weighted = (weighted + sum * moved) * factor;
+                    sum *= factor;
+                }
+                max = largest;
+            }
+            AddExponentials(logits, count, shift, ref sum, ref weighted);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static float Largest(float* logits, nint count)
+        {
+            TLanes a = TLanes.From(float.NegativeInfinity), b = a;
+            nint i = 0;
+            for (; i <= count - 2 * TLanes.Count; i += 2 * TLanes.Count)
+            {
+                a = TLanes.MaxNative(a, TLanes.Load(logits + i));
+                b = TLanes.MaxNative(b, TLanes.Load(logits + i + TLanes.Count));
+            }
+            if (i < count)
+                a = TLanes.MaxNative(a, TLanes.Load(logits + i));
+            return TLanes.MaxNative(a, b).Largest();
+        }
+
+        // A leaf, so that nothing is spilled around calls.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void AddExponentials(float* logits, nint count, float shift, ref TLanes sum, ref TLanes weighted)
+        {
+            TLanes ofBlock = TLanes.Zero, weightedOfBlock = TLanes.Zero;
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                // The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
+                TLanes t = TLanes.MaxKeepingNaN(LowestExponent, TLanes.Load(logits + i) - shift), power = TLanes.Exp(t);
+                ofBlock += power;
+                weightedOfBlock = TLanes.MultiplyAdd(power, t, weightedOfBlock);
+            }
+            sum += ofBlock;
+            weighted += weightedOfBlock;
+        }
+    }
+
+    /// <summary>The gradient of one row, in place or not. </summary>
+    /// <remarks>
+    /// A float32 log-sum-exp is off by up to |logSumExp|·2⁻²⁵ and every p with it, which for logits of some size is more than all other errors together. So
+    /// the row is read twice, the second time from the cache: first Σ e^(z − logSumExp), which is 1 but for that error, then the gradient with it corrected.
+    /// </remarks>
+    private unsafe struct LogProbsBackwardWork : IWork
+    {
+        public LogitRows Rows;
+        public HostVector LogSumExp, Entropy, OfLogProb, OfLogSumExp, OfEntropy;
+        public float* Gradient;
+        public nint GradientStride;
+
+        public readonly void Run<TLanes>(nint row, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            float* gradient = Gradient + row * GradientStride;
+            long target = Rows.Target(row);
+            if (target == Rows.IgnoreTarget)
+            {
+                NativeMemory.Clear(gradient, (nuint)Rows.Vocabulary * sizeof(float));
+                return;
+            }
+            float* logits = Rows.Row(row);
+            float logSumExp = LogSumExp[row], entropy = Entropy.OrZero(row), ofEntropy = OfEntropy.OrZero(row);
+            float ofLogProb = OfLogProb.OrZero(row), ofLogSumExp = OfLogSumExp.OrZero(row), ofTarget = logits[target];
+            double correction = Math.Log(SumOfExponentials<TLanes>(logits, Rows.Vocabulary, logSumExp));
+
+            // dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)), and u_logProb more at the target.
+            nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
+            Differentiate<TLanes>(logits, gradient, whole, logSumExp, (float)correction, ofLogSumExp - ofLogProb, ofEntropy, entropy);
+            if (whole < Rows.Vocabulary)
+            {
+                float* tail = stackalloc float[TLanes.Count];
+                CopyTail<TLanes>(logits + whole, Rows.Vocabulary - whole, tail);
+                Differentiate<TLanes>(tail, tail, TLanes.Count, logSumExp, (float)correction, ofLogSumExp - ofLogProb, ofEntropy, entropy);
+                for (nint i = whole; i < Rows.Vocabulary; i++)
+                    gradient[i] = tail[i - whole];
+            }
+            double logP = (double)ofTarget - logSumExp - correction, p = Math.Exp(logP);
+            double bounded = Math.Max(logP, LowestExponent);
+            gradient[target] = (float)(-ofLogProb * Real64.Expm1(new(logP)).Value + p * (ofLogSumExp - ofEntropy * (bounded + entropy)));
+        }
+
+        private static double SumOfExponentials<TLanes>(float* logits, nint count, float shift) where TLanes : struct, ILanes<TLanes>
+        {
+            const int block = 2048;
+            TLanes sum = TLanes.Zero;
+            nint whole = count - count % TLanes.Count;
+            for (nint start = 0; start < whole; start += block)
+                AddExponentials(logits + start, Math.Min(block, whole - start), shift, ref sum);
+            if (whole < count)
+            {
+                float* tail = stackalloc float[TLanes.Count];
+                CopyTail<TLanes>(logits + whole, count - whole, tail);
+                AddExponentials(tail, TLanes.Count, shift, ref sum);
+            }
+            return Total(sum);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void AddExponentials<TLanes>(float* logits, nint count, float shift, ref TLanes sum) where TLanes : struct, ILanes<TLanes>
+        {
+            TLanes ofBlock = TLanes.Zero;
+            for (nint i = 0; i < count; i += TLanes.Count)
+                ofBlock += TLanes.Exp(TLanes.Load(logits + i) - shift);
+            sum += ofBlock;
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void Differentiate<TLanes>(float* logits, float* gradient, nint count, float logSumExp, float correction, float ofP, float ofEntropy, float entropy)
+            where TLanes : struct, ILanes<TLanes>
+        {
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                TLanes logP = TLanes.MaxKeepingNaN(LowestExponent, TLanes.Load(logits + i) - logSumExp - correction);
+                (TLanes.Exp(logP) * (ofP - ofEntropy * (logP + entropy))).Store(gradient + i);
+            }
+        }
+    }
+
+    // e to this power and below is 0 in float32.
+    private const float LowestExponent = -104f;
+
+    private static unsafe void CopyTail<TLanes>(float* source, nint count, float* tail) where TLanes : struct, ILanes<TLanes>
+    {
+        for (nint i = 0; i < TLanes.Count; i++)
+            tail[i] = i < count ? source[i] : float.NegativeInfinity;
+    }
+
+    // Summed in double: beside a 1 the small lanes of a peaked row still count.
+    private static unsafe double Total<TLanes>(TLanes lanes) where TLanes : struct, ILanes<TLanes>
+    {
+        float* each = stackalloc float[TLanes.Count];
+        lanes.Store(each);
+        double total = 0;
+        for (int i = 0; i < TLanes.Count; i++)
+            total += each[i];
+        return total;
     }
 }
