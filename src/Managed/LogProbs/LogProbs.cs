@@ -163,14 +163,12 @@ internal sealed partial class CpuDevice
 
     protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, logSumExp = saved.LogSumExp, entropy = saved.Entropy,
-            ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp, ofEntropy = upstream.Entropy, gradient = logitsGradient)
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
+            ofEntropy = upstream.Entropy, gradient = logitsGradient)
         {
             var work = new LogProbsBackwardWork
             {
                 Rows = new(logits, targets, problem),
-                LogSumExp = new(logSumExp, saved.LogSumExp),
-                Entropy = new(entropy, saved.Entropy),
                 OfLogProb = new(ofLogProb, upstream.LogProb),
                 OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
                 OfEntropy = new(ofEntropy, upstream.Entropy),
@@ -326,15 +324,15 @@ internal sealed partial class CpuDevice
         }
     }
 
-    /// <summary>The gradient of one row, in place or not. </summary>
+    /// <summary>The gradient of one row, in place or not.</summary>
     /// <remarks>
-    /// A float32 log-sum-exp is off by up to |logSumExp|·2⁻²⁵ and every p with it, which for logits of some size is more than all other errors together. So
-    /// the row is read twice, the second time from the cache: first Σ e^(z − logSumExp), which is 1 but for that error, then the gradient with it corrected.
+    /// The saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. So the row is read
+    /// twice, the second time from the cache, and its sums are formed again.
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
         public LogitRows Rows;
-        public HostVector LogSumExp, Entropy, OfLogProb, OfLogSumExp, OfEntropy;
+        public HostVector OfLogProb, OfLogSumExp, OfEntropy;
         public float* Gradient;
         public nint GradientStride;
 
@@ -348,58 +346,35 @@ internal sealed partial class CpuDevice
                 return;
             }
             float* logits = Rows.Row(row);
-            float logSumExp = LogSumExp[row], entropy = Entropy.OrZero(row), ofEntropy = OfEntropy.OrZero(row);
-            float ofLogProb = OfLogProb.OrZero(row), ofLogSumExp = OfLogSumExp.OrZero(row), ofTarget = logits[target];
-            double correction = Math.Log(SumOfExponentials<TLanes>(logits, Rows.Vocabulary, logSumExp));
+            (float shift, double sum, double weighted) = LogitSums<TLanes>.Of(logits, Rows.Vocabulary);
+            double logSum = Math.Log(sum), entropy = logSum - weighted / sum;
+            float ofLogProb = OfLogProb.OrZero(row), ofLogSumExp = OfLogSumExp.OrZero(row), ofEntropy = OfEntropy.OrZero(row);
 
-            // dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)), and u_logProb more at the target.
+            // At the target, p − 1 is what counts: from the logarithm in double, it keeps its digits where p is nearly 1.
+            double logP = (double)logits[target] - shift - logSum, bounded = Math.Max(logP, LowestExponent);
+            double ofTarget = -ofLogProb * Real64.Expm1(new(logP)).Value + Math.Exp(logP) * (ofLogSumExp - ofEntropy * (bounded + entropy));
+
             nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
-            Differentiate<TLanes>(logits, gradient, whole, logSumExp, (float)correction, ofLogSumExp - ofLogProb, ofEntropy, entropy);
+            Differentiate<TLanes>(logits, gradient, whole, shift, (float)logSum, ofLogSumExp - ofLogProb, ofEntropy, (float)entropy);
             if (whole < Rows.Vocabulary)
             {
                 float* tail = stackalloc float[TLanes.Count];
                 CopyTail<TLanes>(logits + whole, Rows.Vocabulary - whole, tail);
-                Differentiate<TLanes>(tail, tail, TLanes.Count, logSumExp, (float)correction, ofLogSumExp - ofLogProb, ofEntropy, entropy);
+                Differentiate<TLanes>(tail, tail, TLanes.Count, shift, (float)logSum, ofLogSumExp - ofLogProb, ofEntropy, (float)entropy);
                 for (nint i = whole; i < Rows.Vocabulary; i++)
                     gradient[i] = tail[i - whole];
             }
-            double logP = (double)ofTarget - logSumExp - correction, p = Math.Exp(logP);
-            double bounded = Math.Max(logP, LowestExponent);
-            gradient[target] = (float)(-ofLogProb * Real64.Expm1(new(logP)).Value + p * (ofLogSumExp - ofEntropy * (bounded + entropy)));
+            gradient[target] = (float)ofTarget;
         }
 
-        private static double SumOfExponentials<TLanes>(float* logits, nint count, float shift) where TLanes : struct, ILanes<TLanes>
-        {
-            const int block = 2048;
-            TLanes sum = TLanes.Zero;
-            nint whole = count - count % TLanes.Count;
-            for (nint start = 0; start < whole; start += block)
-                AddExponentials(logits + start, Math.Min(block, whole - start), shift, ref sum);
-            if (whole < count)
-            {
-                float* tail = stackalloc float[TLanes.Count];
-                CopyTail<TLanes>(logits + whole, count - whole, tail);
-                AddExponentials(tail, TLanes.Count, shift, ref sum);
-            }
-            return Total(sum);
-        }
-
+        // dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)) wherever the target isn't.
         [MethodImpl(MethodImplOptions.NoInlining)]
-        private static void AddExponentials<TLanes>(float* logits, nint count, float shift, ref TLanes sum) where TLanes : struct, ILanes<TLanes>
-        {
-            TLanes ofBlock = TLanes.Zero;
-            for (nint i = 0; i < count; i += TLanes.Count)
-                ofBlock += TLanes.Exp(TLanes.Load(logits + i) - shift);
-            sum += ofBlock;
-        }
-
-        [MethodImpl(MethodImplOptions.NoInlining)]
-        private static void Differentiate<TLanes>(float* logits, float* gradient, nint count, float logSumExp, float correction, float ofP, float ofEntropy, float entropy)
+        private static void Differentiate<TLanes>(float* logits, float* gradient, nint count, float shift, float logSum, float ofP, float ofEntropy, float entropy)
             where TLanes : struct, ILanes<TLanes>
         {
             for (nint i = 0; i < count; i += TLanes.Count)
             {
-                TLanes logP = TLanes.MaxKeepingNaN(LowestExponent, TLanes.Load(logits + i) - logSumExp - correction);
+                TLanes logP = TLanes.MaxKeepingNaN(LowestExponent, TLanes.Load(logits + i) - shift - logSum);
                 (TLanes.Exp(logP) * (ofP - ofEntropy * (logP + entropy))).Store(gradient + i);
             }
         }
