@@ -248,35 +248,40 @@ internal sealed partial class CpuDevice
     /// <summary>Σ e^t and Σ e^t t over one row, t = z − shift, where the shift is the largest logit so far, in one pass over memory.</summary>
     /// <remarks>
     /// The row is taken in blocks that stay in the first cache: first a block's maximum, then its exponentials. Each block has sums of its own, so that few
-    /// numbers of very different size meet. A shift of ±∞ would make ∞ − ∞ of what is one: it is 0 then, the sums are 0 (all logits −∞) or ∞ or NaN, and
-    /// so log-sum-exp is −∞ or ∞, the others NaN.
+    /// numbers of very different size meet, and the ones of the largest logit are counted apart: a peaked row's small terms would drown in them.
+    /// A shift of ±∞ would make ∞ − ∞ of what is one: it is 0 then, the sums are 0 (all logits −∞) or ∞ or NaN, and so log-sum-exp is −∞ or ∞, the others NaN.
     /// </remarks>
     private unsafe struct LogitSums<TLanes> where TLanes : struct, ILanes<TLanes>
     {
-        // 8 KiB: a quarter of a small first cache.
-        private const int Block = 2048;
+        // In vectors: 8 KiB of 512 bits, a quarter of a small first cache.
+        private const int BlockVectors = 128;
 
         private float max, shift;
-        private TLanes sum, weighted;
+        private TLanes ones, sum, weighted;
 
         public static (float Shift, double Sum, double Weighted) Of(float* logits, nint count)
         {
             var sums = new LogitSums<TLanes> { max = float.NegativeInfinity };
             nint whole = count - count % TLanes.Count;
-            for (nint start = 0; start < whole; start += Block)
-                sums.Add(logits + start, Math.Min(Block, whole - start));
+            for (nint start = 0; start < whole; start += BlockVectors * TLanes.Count)
+                sums.Add(logits + start, Math.Min(BlockVectors * TLanes.Count, whole - start));
             if (whole < count)
             {
                 float* tail = stackalloc float[TLanes.Count];
                 CopyTail<TLanes>(logits + whole, count - whole, tail);
                 sums.Add(tail, TLanes.Count);
             }
-            return (sums.shift, Total(sums.sum), Total(sums.weighted));
+            return (sums.shift, Total(sums.ones) + Total(sums.sum), Total(sums.weighted));
         }
 
         private void Add(float* logits, nint count)
         {
             float largest = Largest(logits, count);
+            if (largest < max)
+            {
+                AddExponentials(logits, count, shift, ref sum, ref weighted);
+                return;
+            }
             if (largest > max)
             {
                 float old = shift;
@@ -284,12 +289,14 @@ internal sealed partial class CpuDevice
                 if (max > float.NegativeInfinity)
                 {
                     TLanes moved = TLanes.From(Math.Max(old - shift, LowestExponent)), factor = TLanes.Exp(moved);
+                    sum += ones;
                     weighted = (weighted + sum * moved) * factor;
                     sum *= factor;
+                    ones = TLanes.Zero;
                 }
                 max = largest;
             }
-            AddExponentials(logits, count, shift, ref sum, ref weighted);
+            AddExponentialsAndOnes(logits, count, shift, ref ones, ref sum, ref weighted);
         }
 
         [MethodImpl(MethodImplOptions.NoInlining)]
@@ -307,18 +314,33 @@ internal sealed partial class CpuDevice
             return TLanes.MaxNative(a, b).Largest();
         }
 
-        // A leaf, so that nothing is spilled around calls.
+        // These two are leaves, so that nothing is spilled around calls. The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
         [MethodImpl(MethodImplOptions.NoInlining)]
         private static void AddExponentials(float* logits, nint count, float shift, ref TLanes sum, ref TLanes weighted)
         {
             TLanes ofBlock = TLanes.Zero, weightedOfBlock = TLanes.Zero;
             for (nint i = 0; i < count; i += TLanes.Count)
             {
-                // The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
                 TLanes t = TLanes.MaxKeepingNaN(LowestExponent, TLanes.Load(logits + i) - shift), power = TLanes.Exp(t);
                 ofBlock += power;
                 weightedOfBlock = TLanes.MultiplyAdd(power, t, weightedOfBlock);
             }
+            sum += ofBlock;
+            weighted += weightedOfBlock;
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void AddExponentialsAndOnes(float* logits, nint count, float shift, ref TLanes ones, ref TLanes sum, ref TLanes weighted)
+        {
+            TLanes onesOfBlock = TLanes.Zero, ofBlock = TLanes.Zero, weightedOfBlock = TLanes.Zero;
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                TLanes t = TLanes.MaxKeepingNaN(LowestExponent, TLanes.Load(logits + i) - shift), power = TLanes.Exp(t);
+                onesOfBlock += TLanes.SelectEqual(t, TLanes.Zero, TLanes.One, TLanes.Zero);
+                ofBlock += TLanes.SelectEqual(t, TLanes.Zero, TLanes.Zero, power);
+                weightedOfBlock = TLanes.MultiplyAdd(power, t, weightedOfBlock);
+            }
+            ones += onesOfBlock;
             sum += ofBlock;
             weighted += weightedOfBlock;
         }
