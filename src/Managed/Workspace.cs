@@ -79,6 +79,9 @@ public sealed class Workspace : IDisposable
         /// <summary>The memory; null if nothing was asked for yet.</summary>
         public TensorBuffer? Buffer => workspace.buffer;
 
+        /// <summary>The memory as a tensor of bytes; absent if nothing was asked for yet.</summary>
+        public TensorView View => Buffer is { } buffer ? buffer.View : default;
+
         /// <summary>Ends the use.</summary>
         public void Dispose() => Volatile.Write(ref workspace.inUse, 0);
     }

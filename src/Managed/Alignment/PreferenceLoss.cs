@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 /// <summary>How per-pair losses make one number.</summary>
@@ -124,6 +126,232 @@ public static class PreferenceLoss
             case 5: name = "outputs.ChosenReward"; return outputs.ChosenReward;
             case 6: name = "outputs.RejectedReward"; return outputs.RejectedReward;
             default: name = "metrics"; return metrics;
+        }
+    }
+}
+
+internal sealed partial class CpuDevice
+{
+    protected internal override long LossWorkspaceBytes(long rows, long columns) =>
+        rows * LossBlocks(columns) * LossSums * sizeof(double);
+
+    protected internal override unsafe void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace)
+    {
+        nint pairs = (nint)batch.Chosen.Length(0);
+        using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(1, pairs));
+        fixed (byte* chosen = batch.Chosen, rejected = batch.Rejected, referenceChosen = batch.ReferenceChosen, referenceRejected = batch.ReferenceRejected,
+            losses = outputs.Loss, ofChosen = outputs.Chosen, ofRejected = outputs.Rejected, ofReferenceChosen = outputs.ReferenceChosen,
+            ofReferenceRejected = outputs.ReferenceRejected, chosenReward = outputs.ChosenReward, rejectedReward = outputs.RejectedReward,
+            means = metrics, sums = lease.View)
+        {
+            var work = new PairLossWork<TLoss>
+            {
+                Loss = loss,
+                Chosen = new(chosen, batch.Chosen),
+                Rejected = new(rejected, batch.Rejected),
+                ReferenceChosen = new(referenceChosen, batch.ReferenceChosen),
+                ReferenceRejected = new(referenceRejected, batch.ReferenceRejected),
+                Losses = new(losses, outputs.Loss),
+                OfChosen = new(ofChosen, outputs.Chosen),
+                OfRejected = new(ofRejected, outputs.Rejected),
+                OfReferenceChosen = new(ofReferenceChosen, outputs.ReferenceChosen),
+                OfReferenceRejected = new(ofReferenceRejected, outputs.ReferenceRejected),
+                ChosenReward = new(chosenReward, outputs.ChosenReward),
+                RejectedReward = new(rejectedReward, outputs.RejectedReward),
+                Pairs = pairs,
+                Weight = batch.Reduction == LossReduction.Mean ? 1f / pairs : 1f,
+                Sums = metrics.IsPresent ? (double*)sums : null,
+            };
+            Run(work, LossBlocks(pairs));
+            if (!metrics.IsPresent)
+                return;
+            var results = new HostVector(means, metrics);
+            for (int metric = 0; metric < PreferenceMetrics.Count; metric++)
+            {
+                double sum = 0;
+                for (nint block = 0; block < LossBlocks(pairs); block++)
+                    sum += work.Sums[block * LossSums + metric];
+                bool isSum = metric == PreferenceMetrics.Loss && batch.Reduction == LossReduction.Sum;
+                results[metric] = (float)(isSum || pairs == 0 ? sum : sum / pairs);
+            }
+        }
+    }
+
+    // Pairs or tokens of one item; what an item sums up goes to the workspace and is added in order afterwards.
+    private const int LossBlock = 8192;
+
+    // Doubles per block in the workspace, for the kind of loss that needs most.
+    private const int LossSums = 8;
+
+    private static nint LossBlocks(long count) => (nint)((count + LossBlock - 1) / LossBlock);
+
+    private unsafe struct PairLossWork<TLoss> : IWork where TLoss : unmanaged, IPairLoss
+    {
+        private const int Inputs = 4;
+
+        public TLoss Loss;
+        public HostVector Chosen, Rejected, ReferenceChosen, ReferenceRejected;
+        public HostVector Losses, OfChosen, OfRejected, OfReferenceChosen, OfReferenceRejected, ChosenReward, RejectedReward;
+        public nint Pairs;
+        public float Weight;
+        public double* Sums;
+
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            nint end = Math.Min((item + 1) * LossBlock, Pairs);
+            double* sums = Sums is null ? null : Sums + item * LossSums;
+            if (sums is not null)
+                new Span<double>(sums, LossSums).Clear();
+            float* memory = stackalloc float[LossTile<TLanes>.Floats(2 * Inputs + 3)];
+            for (nint start = item * LossBlock; start < end; start += LossTile<TLanes>.Length)
+            {
+                nint count = Math.Min(LossTile<TLanes>.Length, end - start), whole = count - count % TLanes.Count;
+                if (whole > 0)
+                    Evaluate(new LossTile<TLanes>(memory, start, whole), sums);
+                if (whole < count)
+                    Evaluate(new LossTile<TLanes>(memory, start + whole, count - whole), sums);
+            }
+        }
+
+        private readonly void Evaluate<TLanes>(LossTile<TLanes> tile, double* sums) where TLanes : struct, ILanes<TLanes>
+        {
+            float** inputs = stackalloc float*[Inputs];
+            inputs[0] = tile.Read(Chosen);
+            inputs[1] = tile.Read(Rejected);
+            inputs[2] = tile.Read(ReferenceChosen);
+            inputs[3] = tile.Read(ReferenceRejected);
+            float* losses = tile.Place(Losses);
+
+            // The wanted gradients two by two, so that what two directions share is computed once; the losses come with the first two.
+            int wanted = 0;
+            int* directions = stackalloc int[Inputs];
+            float** derivatives = stackalloc float*[Inputs];
+            for (int input = 0; input < Inputs; input++)
+            {
+                if (!Gradient(input).IsPresent)
+                    continue;
+                directions[wanted] = input;
+                derivatives[wanted++] = tile.Place(Gradient(input));
+            }
+            for (int next = 0; next < wanted; next += 2)
+            {
+                if (next + 1 < wanted)
+                    Differentiate<TLanes>(inputs, tile.Padded, losses, directions[next], derivatives[next], directions[next + 1], derivatives[next + 1]);
+                else
+                    Differentiate<TLanes>(inputs, tile.Padded, losses, directions[next], derivatives[next]);
+            }
+            if (wanted == 0 && (Losses.IsPresent || sums is not null))
+                Value<TLanes>(inputs, tile.Padded, losses);
+
+            float* chosenReward = tile.Place(ChosenReward), rejectedReward = tile.Place(RejectedReward);
+            if (sums is not null || ChosenReward.IsPresent || RejectedReward.IsPresent)
+                Summarise(inputs, tile, losses, chosenReward, rejectedReward, sums);
+
+            tile.Write(losses, Losses);
+            for (int next = 0; next < wanted; next++)
+                tile.Write(derivatives[next], Gradient(directions[next]));
+            tile.Write(chosenReward, ChosenReward);
+            tile.Write(rejectedReward, RejectedReward);
+        }
+
+        private readonly HostVector Gradient(int input) => input switch
+        {
+            0 => OfChosen,
+            1 => OfRejected,
+            2 => OfReferenceChosen,
+            _ => OfReferenceRejected,
+        };
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private readonly void Value<TLanes>(float** inputs, nint count, float* losses) where TLanes : struct, ILanes<TLanes>
+        {
+            float* chosen = inputs[0], rejected = inputs[1], referenceChosen = inputs[2], referenceRejected = inputs[3];
+            TLoss loss = Loss;
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                var pair = new PairInputs<TLanes>
+                {
+                    Chosen = TLanes.Load(chosen + i),
+                    Rejected = TLanes.Load(rejected + i),
+                    ReferenceChosen = TLanes.Load(referenceChosen + i),
+                    ReferenceRejected = TLanes.Load(referenceRejected + i),
+                };
+                loss.Loss(pair).Store(losses + i);
+            }
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private readonly void Differentiate<TLanes>(float** inputs, nint count, float* losses, int direction, float* derivatives) where TLanes : struct, ILanes<TLanes>
+        {
+            float* chosen = inputs[0], rejected = inputs[1], referenceChosen = inputs[2], referenceRejected = inputs[3];
+            TLoss loss = Loss;
+            float weight = Weight;
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                Dual<TLanes> value = loss.Loss(Seeded(TLanes.Load(chosen + i), TLanes.Load(rejected + i), TLanes.Load(referenceChosen + i),
+                    TLanes.Load(referenceRejected + i), direction));
+                value.Value.Store(losses + i);
+                (value.Derivative * weight).Store(derivatives + i);
+            }
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private readonly void Differentiate<TLanes>(float** inputs, nint count, float* losses, int direction, float* derivatives, int secondDirection,
+            float* secondDerivatives) where TLanes : struct, ILanes<TLanes>
+        {
+            float* chosen = inputs[0], rejected = inputs[1], referenceChosen = inputs[2], referenceRejected = inputs[3];
+            TLoss loss = Loss;
+            float weight = Weight;
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                TLanes c = TLanes.Load(chosen + i), r = TLanes.Load(rejected + i), rc = TLanes.Load(referenceChosen + i), rr = TLanes.Load(referenceRejected + i);
+                Dual<TLanes> first = loss.Loss(Seeded(c, r, rc, rr, direction)), second = loss.Loss(Seeded(c, r, rc, rr, secondDirection));
+                first.Value.Store(losses + i);
+                (first.Derivative * weight).Store(derivatives + i);
+                (second.Derivative * weight).Store(secondDerivatives + i);
+            }
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static PairInputs<Dual<TLanes>> Seeded<TLanes>(TLanes chosen, TLanes rejected, TLanes referenceChosen, TLanes referenceRejected, int direction)
+            where TLanes : struct, ILanes<TLanes> => new()
+            {
+                Chosen = new(chosen, TLanes.From(direction == 0 ? 1f : 0f)),
+                Rejected = new(rejected, TLanes.From(direction == 1 ? 1f : 0f)),
+                ReferenceChosen = new(referenceChosen, TLanes.From(direction == 2 ? 1f : 0f)),
+                ReferenceRejected = new(referenceRejected, TLanes.From(direction == 3 ? 1f : 0f)),
+            };
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private readonly void Summarise<TLanes>(float** inputs, LossTile<TLanes> tile, float* losses, float* chosenReward, float* rejectedReward, double* sums)
+            where TLanes : struct, ILanes<TLanes>
+        {
+            float* chosen = inputs[0], rejected = inputs[1], referenceChosen = inputs[2], referenceRejected = inputs[3];
+            float scale = Loss.RewardScale;
+            TLanes loss = TLanes.Zero, right = TLanes.Zero, ofChosen = TLanes.Zero, ofRejected = TLanes.Zero, margin = TLanes.Zero, c = TLanes.Zero, r = TLanes.Zero;
+            for (nint i = 0; i < tile.Padded; i += TLanes.Count)
+            {
+                TLanes logChosen = TLanes.Load(chosen + i), logRejected = TLanes.Load(rejected + i);
+                TLanes better = scale * (logChosen - TLanes.Load(referenceChosen + i)), worse = scale * (logRejected - TLanes.Load(referenceRejected + i));
+                better.Store(chosenReward + i);
+                worse.Store(rejectedReward + i);
+                loss += TLanes.Load(losses + i);
+                ofChosen += better;
+                ofRejected += worse;
+                margin += better - worse;
+                right += TLanes.SelectLess(worse, better, TLanes.One, TLanes.Zero);
+                c += logChosen;
+                r += logRejected;
+            }
+            if (sums is null)
+                return;
+            sums[PreferenceMetrics.Loss] += tile.Total(loss);
+            sums[PreferenceMetrics.ChosenReward] += tile.Total(ofChosen);
+            sums[PreferenceMetrics.RejectedReward] += tile.Total(ofRejected);
+            sums[PreferenceMetrics.RewardMargin] += tile.Total(margin);
+            sums[PreferenceMetrics.RewardAccuracy] += tile.Total(right);
+            sums[PreferenceMetrics.ChosenLogProb] += tile.Total(c);
+            sums[PreferenceMetrics.RejectedLogProb] += tile.Total(r);
         }
     }
 }

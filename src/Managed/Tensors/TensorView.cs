@@ -90,11 +90,11 @@ public readonly ref struct TensorView
         OfSpan(data, shape, isReadOnly: true);
 
     /// <summary>Views a <see cref="TensorSpan{T}"/> with its shape and strides.</summary>
-    public static TensorView Of<T>(in TensorSpan<T> data) where T : unmanaged =>
+    public static TensorView Of<T>(scoped in TensorSpan<T> data) where T : unmanaged =>
         OfTensorSpan(ref data.GetPinnableReference(), data.Lengths, data.Strides, ElementTypes.Of<T>(), isReadOnly: false);
 
     /// <summary>Views a <see cref="ReadOnlyTensorSpan{T}"/> with its shape and strides. The view can be an input only.</summary>
-    public static TensorView Of<T>(in ReadOnlyTensorSpan<T> data) where T : unmanaged =>
+    public static TensorView Of<T>(scoped in ReadOnlyTensorSpan<T> data) where T : unmanaged =>
         OfTensorSpan(ref Unsafe.AsRef(in data.GetPinnableReference()), data.Lengths, data.Strides, ElementTypes.Of<T>(), isReadOnly: true);
 
     /// <summary>Views memory that another library owns (TorchSharp, ONNX Runtime, native code), row-major.</summary>
