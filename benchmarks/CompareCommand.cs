@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using System.Runtime.InteropServices;
 using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Benchmarks;
@@ -34,7 +35,7 @@ internal static class CompareCommand
     private static int Compare(string[] filters, int rounds, int threads, FileInfo? json, FileInfo? markdown)
     {
         Case[] cases = [.. Cases.All.Where(@case => Wanted(@case.Name))];
-        string[] missing = [.. Cases.Missing.SelectMany(group => group.Names.Where(Wanted).Select(name => $"{name} (waits for: {group.WaitingFor})"))];
+        string[] missing = [.. Cases.Missing.Where(group => group.Names.Any(Wanted)).Select(group => $"{string.Join(", ", group.Names.Where(Wanted))} ({group.WaitingFor})")];
         if (cases.Length == 0 && missing.Length == 0)
         {
             Console.Error.WriteLine($"No case's name contains {string.Join(" or ", filters)}.");
@@ -45,7 +46,7 @@ internal static class CompareCommand
         using var limits = new MachineLimits(threads);
         string? whyNoPeer = TorchPeer.Load(threads);
         string peerText = whyNoPeer is null ? $"peer: TorchSharp, libtorch {TorchPeer.Version}, {threads} threads" : $"peer: none, {whyNoPeer}";
-        string[] facts = [$"ours: {device.Name}", $"limits: {limits.Description}", peerText, $"medians of {rounds} rounds"];
+        string[] facts = [$"ours: {device.Name}, {RuntimeInformation.FrameworkDescription}", $"limits: {limits.Description}", peerText, $"medians of {rounds} rounds"];
         foreach (string fact in facts)
             Console.WriteLine(fact);
         Console.WriteLine();
@@ -81,7 +82,7 @@ internal static class CompareCommand
         foreach (string failure in failures)
             Console.WriteLine(failure);
         if (missing.Length > 0)
-            Console.WriteLine($"not yet: {string.Join(", ", missing)}");
+            Console.WriteLine($"not yet, waiting for what stands behind them: {string.Join("; ", missing)}");
         return failures.Count == 0 ? 0 : 1;
 
         bool Wanted(string name) => filters.Length == 0 || filters.Any(text => name.Contains(text, StringComparison.OrdinalIgnoreCase));

@@ -51,10 +51,10 @@ internal static class Report
         foreach (string fact in facts)
             page.Append("* ").AppendLine(fact);
         page.AppendLine();
-        page.Append("| ").AppendJoin(" | ", Headings).AppendLine(" |");
-        page.Append("|").AppendJoin("|", Headings.Select((_, column) => Words.Contains(column) ? "---" : "---:")).AppendLine("|");
+        page.Append("| ").AppendJoin(" | ", Headings).AppendLine(" | shape |");
+        page.Append("|").AppendJoin("|", Headings.Select((_, column) => Words.Contains(column) ? "---" : "---:")).AppendLine("|---|");
         foreach (Result result in results)
-            page.Append("| ").AppendJoin(" | ", Cells(result)).AppendLine(" |");
+            page.Append("| ").AppendJoin(" | ", Cells(result)).AppendLine($" | {result.Shape} |");
         File.WriteAllText(path, page.ToString());
     }
 
