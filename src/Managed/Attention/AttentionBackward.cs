@@ -21,17 +21,36 @@ internal sealed partial class CpuDevice
         fixed (byte* dCaptured0 = gradients.Captured0, dCaptured1 = gradients.Captured1, dCaptured2 = gradients.Captured2, dCaptured3 = gradients.Captured3)
         {
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
+            var scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3);
+            var logSumExp = new Strided(l, saved.LogSumExp);
+            if (saved.LogSumExp.Rank != 4)
+            {
+                // A forward pass over values of size 0 gives the log-sum-exp with its remainder.
+                float* again = partials + plan.LogSumExpPartial;
+                logSumExp = Strided.Pairs(again, (nint)shape.Heads, (nint)shape.Queries);
+                var forward = new AttentionForwardWork<TRule>
+                {
+                    Shape = shape with { ValueSize = 0 },
+                    Rule = rule,
+                    Scoring = scoring,
+                    Query = new Strided(query, problem.Query),
+                    Key = new Strided(key, problem.Key),
+                    LogSumExp = logSumExp,
+                    HasRemainder = true,
+                };
+                Run(forward, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
+            }
             var work = new AttentionBackwardWork<TRule>
             {
                 Shape = shape,
                 Plan = plan,
                 Rule = rule,
-                Scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3),
+                Scoring = scoring,
                 Query = new Strided(query, problem.Query),
                 Key = new Strided(key, problem.Key),
                 Value = new Strided(value, problem.Value),
                 Output = new Strided(o, saved.Output),
-                LogSumExp = new Strided(l, saved.LogSumExp),
+                LogSumExp = logSumExp,
                 UpstreamOutput = new Strided(upstreamO, upstream.Output),
                 UpstreamLogSumExp = new Strided(upstreamL, upstream.LogSumExp),
                 QueryGradient = new Strided(dQuery, gradients.Query),
@@ -92,7 +111,7 @@ internal struct AttentionBackwardPlan
     /// <summary>The scratch memory of a thread.</summary>
     public long ScratchBytes { get; private set; }
 
-    private long queryFloats, lineFloats;
+    private long queryFloats, lineFloats, logSumExpFloats;
     private CapturedFloats capturedFloats;
 
     [InlineArray(CapturedSet.Count)]
@@ -122,10 +141,12 @@ internal struct AttentionBackwardPlan
         plan.capturedFloats[2] = CapturedPartial(problem.Captured2, gradients.Captured2, shape, plan, perHeadAndChunk);
         plan.capturedFloats[3] = CapturedPartial(problem.Captured3, gradients.Captured3, shape, plan, perHeadAndChunk);
 
+        plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
+
         const long block = AttentionTiles.WidestBlock;
         long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
-            + 2 * AttentionTiles.WidestTile + 2 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
+            + 2 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
             + HeadScores.ScratchFloats(shape) + (1 + CapturedSet.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
@@ -136,10 +157,20 @@ internal struct AttentionBackwardPlan
 
     public readonly long Bytes(int threads)
     {
-        long floats = queryFloats + lineFloats;
-        foreach (long captured in capturedFloats)
-            floats += captured;
+        long floats = LogSumExpPartial + logSumExpFloats;
         return threads * ScratchBytes + floats * sizeof(float);
+    }
+
+    /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>
+    public readonly long LogSumExpPartial
+    {
+        get
+        {
+            long start = queryFloats + lineFloats;
+            foreach (long captured in capturedFloats)
+                start += captured;
+            return start;
+        }
     }
 
     /// <summary>Where the partial gradients of the queries of a head begin: chunk by chunk, [query, feature].</summary>
@@ -188,7 +219,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     public bool Accumulate;
 
     // Memory of the thread, and where the item stands.
-    private float* scaledColumns, scaledRows, upstreamColumns, upstreamRows, queryGradient, s, dS, logSumExp, delta, keyGradient, valueGradient, finite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, logSumExp, remainder, delta, keyGradient, valueGradient, finite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient;
     private nint headRow, valueRow, batch, chunk;
@@ -211,14 +242,15 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         headRow = (nint)AttentionTiles.RoundUp(d, V.Count);
         valueRow = (nint)AttentionTiles.RoundUp(dv, V.Count);
 
-        scaledColumns = Take(ref scratch, d * block);
+        queryColumns = Take(ref scratch, d * block);
         upstreamColumns = Take(ref scratch, dv * block);
-        scaledRows = Take(ref scratch, block * headRow);
+        queryRows = Take(ref scratch, block * headRow);
         upstreamRows = Take(ref scratch, block * valueRow);
         queryGradient = Take(ref scratch, (nint)AttentionTiles.RoundUp(d, Product.Rows) * block);
         s = Take(ref scratch, AttentionTiles.Keys * block);
         dS = Take(ref scratch, AttentionTiles.Keys * block);
         logSumExp = Take(ref scratch, block);
+        remainder = Take(ref scratch, block);
         delta = Take(ref scratch, block);
         keyGradient = Take(ref scratch, chunkKeys * headRow);
         valueGradient = Take(ref scratch, chunkKeys * valueRow);
@@ -259,18 +291,18 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         if (end > first)
         {
             float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
-            AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, Shape.Scale, scaledColumns);
-            AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, Shape.Scale, scaledRows, headRow);
-            AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, 1f, upstreamColumns);
-            AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, 1f, upstreamRows, valueRow);
-            bool finiteBlock = AttentionTiles.IsFinite(scaledRows, headRow, 1, rows, d) && AttentionTiles.IsFinite(upstreamRows, valueRow, 1, rows, dv);
-            BeginRows(head, i0, rows, block, dv);
+            AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
+            AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
+            AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
+            AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
+            bool finiteBlock = AttentionTiles.IsFinite(queryRows, headRow, 1, rows, d) && AttentionTiles.IsFinite(upstreamRows, valueRow, 1, rows, dv);
+            BeginRows<V>(head, i0, rows, dv);
             scores.BeginBlock<V>(Scoring, i0);
             for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
             {
                 nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
                 float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
-                Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, scaledColumns, block, AttentionTiles.Vectors, d, s, block);
+                Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
                 Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
                 // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
                 float hidden = finiteBlock && finite[(j0 - first) / AttentionTiles.Keys] != 0 ? 0f : -1f;
@@ -278,16 +310,20 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 bool hides = Differentiate<V>(scores, head, i0, j0, rows, tileKeys, crossesDiagonal, hidden, first);
                 EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
                 float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
+                // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
+                nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
+                Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
+                Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
                 if (hides && hidden != 0)
                 {
                     Product.AddWhereElementsVisible<V>(s, block, 1, tileKeys, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow, s);
-                    Product.AddWhereElementsVisible<V>(dS, block, 1, tileKeys, scaledRows, headRow, headRow / V.Count, rows, dK, headRow, s);
+                    Product.AddWhereElementsVisible<V>(dS, block, 1, tileKeys, queryRows, headRow, headRow / V.Count, rows, dK, headRow, s);
                     Product.AddWhereLanesVisible<V>(tileK, Key.Column, Key.Row, d, dS, block, AttentionTiles.Vectors, tileKeys, queryGradient, block, s);
                 }
                 else
                 {
-                    Product.Add<V>(s, block, 1, tileKeys, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow);
-                    Product.Add<V>(dS, block, 1, tileKeys, scaledRows, headRow, headRow / V.Count, rows, dK, headRow);
+                    Product.Add<V>(s, block, 1, fullRows, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow);
+                    Product.Add<V>(dS, block, 1, fullRows, queryRows, headRow, headRow / V.Count, rows, dK, headRow);
                     Product.Add<V>(tileK, Key.Column, Key.Row, d, dS, block, AttentionTiles.Vectors, tileKeys, queryGradient, block);
                 }
             }
@@ -298,22 +334,29 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get a log-sum-exp of ∞: their weights are 0.
-    private readonly void BeginRows(nint head, nint i0, nint rows, nint block, nint dv)
+    private readonly void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
+        nint block = AttentionTiles.Block<V>();
         float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, output = Output.Matrix(batch, head) + i0 * Output.Row;
         float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
+
+        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key.
+        Clear(delta, block);
+        for (nint column = 0; column < dv; column++)
+        {
+            AttentionTiles.PackColumns<V>(output + column * Output.Column, Output.Row, 0, rows, 1, logSumExp);
+            for (nint lane = 0; lane < block; lane += V.Count)
+                V.MultiplyAdd(V.Load(logSumExp + lane), V.Load(upstreamColumns + column * block + lane), V.Load(delta + lane)).Store(delta + lane);
+        }
         for (nint row = 0; row < block; row++)
         {
-            logSumExp[row] = float.PositiveInfinity;
-            delta[row] = 0;
-            if (row >= rows || l[row * LogSumExp.Row] == float.NegativeInfinity)
-                continue;
-            logSumExp[row] = l[row * LogSumExp.Row];
-            float* o = output + row * Output.Row, u = upstreamRows + row * valueRow;
-            float sum = 0;
-            for (nint column = 0; column < dv; column++)
-                sum += u[column] * o[column * Output.Column];
-            delta[row] = upstreamL == null ? sum : sum - upstreamL[row * UpstreamLogSumExp.Row];
+            bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
+            logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
+            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            if (!seesKeys)
+                delta[row] = 0;
+            else if (upstreamL != null)
+                delta[row] -= upstreamL[row * UpstreamLogSumExp.Row];
         }
     }
 
@@ -338,18 +381,19 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             gradient2 = GradientTile(2, i0, j0);
             gradient3 = GradientTile(3, i0, j0);
         }
-        V none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset), l = V.Load(logSumExp + lane), dl = V.Load(delta + lane);
+            V lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset), l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
             for (nint row = 0; row < tileKeys; row++)
             {
                 nint at = row * block + lane;
-                V score = V.Load(s + at), z = score, slope = V.One;
+                V score = V.Load(s + at), z, slope = V.One;
                 V bias = V.Load(line.Start + row * line.Step + lane);
                 ScorePlace<V> place = default;
                 if (ruled)
                 {
+                    score *= scale;
                     place = new ScorePlace<V>
                     {
                         QueryPosition = position,
@@ -367,7 +411,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                     z = V.SelectEqual(z, none, none, z + bias);
                 }
                 else
-                    z += bias;
+                    z = V.MultiplyAdd(score, scale, bias);
                 if (mayHide)
                 {
                     z = V.SelectEqual(bias, none, none, z);
@@ -375,7 +419,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                     z = V.SelectLess(lanes, V.From(queryCount), z, none);
                     least = V.SelectEqual(z, none, none, least);
                 }
-                V p = V.Exp(z - l);
+                V p = V.Exp(z - l - rest);
                 V dz = p * (V.Load(dS + at) - dl);
                 if (mayHide)
                 {
@@ -577,11 +621,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
 
     private readonly void WriteKeyGradients(nint keyHead, nint first, nint count)
     {
-        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow);
-        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow);
+        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow, Shape.Scale);
+        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow, 1f);
     }
 
-    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step)
+    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step, float factor)
     {
         if (!gradient.IsPresent)
             return;
@@ -591,7 +635,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             for (nint column = 0; column < columns; column++)
             {
                 float* at = to + row * gradient.Row + column * gradient.Column;
-                *at = Accumulate ? *at + from[row * step + column] : from[row * step + column];
+                float value = factor * from[row * step + column];
+                *at = Accumulate ? *at + value : value;
             }
         }
     }

@@ -27,10 +27,16 @@ internal sealed partial class CpuDevice
                 Value = new Strided(value, problem.Value),
                 Output = new Strided(o, output),
                 LogSumExp = new Strided(l, logSumExp),
+                HasRemainder = logSumExp.Rank == 4,
             };
-            long blocks = (shape.Queries + Lanes * AttentionTiles.Vectors - 1) / (Lanes * AttentionTiles.Vectors);
-            Run(work, shape.Batch * shape.Heads * blocks, scratch, (nint)stride);
+            Run(work, ForwardItems(shape), scratch, (nint)stride);
         }
+    }
+
+    private static long ForwardItems(in AttentionShape shape)
+    {
+        long block = Lanes * AttentionTiles.Vectors;
+        return shape.Batch * shape.Heads * ((shape.Queries + block - 1) / block);
     }
 
     private static long ForwardScratchBytes(in AttentionShape shape)
@@ -50,6 +56,9 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp;
 
+    /// <summary>Whether <see cref="LogSumExp"/> has a second column for what rounding took from the first.</summary>
+    public bool HasRemainder;
+
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -66,7 +75,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         float* sum = maximum + block, tileMaximum = sum + block, factor = tileMaximum + block;
         float* rest = factor + block;
 
-        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, Shape.Scale, q);
+        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, q);
         new Span<float>(o, (int)(dv * block)).Clear();
         new Span<float>(maximum, (int)block).Fill(float.NegativeInfinity);
         new Span<float>(sum, (int)block).Clear();
@@ -101,17 +110,12 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         Finish<V>(o, maximum, sum, batch, head, i0, rows, dv);
     }
 
-    // Turns scale·q·k into final scores and raises the maxima; returns whether some pair is hidden.
+    // Turns q·k into final scores and raises the maxima; returns whether some pair is hidden.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private readonly bool Score<V>(in HeadScores scores, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count, bool crossesDiagonal)
         where V : struct, ILanes<V>
     {
         bool ruled = typeof(TRule) != typeof(PlainScore);
-        if (!ruled && scores.Line == null && !crossesDiagonal)
-        {
-            Raise<V>(s, maximum, count);
-            return false;
-        }
         nint block = AttentionTiles.Block<V>();
         bool mayHide = crossesDiagonal || scores.LineHides || ruled;
         LaneRows line = scores.LineTile(i0, j0);
@@ -123,17 +127,17 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, count);
             captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, count);
         }
-        V hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
             V highest = V.Load(maximum + lane), lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset);
             for (nint row = 0; row < count; row++)
             {
                 float* at = s + row * block + lane;
-                V z = V.Load(at);
+                V z = V.Load(at), bias = V.Load(line.Start + row * line.Step + lane);
                 if (ruled)
                 {
-                    z = Rule.Score(z, new ScorePlace<V>
+                    z = Rule.Score(z * scale, new ScorePlace<V>
                     {
                         QueryPosition = position,
                         KeyPosition = V.From(j0 + row),
@@ -145,13 +149,13 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                         Captured3 = V.Load(captured3.Start + row * captured3.Step + lane),
                     });
                     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                    z = V.SelectEqual(z, hidden, hidden, z + V.Load(line.Start + row * line.Step + lane));
+                    z = V.SelectEqual(z, hidden, hidden, z + bias);
                 }
                 else
-                    z += V.Load(line.Start + row * line.Step + lane);
+                    z = V.MultiplyAdd(z, scale, bias);
                 if (mayHide)
                 {
-                    z = V.SelectEqual(V.Load(line.Start + row * line.Step + lane), hidden, hidden, z);
+                    z = V.SelectEqual(bias, hidden, hidden, z);
                     z = V.SelectLess(lanes, V.From(crossesDiagonal ? j0 + row - i0 - Shape.QueryOffset : 0), hidden, z);
                     least = V.SelectEqual(z, hidden, hidden, least);
                 }
@@ -161,18 +165,6 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             highest.Store(maximum + lane);
         }
         return V.AnyEqual(least, hidden);
-    }
-
-    private static void Raise<V>(float* s, float* maximum, nint count) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        for (nint lane = 0; lane < block; lane += V.Count)
-        {
-            V highest = V.Load(maximum + lane);
-            for (nint row = 0; row < count; row++)
-                highest = V.MaxNative(highest, V.Load(s + row * block + lane));
-            highest.Store(maximum + lane);
-        }
     }
 
     // P = e^(S − maximum) in place, its sum, and the factor by which what was summed so far shrinks. Hidden pairs become `hidden`, 0 or a negative mark.
@@ -211,7 +203,6 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             V total = V.Load(sum + lane);
             for (nint column = 0; column < dv; column++)
                 V.SelectEqual(total, V.Zero, V.Zero, V.Load(o + column * block + lane) / total).Store(o + column * block + lane);
-            V.SelectEqual(total, V.Zero, V.From(float.NegativeInfinity), V.Load(maximum + lane) + V.Log(total)).Store(sum + lane);
         }
         float* output = Output.Matrix(batch, head) + i0 * Output.Row;
         for (nint row = 0; row < rows; row++)
@@ -223,6 +214,12 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             return;
         float* logSumExp = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row;
         for (nint row = 0; row < rows; row++)
-            logSumExp[row * LogSumExp.Row] = sum[row];
+        {
+            double exact = sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
+            float rounded = (float)exact;
+            logSumExp[row * LogSumExp.Row] = rounded;
+            if (HasRemainder)
+                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
+        }
     }
 }

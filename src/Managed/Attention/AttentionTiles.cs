@@ -33,28 +33,28 @@ internal static unsafe class AttentionTiles
 
     public static long RoundUp(long count, long multiple) => (count + multiple - 1) / multiple * multiple;
 
-    /// <summary>Copies rows i0 .. i0+rows−1 of a matrix, times a factor, into lanes: target[column·Block + row]. Lanes beyond the rows become 0.</summary>
-    public static void PackColumns<V>(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float factor, float* target) where V : struct, ILanes<V>
+    /// <summary>Copies rows i0 .. i0+rows−1 of a matrix into lanes: target[column·Block + row]. Lanes beyond the rows become 0.</summary>
+    public static void PackColumns<V>(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float* target) where V : struct, ILanes<V>
     {
         nint block = Block<V>();
         for (nint column = 0; column < columns; column++)
         {
             float* from = source + column * columnStep, to = target + column * block;
             for (nint row = 0; row < rows; row++)
-                to[row] = from[row * rowStep] * factor;
+                to[row] = from[row * rowStep];
             for (nint row = rows; row < block; row++)
                 to[row] = 0;
         }
     }
 
-    /// <summary>Copies rows of a matrix, times a factor, to rows of whole vectors: target[row·step + column]. Columns up to step become 0.</summary>
-    public static void PackRows(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float factor, float* target, nint step)
+    /// <summary>Copies rows of a matrix to rows of whole vectors: target[row·step + column]. Columns up to step become 0.</summary>
+    public static void PackRows(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float* target, nint step)
     {
         for (nint row = 0; row < rows; row++)
         {
             float* from = source + row * rowStep, to = target + row * step;
             for (nint column = 0; column < columns; column++)
-                to[column] = from[column * columnStep] * factor;
+                to[column] = from[column * columnStep];
             for (nint column = columns; column < step; column++)
                 to[column] = 0;
         }

@@ -25,6 +25,18 @@ internal readonly unsafe struct Strided
         Column = Step(view, 3);
     }
 
+    private Strided(float* data, nint step0, nint step1, nint row, nint column)
+    {
+        Data = data;
+        this.step0 = step0;
+        this.step1 = step1;
+        Row = row;
+        Column = column;
+    }
+
+    /// <summary>[b, h, s, 2] without gaps, at an address.</summary>
+    public static Strided Pairs(float* data, nint heads, nint rows) => new(data, 2 * heads * rows, 2 * rows, 2, 1);
+
     public bool IsPresent => Data != null;
 
     /// <summary>The first element of a matrix of the last two axes.</summary>
