@@ -24,27 +24,25 @@ public static class Contract
     /// <summary>Throws where ours breaks the contract. The tensor is [batch, heads, ...] in row-major order; leave both at 1 where there are no heads.</summary>
     /// <returns>The largest |ours − oracle| as a share of what is allowed.</returns>
     public static double Check(ReadOnlySpan<float> ours, ReadOnlySpan<double> oracle, ReadOnlySpan<float> naive, double factor, string what,
+        int heads = 1, int batch = 1) => Check(ours, oracle, oracle, naive, factor, what, heads, batch);
+
+    /// <summary>The same against somebody else's numbers, which must be as near as if they were the oracle's.</summary>
+    /// <remarks>The naive error is still measured from the oracle: a wrong number of theirs would widen its own tolerance.</remarks>
+    public static double Check(ReadOnlySpan<float> ours, ReadOnlySpan<double> theirs, ReadOnlySpan<double> oracle, ReadOnlySpan<float> naive, double factor, string what,
         int heads = 1, int batch = 1)
     {
-        if (ours.Length != oracle.Length || naive.Length != oracle.Length)
-            throw new ContractException($"{what}: {ours.Length} numbers, the oracle has {oracle.Length}, the naive loops {naive.Length}.");
-        if (heads < 1 || batch < 1 || oracle.Length % (heads * batch) != 0)
-            throw new ContractException($"{what}: {oracle.Length} numbers aren't [{batch}, {heads}, ...].");
-        double share = Check(ours, oracle, Yardstick(naive, oracle, new Part(oracle.Length, 1, 1, 0)), factor, what, new Part(oracle.Length, 1, 1, 0));
+        if (ours.Length != theirs.Length || oracle.Length != theirs.Length || naive.Length != theirs.Length)
+            throw new ContractException($"{what}: {ours.Length} numbers, expected are {theirs.Length}, the oracle has {oracle.Length}, the naive loops {naive.Length}.");
+        if (heads < 1 || batch < 1 || theirs.Length % (heads * batch) != 0)
+            throw new ContractException($"{what}: {theirs.Length} numbers aren't [{batch}, {heads}, ...].");
+        var whole = new Part(theirs.Length, 1, 1, 0);
+        double share = Check(ours, theirs, Yardstick(naive, oracle, whole), factor, what, whole);
         for (int head = 0; head < heads && heads > 1; head++)
         {
-            var part = new Part(oracle.Length, batch, heads, head);
-            share = Math.Max(share, Check(ours, oracle, Yardstick(naive, oracle, part), factor, $"{what}, head {head}", part));
+            var part = new Part(theirs.Length, batch, heads, head);
+            share = Math.Max(share, Check(ours, theirs, Yardstick(naive, oracle, part), factor, $"{what}, head {head}", part));
         }
         return share;
-    }
-
-    /// <summary>The same where only the size of the naive error is known: per tensor.</summary>
-    public static double Check(ReadOnlySpan<float> ours, ReadOnlySpan<double> oracle, double naiveError, double factor, string what)
-    {
-        if (ours.Length != oracle.Length)
-            throw new ContractException($"{what}: {ours.Length} numbers, the oracle has {oracle.Length}.");
-        return Check(ours, oracle, naiveError, factor, what, new Part(oracle.Length, 1, 1, 0));
     }
 
     /// <summary>What the contract allows per tensor, in the units of the tensor.</summary>
@@ -67,7 +65,7 @@ public static class Contract
             if (!double.IsFinite(target) || !float.IsFinite(ours[i]))
             {
                 if (!(double.IsNaN(target) && float.IsNaN(ours[i])) && target != ours[i])
-                    throw new ContractException(Invariant($"{what}: [{i}] is {ours[i]}, the oracle says {oracle[i]}."));
+                    throw new ContractException(Invariant($"{what}: [{i}] is {ours[i]}, expected is {oracle[i]}."));
                 continue;
             }
             double error = Math.Abs(ours[i] - target);
@@ -76,7 +74,7 @@ public static class Contract
         }
         if (worst > allowed)
             throw new ContractException(Invariant(
-                $"{what}: [{worstAt}] is {ours[worstAt]:G9}, the oracle says {oracle[worstAt]:G12}: {worst:G3} apart, {allowed:G3} allowed ({factor} x {naiveError:G3} of the naive float32 loops + {rounding:G3})."));
+                $"{what}: [{worstAt}] is {ours[worstAt]:G9}, expected is {oracle[worstAt]:G12}: {worst:G3} apart, {allowed:G3} allowed ({factor} x {naiveError:G3} of the naive float32 loops + {rounding:G3})."));
         return worst <= 0 ? 0 : worst / allowed;
     }
 

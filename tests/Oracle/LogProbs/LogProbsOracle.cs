@@ -8,6 +8,7 @@ public sealed record TokenResult<T>(T[] LogProb, T[] LogSumExp, T[] Entropy);
 /// <summary>Token log-probabilities from logits [n, V].</summary>
 /// <remarks>
 /// With m the largest logit and S = Σ e^(z − m): ln p = (z − m) − ln S, log-sum-exp = m + ln S, entropy = −Σ p ln p, where logits of −∞ are left out.
+/// Rows of −∞ alone or with a logit of ∞ have no distribution: log-sum-exp is that infinity, ln p = z − log-sum-exp, entropy and gradient are NaN.
 /// A row whose target is the ignored one has results 0 and gradient 0, whatever its logits.
 /// </remarks>
 public static class LogProbsOracle
@@ -39,7 +40,12 @@ public static class LogProbsOracle
         {
             if (targets[row] == ignoreTarget)
                 continue;
-            T[] logP = LogP<T>(z.Row(row), out _);
+            T[] logP = LogP<T>(z.Row(row), out T logSumExp);
+            if (T.IsInfinity(logSumExp))
+            {
+                gradient.Row(row).Fill(T.NaN);
+                continue;
+            }
             T entropy = Entropy(logP);
             T uL = T.CreateTruncating(logProbUpstream?[row] ?? 0), uS = T.CreateTruncating(logSumExpUpstream?[row] ?? 0), uH = T.CreateTruncating(entropyUpstream?[row] ?? 0);
             for (int j = 0; j < logP.Length; j++)
@@ -59,7 +65,7 @@ public static class LogProbsOracle
         T sum = T.Zero;
         foreach (T logit in z)
             sum += T.Exp(logit - largest);
-        T logSum = T.Log(sum);
+        T logSum = T.IsInfinity(largest) ? T.Zero : T.Log(sum);
         logSumExp = largest + logSum;
         var logP = new T[z.Length];
         for (int j = 0; j < z.Length; j++)

@@ -27,6 +27,26 @@ public static class RotaryOracle
         return positions;
     }
 
+    /// <summary>Cosines and sines of the angles, times a factor: [batch or 1, token, pair].</summary>
+    public static (Grid<T> Cosines, Grid<T> Sines) Table<T>(Grid<double> positions, double[] frequencies, double attentionFactor = 1) where T : IFloatingPointIeee754<T>
+    {
+        var cosines = Grid.Zeros<T>(positions.Shape[0], positions.Shape[1], frequencies.Length);
+        var sines = Grid.Zeros<T>(cosines.Shape);
+        for (int b = 0; b < cosines.Shape[0]; b++)
+        {
+            for (int t = 0; t < cosines.Shape[1]; t++)
+            {
+                for (int m = 0; m < frequencies.Length; m++)
+                {
+                    double angle = positions[b, t] * frequencies[m];
+                    cosines[b, t, m] = T.CreateTruncating(attentionFactor * Math.Cos(angle));
+                    sines[b, t, m] = T.CreateTruncating(attentionFactor * Math.Sin(angle));
+                }
+            }
+        }
+        return (cosines, sines);
+    }
+
     /// <param name="x">[batch, head, token, headSize]; features beyond the frequencies stay as they are.</param>
     /// <param name="positions">[batch or 1, token].</param>
     /// <param name="frequencies">The angle of every pair at position 1.</param>
@@ -37,6 +57,7 @@ public static class RotaryOracle
         double attentionFactor = 1) where T : IFloatingPointIeee754<T>
     {
         Grid<T> rotated = x.To<T>();
+        (Grid<T> cosines, Grid<T> sines) = Table<T>(positions, frequencies, attentionFactor);
         int pairs = frequencies.Length;
         for (int b = 0; b < x.Shape[0]; b++)
         {
@@ -47,10 +68,7 @@ public static class RotaryOracle
                     Span<T> features = rotated.Row(b, h, t);
                     for (int m = 0; m < pairs; m++)
                     {
-                        double angle = positions[b, t] * frequencies[m];
-                        T cos = T.CreateTruncating(attentionFactor * Math.Cos(angle)), sin = T.CreateTruncating(attentionFactor * Math.Sin(angle));
-                        if (backward)
-                            sin = -sin;
+                        T cos = cosines[b, t, m], sin = backward ? -sines[b, t, m] : sines[b, t, m];
                         int first = interleaved ? 2 * m : m, second = interleaved ? 2 * m + 1 : m + pairs;
                         (T x0, T x1) = (features[first], features[second]);
                         features[first] = x0 * cos - x1 * sin;

@@ -1,0 +1,162 @@
+using System.Numerics;
+using TransformerKernels.Oracle;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>attention/: output, log-sum-exp and every gradient.</summary>
+public sealed class AttentionReplay : IReplay
+{
+    private static readonly string[] Parameters =
+        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan"];
+
+    private static readonly string[] Inputs =
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "temperature", "length_gain"];
+
+    public bool Owns(VectorCase vector) => vector.Folder == "attention";
+
+    public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        Case read = Read(vector);
+        var results = new Results<T>();
+        AttentionResult<T> forward = AttentionOracle.Forward<T>(read.Inputs);
+        results.Output("output", forward.Output.Data);
+        results.Output("lse", forward.LogSumExp.Data);
+        if (read.Upstream is null)
+            return results;
+        AttentionGradient<T> backward = AttentionOracle.Backward<T>(read.Inputs, read.Upstream, read.LogSumExpUpstream);
+        results.Gradient("query", backward.Query.Data);
+        results.Gradient("key", backward.Key.Data);
+        results.Gradient("value", backward.Value.Data);
+        if (backward.Slopes is not null)
+            results.Gradient("alibi_slopes", backward.Slopes.Data);
+        if (backward.DistanceBias is not null)
+            results.Gradient("distance_vector", backward.DistanceBias.Data);
+        if (read.CapturedName is not null)
+            results.Gradient(read.CapturedName, backward.Captured[0].Data);
+        return results;
+    }
+
+    public Results<float> Library(VectorCase vector)
+    {
+        Case read = Read(vector);
+        return vector.Text("score_rule") switch
+        {
+            "checkerboard" => Run(read, new Checkerboard()),
+            "squared" => Run(read, new SquaredScore()),
+            "leaky" => Run(read, new LeakyScore()),
+            "relative_temperature" => Run(read, new LearnedTemperature()),
+            "log_length" => Run(read, new LogLength()),
+            _ => Run(read, new PlainScore()),
+        };
+    }
+
+    /// <summary>Forward, and backward if there is an upstream gradient, by the library.</summary>
+    internal static Results<float> Run<TRule>(Case read, TRule rule) where TRule : unmanaged, IScoreRule
+    {
+        ComputeDevice device = ComputeDevice.Cpu;
+        using var workspace = new Workspace(device);
+        AttentionInputs inputs = read.Inputs;
+        int batch = inputs.Query.Shape[0], heads = inputs.Query.Shape[1], keyHeads = inputs.Key.Shape[1], queries = inputs.Query.Shape[2];
+        var problem = new AttentionProblem
+        {
+            Query = View(inputs.Query),
+            Key = View(inputs.Key),
+            Value = View(inputs.Value),
+            Scale = (float?)inputs.Scale,
+            Causal = inputs.Causal,
+            QueryOffset = inputs.QueryOffset,
+            Slopes = View(inputs.Slopes),
+            DistanceBias = View(inputs.DistanceBias),
+            DistanceCentre = inputs.DistanceCentre,
+        };
+        if (inputs.Captured.Count > 0)
+        {
+            CapturedValues captured = inputs.Captured[0];
+            problem.Captured0 = captured.By == CapturedBy.Head ? CapturedTensor.PerHead(View(captured.Values)) : CapturedTensor.PerHeadAndAbsoluteDistance(View(captured.Values));
+        }
+        int[] outputShape = [batch, heads, queries, inputs.Value.Shape[3]];
+        float[] output = New(outputShape), logSumExp = New(batch, heads, queries);
+        Attention.Forward(device, problem, rule, View(output, outputShape), View(logSumExp, batch, heads, queries), workspace);
+        var results = new Results<float>();
+        results.Output("output", output, batch, heads);
+        results.Output("lse", logSumExp, batch, heads);
+        if (read.Upstream is null)
+            return results;
+
+        float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
+        float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
+        float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
+        var gradients = new AttentionGradients
+        {
+            Query = View(query, inputs.Query.Shape),
+            Key = View(key, inputs.Key.Shape),
+            Value = View(value, inputs.Value.Shape),
+            Slopes = inputs.Slopes is null ? default : View(slopes, inputs.Slopes.Shape),
+            DistanceBias = inputs.DistanceBias is null ? default : View(bias, inputs.DistanceBias.Shape),
+            Captured0 = inputs.Captured.Count > 0 ? View(capturedGradient, inputs.Captured[0].Values.Shape) : default,
+        };
+        Attention.Backward(device, problem, rule, new AttentionSaved { Output = View(output, outputShape), LogSumExp = View(logSumExp, batch, heads, queries) },
+            new AttentionUpstream { Output = View(read.Upstream), LogSumExp = View(read.LogSumExpUpstream) }, gradients, workspace);
+        results.Gradient("query", query, batch, heads);
+        results.Gradient("key", key, batch, keyHeads);
+        results.Gradient("value", value, batch, keyHeads);
+        // One number a head has no other to be hidden by.
+        results.Gradient("alibi_slopes", slopes);
+        results.Gradient("distance_vector", bias, 1, inputs.DistanceBias?.Shape[0] ?? 1);
+        if (read.CapturedName is not null)
+            results.Gradient(read.CapturedName, capturedGradient, 1, inputs.Captured[0].By == CapturedBy.Head ? 1 : inputs.Captured[0].Values.Shape[0]);
+        return results;
+    }
+
+    private static Case Read(VectorCase vector)
+    {
+        vector.KnowsOnly(Parameters, Inputs);
+        bool causal = vector.Flag("is_causal");
+        switch (vector.Text("alibi_form"))
+        {
+            case null or "symmetric":
+                break;
+            // Causal attention sees no distance above 0, where alone the forms differ.
+            case "one_sided" when causal:
+                break;
+            case { } form:
+                throw new NotReplayedException($"alibi_form {form}");
+        }
+        if (vector.Input("distance_vector") is { Shape.Length: > 2 })
+            throw new NotReplayedException("distance_vector per batch");
+        string? capturedName = vector.Text("score_rule") switch { "relative_temperature" => "temperature", "log_length" => "length_gain", _ => null };
+        CapturedValues? captured = capturedName is null ? null
+            : new(vector.Need(capturedName).Grid, capturedName == "temperature" ? CapturedBy.HeadAndAbsoluteDistance : CapturedBy.Head);
+        return new(new AttentionInputs
+        {
+            Query = vector.Need("query").Grid,
+            Key = vector.Need("key").Grid,
+            Value = vector.Need("value").Grid,
+            Scale = vector.Number("scale"),
+            Causal = causal,
+            QueryOffset = (int?)vector.Number("query_offset"),
+            Slopes = vector.Input("alibi_slopes")?.Grid,
+            DistanceBias = vector.Input("distance_vector")?.Grid,
+            DistanceCentre = (int?)vector.Number("distance_centre"),
+            Formula = vector.Text("score_rule") switch
+            {
+                null => null,
+                "checkerboard" => new CheckerboardFormula(),
+                "squared" => new SquaredFormula(),
+                "leaky" => new LeakyFormula(0.125),
+                "relative_temperature" => new CapturedFactorFormula(),
+                "log_length" => new LogLengthFormula(),
+                { } rule => throw new NotReplayedException($"score_rule {rule}"),
+            },
+            Captured = captured is null ? [] : [captured],
+        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid, capturedName);
+    }
+
+    private static float[] New(params int[] shape) => new float[shape.Aggregate(1, (product, length) => product * length)];
+
+    private static TensorView View(float[] data, params int[] shape) => TensorView.Of(data, Array.ConvertAll(shape, length => (long)length));
+
+    private static TensorView View(Grid<double>? grid) => grid is null ? default : View(Array.ConvertAll(grid.Data, x => (float)x), grid.Shape);
+
+    internal sealed record Case(AttentionInputs Inputs, Grid<double>? Upstream, Grid<double>? LogSumExpUpstream, string? CapturedName);
+}

@@ -1,0 +1,48 @@
+using System.Numerics;
+using TransformerKernels.Oracle;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>logprobs/cross-entropy: −log-prob + z·log-sum-exp², weighted and reduced here, its gradient by the upstreams of log-prob and log-sum-exp.</summary>
+public sealed class CrossEntropyReplay : IReplay
+{
+    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "cross-entropy.json";
+
+    public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
+
+    public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T> => Run<T>(vector, library: false);
+
+    private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch"], ["logits", "targets", "upstream", "weight", "labels"]);
+        vector.Requires("label_smoothing", 0.0);
+        long ignored = (long)(vector.Number("ignore_index") ?? -100);
+        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? Shifted(labels, ignored) : vector.Need("targets").Integers, ignored);
+        long[] targets = tokens.Targets;
+        double zLoss = vector.Number("z_loss") ?? 0;
+        bool[] counts = [.. targets.Select(target => target != ignored)];
+        double[]? classWeights = vector.Input("weight")?.Data;
+        double[] weights = [.. targets.Select((target, t) => !counts[t] ? 0 : classWeights is null ? 1 : classWeights[target])];
+        // No valid token: loss 0 and no gradient.
+        double divisor = vector.Text("reduction") is "none" or "sum" ? 1 : vector.Number("num_items_in_batch") ?? (counts.Contains(true) ? weights.Sum() : 1);
+        double[] upstream = vector.Input("upstream")?.Data ?? [1];
+        double[] share = [.. targets.Select((_, t) => upstream[upstream.Length == 1 ? 0 : t] / divisor)];
+
+        TokenResult<T> forward = tokens.Forward<T>(library);
+        double[] losses = [.. targets.Select((_, t) => counts[t]
+            ? -weights[t] * double.CreateTruncating(forward.LogProb[t]) + zLoss * Math.Pow(double.CreateTruncating(forward.LogSumExp[t]), 2) : 0)];
+        var results = new Results<T>();
+        results.Output("loss", vector.Text("reduction") == "none" ? Array.ConvertAll(losses, T.CreateTruncating) : [T.CreateTruncating(losses.Sum() / divisor)]);
+        double[] logProbUpstream = [.. weights.Select((weight, t) => -weight * share[t])];
+        double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? 2 * zLoss * double.CreateTruncating(forward.LogSumExp[t]) * share[t] : 0)];
+        results.Gradient("logits", tokens.Backward<T>(library, logProbUpstream, logSumExpUpstream, null));
+        return results;
+    }
+
+    // Logits at t meet the label at t + 1; the last ones meet none.
+    private static long[] Shifted(VectorTensor labels, long ignored)
+    {
+        int length = labels.Shape[1];
+        return [.. labels.Integers.Select((_, i) => i % length == length - 1 ? ignored : labels.Integers[i + 1])];
+    }
+}

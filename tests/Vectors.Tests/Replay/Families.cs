@@ -1,0 +1,13 @@
+namespace TransformerKernels.Tests;
+
+/// <summary>Every family that is replayed.</summary>
+public static class Families
+{
+    public static IReadOnlyList<IReplay> All { get; } =
+    [
+        new AttentionReplay(), new OnnxAttentionReplay(), new RotaryReplay(), new LogProbsReplay(), new CrossEntropyReplay(), new TokenFunctionsReplay(),
+        new PreferenceReplay(), new PolicyReplay(), new AdvantageReplay(), new WhiteningReplay(),
+    ];
+
+    public static IReplay? Of(VectorCase vector) => All.FirstOrDefault(family => family.Owns(vector));
+}

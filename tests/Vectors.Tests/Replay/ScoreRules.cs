@@ -1,0 +1,35 @@
+namespace TransformerKernels.Tests;
+
+/// <summary>Scores halved between neighbours and doubled at distance two.</summary>
+public readonly struct Checkerboard : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
+    {
+        T distance = T.Abs(at.Distance);
+        return T.SelectEqual(distance, T.One, 0.5f * score, T.SelectEqual(distance, T.From(2), 2f * score, score));
+    }
+}
+
+/// <summary>s².</summary>
+public readonly struct SquaredScore : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => score * score;
+}
+
+/// <summary>s, an eighth of it below 0.</summary>
+public readonly struct LeakyScore : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => T.SelectLess(score, T.Zero, 0.125f * score, score);
+}
+
+/// <summary>s times a learned temperature, Captured0.</summary>
+public readonly struct LearnedTemperature : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => score * at.Captured0;
+}
+
+/// <summary>s·gain·ln(p + 2), the learned gain being Captured0.</summary>
+public readonly struct LogLength : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => score * at.Captured0 * T.Log(at.QueryPosition + 2f);
+}
