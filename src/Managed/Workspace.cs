@@ -39,8 +39,12 @@ public sealed class Workspace : IDisposable
             return;
         if (bytes > Limit)
             throw new ArgumentException($"This needs {bytes} bytes of workspace; the workspace's limit is {Limit}.", "workspace");
-        buffer?.Dispose();
-        buffer = null;
+        if (buffer is not null)
+        {
+            Device.Synchronize(); // queued work may still use it
+            buffer.Dispose();
+            buffer = null;
+        }
         buffer = Device.Allocate(ElementType.Bool, bytes);
     }
 

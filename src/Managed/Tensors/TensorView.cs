@@ -162,6 +162,39 @@ public readonly ref struct TensorView
         return With(length == 0 ? 0 : start * strides[axis], shape, steps);
     }
 
+    /// <summary>The elements at one index of an axis; that axis goes.</summary>
+    /// <param name="axis">The axis to remove.</param>
+    /// <param name="index">Which of its elements stay.</param>
+    public TensorView Select(int axis, long index)
+    {
+        if ((ulong)index >= (ulong)Length(axis))
+            throw new ArgumentOutOfRangeException(nameof(index), $"Element {index} of axis {axis}, which has {Length(axis)}.");
+        Span<long> shape = stackalloc long[Rank - 1], steps = stackalloc long[Rank - 1];
+        for (int i = 0; i < shape.Length; i++)
+        {
+            shape[i] = lengths[i < axis ? i : i + 1];
+            steps[i] = strides[i < axis ? i : i + 1];
+        }
+        return With(index * strides[axis], shape, steps);
+    }
+
+    /// <summary>The same elements again and again along an axis of length 1, which gets a stride of 0. The view can be an input only.</summary>
+    /// <param name="axis">The axis to lengthen.</param>
+    /// <param name="length">Its new length.</param>
+    public TensorView Expand(int axis, long length)
+    {
+        if (Length(axis) != 1)
+            throw new ArgumentException($"Axis {axis} has the length {Length(axis)}; only an axis of length 1 can be expanded.", nameof(axis));
+        ArgumentOutOfRangeException.ThrowIfNegative(length);
+        Span<long> shape = stackalloc long[Rank], steps = stackalloc long[Rank];
+        for (int i = 0; i < Rank; i++)
+        {
+            shape[i] = i == axis ? length : lengths[i];
+            steps[i] = i == axis ? 0 : strides[i];
+        }
+        return With(0, shape, steps);
+    }
+
     /// <summary>The same elements, which must lie row-major without gaps, in another shape of as many elements.</summary>
     public TensorView Reshape(params scoped ReadOnlySpan<long> shape)
     {
