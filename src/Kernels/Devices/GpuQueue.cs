@@ -1,0 +1,155 @@
+using System.Reflection;
+using ILGPU;
+using ILGPU.Algorithms;
+using ILGPU.Runtime;
+
+namespace TransformerKernels;
+
+/// <summary>One opened GPU: its context, its stream, and the kernels compiled for it. Everything that ILGPU's runtime does is asked for here.</summary>
+/// <remarks>ILGPU's accelerators are not thread-safe; every use holds the lock.</remarks>
+internal sealed class GpuQueue : IDisposable
+{
+    private readonly object gate = new();
+    private readonly Context context;
+    private readonly Accelerator accelerator;
+    private readonly AcceleratorStream stream;
+    private readonly Dictionary<MethodInfo, Delegate> launchers = [];
+    private string? failedKernel;
+    private bool disposed;
+    private long queued, finished;
+
+    public GpuQueue(Context context, Accelerator accelerator)
+    {
+        this.context = context;
+        this.accelerator = accelerator;
+        stream = accelerator.DefaultStream;
+    }
+
+    /// <summary>A context as every kernel here needs it; <paramref name="register"/> adds the device.</summary>
+    /// <remarks>Level 2 would put <c>bra.uni</c> on branches that diverge.</remarks>
+    public static Context CreateContext(Action<Context.Builder> register) => Context.Create(builder =>
+    {
+        builder.EnableAlgorithms().Optimize(OptimizationLevel.O1);
+        register(builder);
+    });
+
+    /// <summary>The number of the last thing queued; compare with <see cref="IsFinished"/>.</summary>
+    public long LastQueued => Volatile.Read(ref queued);
+
+    /// <summary>Whether the host has waited for what had this number, or it failed to be queued.</summary>
+    public bool IsFinished(long number) => number <= Volatile.Read(ref finished) || number > Volatile.Read(ref queued);
+
+    public MemoryBuffer1D<byte, Stride1D.Dense> Allocate(long bytes)
+    {
+        using Use use = new(this);
+        MemoryBuffer1D<byte, Stride1D.Dense> memory = accelerator.Allocate1D<byte>(bytes);
+        memory.MemSetToZero(stream);
+        return memory;
+    }
+
+    public void Clear(MemoryBuffer1D<byte, Stride1D.Dense> memory)
+    {
+        using Use use = new(this);
+        memory.MemSetToZero(stream);
+    }
+
+    // The overloads by span pin it until the copy is done; those by reference let the garbage collector move it meanwhile.
+    public void Upload(MemoryBuffer1D<byte, Stride1D.Dense> memory, ReadOnlySpan<byte> source)
+    {
+        using Use use = new(this);
+        memory.View.BaseView.SubView(0, source.Length).CopyFromCPU(stream, source);
+        finished = queued;
+    }
+
+    public void Download(MemoryBuffer1D<byte, Stride1D.Dense> memory, Span<byte> destination)
+    {
+        using Use use = new(this);
+        memory.View.BaseView.SubView(0, destination.Length).CopyToCPU(stream, destination);
+        finished = queued;
+    }
+
+    public void Free(MemoryBuffer1D<byte, Stride1D.Dense> memory)
+    {
+        // Closing the device has freed it.
+        lock (gate)
+        {
+            if (!disposed)
+                memory.Dispose();
+        }
+    }
+
+    public void Synchronize()
+    {
+        using Use use = new(this);
+        stream.Synchronize();
+        finished = queued;
+    }
+
+    /// <summary>Queues a kernel, compiling it on its first use: a kernel with a user's struct once per struct.</summary>
+    public void Launch<T1, T2>(Action<T1, T2> kernel, int groups, int groupSize, T1 first, T2 second) where T1 : struct where T2 : struct
+    {
+        using Use use = new(this);
+        if (!launchers.TryGetValue(kernel.Method, out Delegate? launcher))
+            launchers.Add(kernel.Method, launcher = Compile(kernel));
+        ((Action<AcceleratorStream, KernelConfig, T1, T2>)launcher)(stream, (groups, groupSize), first, second);
+        queued++;
+    }
+
+    public void Dispose()
+    {
+        lock (gate)
+        {
+            if (disposed)
+                return;
+            disposed = true;
+            accelerator.Dispose();
+            context.Dispose();
+        }
+    }
+
+    private Action<AcceleratorStream, KernelConfig, T1, T2> Compile<T1, T2>(Action<T1, T2> kernel) where T1 : struct where T2 : struct
+    {
+        Type[] structs = kernel.Method.GetGenericArguments();
+        string name = string.Join(", ", structs.Select(type => type.Name));
+        // CUDA's launcher is generated into another assembly, which has to name the struct. One rule for all devices.
+        if (!structs.All(type => type.IsVisible))
+            throw new NotSupportedException($"{name} isn't public: a GPU runs only public structs.");
+        // After a failure ILGPU's context answers every compilation with a null reference.
+        if (failedKernel is not null)
+            throw new InvalidOperationException($"{failedKernel} failed to compile on this device before, which leaves its compiler unusable; open the device again.");
+        try
+        {
+            return accelerator.LoadKernel(kernel);
+        }
+        catch (Exception failure)
+        {
+            failedKernel = name;
+            throw new NotSupportedException($"{name} doesn't compile for {accelerator.Name}: {failure.GetBaseException().Message}", failure);
+        }
+    }
+
+    // The lock, with the device's context current on this thread.
+    private readonly ref struct Use
+    {
+        private readonly GpuQueue queue;
+        private readonly ScopedAcceleratorBinding binding;
+
+        public Use(GpuQueue queue)
+        {
+            Monitor.Enter(queue.gate);
+            this.queue = queue;
+            if (queue.disposed)
+            {
+                Monitor.Exit(queue.gate);
+                throw new ObjectDisposedException(nameof(GpuDevice), "The GPU device was closed.");
+            }
+            binding = queue.accelerator.BindScoped();
+        }
+
+        public void Dispose()
+        {
+            binding.Recover();
+            Monitor.Exit(queue.gate);
+        }
+    }
+}
