@@ -21,7 +21,10 @@ public static class Attention
     /// <param name="problem">Query, key, value and what else there is.</param>
     /// <param name="rule">A formula applied to every score; see <see cref="IScoreRule"/>.</param>
     /// <param name="output">[b, h, Sq, dv], overwritten.</param>
-    /// <param name="logSumExp">[b, h, Sq], overwritten: natural, biases included. May be absent (default).</param>
+    /// <param name="logSumExp">
+    /// [b, h, Sq], overwritten: natural, biases included. Or [b, h, Sq, 2]: the log-sum-exp and what rounding it to float32 took, for a faster
+    /// backward pass. May be absent (default).
+    /// </param>
     /// <param name="workspace">Scratch memory of the device; <see cref="ForwardWorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
@@ -137,7 +140,10 @@ public static class Attention
     {
         long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2);
         Require.Output(device, output, nameof(output), batch, heads, queries, problem.Value.Length(3));
-        Require.OptionalOutput(device, logSumExp, nameof(logSumExp), batch, heads, queries);
+        if (logSumExp.Rank == 4)
+            Require.Output(device, logSumExp, nameof(logSumExp), batch, heads, queries, 2);
+        else
+            Require.OptionalOutput(device, logSumExp, nameof(logSumExp), batch, heads, queries);
         Require.Disjoint(output, nameof(output), logSumExp, nameof(logSumExp));
         CheckApart(problem, output, nameof(output));
         CheckApart(problem, logSumExp, nameof(logSumExp));
@@ -149,7 +155,10 @@ public static class Attention
         long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
         long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2), valueSize = problem.Value.Length(3);
         Require.Input(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
-        Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries);
+        if (saved.LogSumExp.Rank == 4)
+            Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries, 2);
+        else
+            Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries);
         Require.Input(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
         Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", batch, heads, queries);
         Require.OptionalOutput(device, gradients.Query, "gradients.Query", batch, heads, queries, headSize);

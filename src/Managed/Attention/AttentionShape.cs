@@ -9,7 +9,7 @@ internal readonly record struct AttentionShape
     public long Queries { get; private init; }
     public long Keys { get; private init; }
     public long HeadSize { get; private init; }
-    public long ValueSize { get; private init; }
+    public long ValueSize { get; init; }
 
     /// <summary>The position of query 0 among the keys.</summary>
     public long QueryOffset { get; private init; }

@@ -52,6 +52,11 @@ internal sealed partial class CpuDevice : ComputeDevice
     /// <summary>How many threads may run items, each with scratch memory of its own.</summary>
     private int ThreadCount => threads.Count;
 
+    /// <summary>How many floats a vector of the widest kind holds.</summary>
+    private static int Lanes =>
+        Vector512.IsHardwareAccelerated ? Lanes512.Count : Vector256.IsHardwareAccelerated ? Lanes256.Count :
+        Vector128.IsHardwareAccelerated ? Lanes128.Count : 1;
+
     /// <summary>Runs every item of a piece of work, in vectors of the widest kind that the processor has.</summary>
     private unsafe void Run<TWork>(TWork work, long items, byte* scratch = null, nint scratchStride = 0) where TWork : unmanaged, IWork
     {

@@ -1,0 +1,76 @@
+using System.Numerics;
+using System.Runtime.CompilerServices;
+using TransformerKernels.Oracle;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace TransformerKernels.Benchmarks;
+
+/// <summary>A score rule as a user writes it, three times: for the library, for the oracle, and for the peer.</summary>
+/// <param name="Ours">The struct.</param>
+/// <param name="Formula">The same in float64 with derivatives by hand; null for no rule.</param>
+/// <param name="Torch">The same over tensors: scores, distances and the captured values.</param>
+internal sealed record UserRule<TRule>(TRule Ours, IScoreFormula? Formula, Func<Tensor, Tensor, Tensor?, Tensor>? Torch) where TRule : unmanaged, IScoreRule;
+
+/// <summary>The rules of the cases: a·tanh(b·s + c·distance), halved for keys behind the query.</summary>
+internal static class UserRules
+{
+    // Scores of noise are mostly below 1, distances go to 2,000: the hyperbolic tangent bends for both.
+    private const float A = 4, B = 0.5f, C = 0.001f;
+
+    private const float Behind = 0.5f;
+
+    public static UserRule<PlainScore> None { get; } = new(default, null, null);
+
+    /// <summary>With a constant c.</summary>
+    public static UserRule<BentScore> Bent { get; } = new(new(C), new Formula(C), (s, distance, _) => Bend(s, C * distance, distance));
+
+    /// <summary>With one c a head, captured.</summary>
+    public static UserRule<LearnedBentScore> LearnedBent { get; } = new(default, new Formula(null), (s, distance, c) => Bend(s, c! * distance, distance));
+
+    /// <summary>What the captured values are about.</summary>
+    public const float LearnedScale = C;
+
+    public readonly struct BentScore(float c) : IScoreRule
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
+        {
+            T bent = A * T.Tanh(B * score + c * at.Distance);
+            return T.SelectLess(at.Distance, T.Zero, Behind * bent, bent);
+        }
+    }
+
+    public readonly struct LearnedBentScore : IScoreRule
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
+        {
+            T bent = A * T.Tanh(B * score + at.Captured0 * at.Distance);
+            return T.SelectLess(at.Distance, T.Zero, Behind * bent, bent);
+        }
+    }
+
+    private static Tensor Bend(Tensor scores, Tensor slope, Tensor distance)
+    {
+        Tensor bent = A * (B * scores + slope).tanh();
+        return where(distance < 0, Behind * bent, bent);
+    }
+
+    private sealed class Formula(float? c) : IScoreFormula
+    {
+        public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => Factor(at) * T.Tanh(Inner(score, at));
+
+        public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T>
+        {
+            T tanh = T.Tanh(Inner(score, at)), slope = Factor(at) * (T.One - tanh * tanh);
+            return new(slope * T.CreateTruncating(B), slope * at.Distance);
+        }
+
+        private T Inner<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
+            T.CreateTruncating(B) * score + (c is { } constant ? T.CreateTruncating(constant) : at.Captured0) * at.Distance;
+
+        private static T Factor<T>(in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
+            T.CreateTruncating(at.Distance < T.Zero ? A * Behind : A);
+    }
+}

@@ -1,0 +1,101 @@
+using System.Diagnostics;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace TransformerKernels.Benchmarks;
+
+/// <summary>Measures cases: in every round a limit, ours, the peer, and the limit again.</summary>
+internal sealed class Comparison(ComputeDevice device, MachineLimits limits, string? whyNoPeer, int rounds)
+{
+    // The runtime compiles hot code anew after some tens of calls and a tenth of a second.
+    private const int WarmRuns = 3;
+    private const double WarmSeconds = 1;
+
+    // The best of so many runs decides which form of the peer is timed.
+    private const int FormTrials = 3;
+
+    private const double MsPerSecond = 1000, BytesPerMb = 1 << 20;
+
+    // With vectors of 256 bits and less, compute-bound cases are asked for so much less.
+    private const double NarrowAllowance = 0.10;
+    private const int WideBits = 512;
+
+    /// <summary>Checks a case, then times it.</summary>
+    /// <exception cref="Oracle.ContractException">It is wrong.</exception>
+    public Result Measure(Case @case)
+    {
+        using Contest contest = @case.Prepare(device);
+        contest.Run();
+        double error = contest.Check();
+        contest.Restore();
+        contest.DropWorkspace();
+        long? extra = ResidentMemory.PeakAbove(contest.Run);
+        WarmUp(contest);
+
+        using DisposeScope? scope = whyNoPeer is null ? NewDisposeScope() : null;
+        Peer? peer = whyNoPeer is null ? Fastest(contest.Peers()) : null;
+        Samples peak = new(), bandwidth = new(), ours = new(), theirs = new();
+        for (int round = 0; round < rounds; round++)
+        {
+            SampleLimits();
+            contest.Restore();
+            ours.Add(Time(contest.Run));
+            if (peer is not null)
+                theirs.Add(Time(peer));
+            SampleLimits();
+        }
+
+        var rates = new Rates(peak.Median, bandwidth.Median);
+        bool computeBound = @case.Cost.IsComputeBound(rates);
+        return new()
+        {
+            Case = @case.Name,
+            Shape = @case.Shape,
+            Device = device.Name,
+            OursMs = ours.Median * MsPerSecond,
+            Spread = ours.Spread,
+            Peer = peer?.Name ?? whyNoPeer!,
+            PeerMs = peer is null ? null : theirs.Median * MsPerSecond,
+            Limit = @case.Cost.LimitName(rates),
+            LimitRate = computeBound ? rates.Peak : rates.Bandwidth,
+            FloorMs = @case.Cost.Floor(rates) * MsPerSecond,
+            ExtraMb = extra / BytesPerMb,
+            Must = @case.Must - (computeBound && limits.VectorBits < WideBits ? NarrowAllowance : 0),
+            Aim = @case.Aim,
+            Error = error,
+            Rounds = rounds,
+        };
+
+        void SampleLimits()
+        {
+            peak.Add(limits.Peak());
+            bandwidth.Add(limits.Bandwidth(@case.Cost.Traffic));
+        }
+    }
+
+    private static void WarmUp(Contest contest)
+    {
+        long start = Stopwatch.GetTimestamp();
+        for (int run = 0; run < WarmRuns || Stopwatch.GetElapsedTime(start).TotalSeconds < WarmSeconds; run++)
+        {
+            contest.Restore();
+            contest.Run();
+        }
+    }
+
+    // The first run of a form counts too: a slow form needn't be run more often than it takes to see that.
+    private static Peer Fastest(IEnumerable<Peer> forms) => forms.ToList().MinBy(form => Enumerable.Range(0, FormTrials).Min(_ => Time(form)))!;
+
+    private static double Time(Action run)
+    {
+        long start = Stopwatch.GetTimestamp();
+        run();
+        return Stopwatch.GetElapsedTime(start).TotalSeconds;
+    }
+
+    private static double Time(Peer peer)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        return Time(peer.Run);
+    }
+}

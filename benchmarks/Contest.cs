@@ -1,0 +1,64 @@
+namespace TransformerKernels.Benchmarks;
+
+/// <summary>A case's data, made: what is timed, what it is checked against, and what it competes with.</summary>
+internal abstract class Contest(ComputeDevice device) : IDisposable
+{
+    private readonly List<IDisposable> owned = [];
+
+    protected ComputeDevice Device { get; } = device;
+
+    protected Workspace Workspace { get; private set; } = new(device);
+
+    /// <summary>Our operation, once.</summary>
+    public abstract void Run();
+
+    /// <summary>Puts back inputs that <see cref="Run"/> replaced, where it matters. Not timed.</summary>
+    public virtual void Restore()
+    {
+    }
+
+    /// <summary>Compares what the first <see cref="Run"/> left with the float64 definition, on a part of the data.</summary>
+    /// <returns>The largest error as a share of what the numerical contract allows.</returns>
+    /// <exception cref="Oracle.ContractException">The contract is broken.</exception>
+    public abstract double Check();
+
+    /// <summary>The peer's forms of the operation, ready to run. Called only where the peer's library is loaded.</summary>
+    public abstract IEnumerable<Peer> Peers();
+
+    /// <summary>Gives the workspace back, so that the next run takes what it needs anew.</summary>
+    public void DropWorkspace()
+    {
+        Workspace.Dispose();
+        Workspace = new(Device);
+    }
+
+    public void Dispose()
+    {
+        Workspace.Dispose();
+        foreach (IDisposable one in owned)
+            one.Dispose();
+    }
+
+    /// <summary>Keeps something until the contest is disposed.</summary>
+    protected T Own<T>(T one) where T : IDisposable
+    {
+        owned.Add(one);
+        return one;
+    }
+
+    /// <summary>A float32 tensor of zeros.</summary>
+    protected TensorBuffer Zeros(params ReadOnlySpan<long> shape) => Own(Device.Allocate(ElementType.Float32, shape));
+
+    /// <summary>A float32 tensor of noise, uniform between ±<paramref name="scale"/>.</summary>
+    protected TensorBuffer Noisy(int seed, float scale, params ReadOnlySpan<long> shape)
+    {
+        TensorBuffer buffer = Zeros(shape);
+        Noise.Fill(buffer, seed, scale);
+        return buffer;
+    }
+}
+
+/// <summary>One form of an operation in the peer's library.</summary>
+/// <param name="Name">What it is made of.</param>
+/// <param name="Run">Runs it once; what it allocates is freed with the scope around the call.</param>
+internal sealed record Peer(string Name, Action Run);

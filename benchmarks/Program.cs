@@ -1,0 +1,19 @@
+using BenchmarkDotNet.Running;
+using TransformerKernels.Benchmarks;
+
+if (args is ["compare", ..])
+    return CompareCommand.Run(args[1..]);
+
+if (args.Length == 0)
+{
+    BenchmarkSwitcher.FromAssembly(typeof(Suite).Assembly).Run(["--list", "tree"]);
+    Console.WriteLine("""
+
+        -- --filter "*Attention*"     runs suites with BenchmarkDotNet; --help tells its options
+        -- compare [--filter text]    measures every case beside the machine's limits and TorchSharp; compare --help tells its options
+        """);
+    return 0;
+}
+
+BenchmarkSwitcher.FromAssembly(typeof(Suite).Assembly).Run(args);
+return 0;

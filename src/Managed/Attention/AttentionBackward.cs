@@ -1,0 +1,652 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+internal sealed partial class CpuDevice
+{
+    protected internal override long AttentionBackwardWorkspaceBytes(in AttentionProblem problem, in AttentionGradients gradients) =>
+        AttentionBackwardPlan.Of(problem, gradients).Bytes(ThreadCount);
+
+    protected internal override unsafe void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
+        in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
+    {
+        AttentionShape shape = AttentionShape.Of(problem);
+        AttentionBackwardPlan plan = AttentionBackwardPlan.Of(problem, gradients);
+        using Workspace.Lease lease = workspace.Rent(plan.Bytes(ThreadCount));
+        TensorView memory = lease.Buffer!.View;
+        fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
+        fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
+        fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
+        fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
+        fixed (byte* dCaptured0 = gradients.Captured0, dCaptured1 = gradients.Captured1, dCaptured2 = gradients.Captured2, dCaptured3 = gradients.Captured3)
+        {
+            float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
+            var scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3);
+            var logSumExp = new Strided(l, saved.LogSumExp);
+            if (saved.LogSumExp.Rank != 4)
+            {
+                // A forward pass over values of size 0 gives the log-sum-exp with its remainder.
+                float* again = partials + plan.LogSumExpPartial;
+                logSumExp = Strided.Pairs(again, (nint)shape.Heads, (nint)shape.Queries);
+                var forward = new AttentionForwardWork<TRule>
+                {
+                    Shape = shape with { ValueSize = 0 },
+                    Rule = rule,
+                    Scoring = scoring,
+                    Query = new Strided(query, problem.Query),
+                    Key = new Strided(key, problem.Key),
+                    LogSumExp = logSumExp,
+                    HasRemainder = true,
+                };
+                Run(forward, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
+            }
+            var work = new AttentionBackwardWork<TRule>
+            {
+                Shape = shape,
+                Plan = plan,
+                Rule = rule,
+                Scoring = scoring,
+                Query = new Strided(query, problem.Query),
+                Key = new Strided(key, problem.Key),
+                Value = new Strided(value, problem.Value),
+                Output = new Strided(o, saved.Output),
+                LogSumExp = logSumExp,
+                UpstreamOutput = new Strided(upstreamO, upstream.Output),
+                UpstreamLogSumExp = new Strided(upstreamL, upstream.LogSumExp),
+                QueryGradient = new Strided(dQuery, gradients.Query),
+                KeyGradient = new Strided(dKey, gradients.Key),
+                ValueGradient = new Strided(dValue, gradients.Value),
+                Partials = partials,
+            };
+            work.CapturedGradients[0] = new Captured(dCaptured0, gradients.Captured0, problem.Captured0);
+            work.CapturedGradients[1] = new Captured(dCaptured1, gradients.Captured1, problem.Captured1);
+            work.CapturedGradients[2] = new Captured(dCaptured2, gradients.Captured2, problem.Captured2);
+            work.CapturedGradients[3] = new Captured(dCaptured3, gradients.Captured3, problem.Captured3);
+            for (int c = 0; c < CapturedSet.Count; c++)
+            {
+                if (work.CapturedGradients[c].IsPresent && work.CapturedGradients[c].IsShared(shape))
+                    throw new NotSupportedException($"{Name} doesn't offer the gradient of a dense captured tensor that is shared along an axis (gradients.Captured{c}).");
+            }
+            bool accumulate = gradients.Accumulate;
+            work.Accumulate = accumulate;
+            Run(work, shape.Batch * shape.KeyHeads * plan.Chunks, scratch, (nint)plan.ScratchBytes);
+
+            if (plan is { WantsQuery: true, Chunks: > 1 })
+                Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads);
+            var fold = new BiasGradients(shape, plan, partials, accumulate);
+            if (gradients.DistanceBias.IsPresent)
+                fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
+            if (gradients.Slopes.IsPresent)
+                fold.Slopes((float*)dSlopes, gradients.Slopes);
+            fold.Captured(0, work.CapturedGradients[0], gradients.Captured0);
+            fold.Captured(1, work.CapturedGradients[1], gradients.Captured1);
+            fold.Captured(2, work.CapturedGradients[2], gradients.Captured2);
+            fold.Captured(3, work.CapturedGradients[3], gradients.Captured3);
+        }
+    }
+}
+
+/// <summary>How the backward pass is cut, by the shapes of one sequence alone, and where partial sums lie in the workspace.</summary>
+/// <remarks>
+/// An item is a sequence, a key head and a chunk of keys: it owns the gradients of those keys and values. What several items add to (the gradients of
+/// queries, of biases and of captured tensors) is kept apart per item and summed afterwards in the order of the items. All of it grows with the lengths only.
+/// </remarks>
+internal struct AttentionBackwardPlan
+{
+    // About as many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles:
+    // every chunk transposes all queries again and adds a partial gradient of the queries.
+    private const long ItemsWanted = 16, LeastChunk = 4 * AttentionTiles.Keys;
+
+    public long Chunks { get; private set; }
+
+    /// <summary>The keys of a chunk.</summary>
+    public long Chunk { get; private set; }
+
+    /// <summary>The floats of the gradient of one head's line over one chunk.</summary>
+    public long LineLength { get; private set; }
+
+    public bool WantsQuery { get; private set; }
+    public bool WantsLine { get; private set; }
+
+    /// <summary>The scratch memory of a thread.</summary>
+    public long ScratchBytes { get; private set; }
+
+    private long queryFloats, lineFloats, logSumExpFloats;
+    private CapturedFloats capturedFloats;
+
+    [InlineArray(CapturedSet.Count)]
+    private struct CapturedFloats
+    {
+        private long first;
+    }
+
+    public static AttentionBackwardPlan Of(in AttentionProblem problem, in AttentionGradients gradients)
+    {
+        AttentionShape shape = AttentionShape.Of(problem);
+        long wanted = Math.Max(1, Math.Min(ItemsWanted / Math.Max(1, shape.KeyHeads), (shape.Keys + LeastChunk - 1) / LeastChunk));
+        long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
+        var plan = new AttentionBackwardPlan
+        {
+            Chunk = chunk,
+            Chunks = Math.Max(1, (shape.Keys + chunk - 1) / chunk),
+            LineLength = shape.Queries + Math.Min(chunk, shape.Keys) + AttentionTiles.WidestBlock,
+            WantsQuery = gradients.Query.IsPresent,
+            WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent,
+        };
+        long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
+        plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
+        plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
+        plan.capturedFloats[0] = CapturedPartial(problem.Captured0, gradients.Captured0, shape, plan, perHeadAndChunk);
+        plan.capturedFloats[1] = CapturedPartial(problem.Captured1, gradients.Captured1, shape, plan, perHeadAndChunk);
+        plan.capturedFloats[2] = CapturedPartial(problem.Captured2, gradients.Captured2, shape, plan, perHeadAndChunk);
+        plan.capturedFloats[3] = CapturedPartial(problem.Captured3, gradients.Captured3, shape, plan, perHeadAndChunk);
+
+        plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
+
+        const long block = AttentionTiles.WidestBlock;
+        long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
+        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
+            + 2 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
+            + HeadScores.ScratchFloats(shape) + (1 + CapturedSet.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
+        plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
+        return plan;
+    }
+
+    /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
+    public const int LineCopies = 4;
+
+    public readonly long Bytes(int threads)
+    {
+        long floats = LogSumExpPartial + logSumExpFloats;
+        return threads * ScratchBytes + floats * sizeof(float);
+    }
+
+    /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>
+    public readonly long LogSumExpPartial
+    {
+        get
+        {
+            long start = queryFloats + lineFloats;
+            foreach (long captured in capturedFloats)
+                start += captured;
+            return start;
+        }
+    }
+
+    /// <summary>Where the partial gradients of the queries of a head begin: chunk by chunk, [query, feature].</summary>
+    public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) =>
+        ((batch * shape.Heads + head) * Chunks + chunk) * shape.Queries * shape.HeadSize;
+
+    /// <summary>Where the partial gradient of a head's line begins.</summary>
+    public readonly long LinePartial(in AttentionShape shape, long batch, long head, long chunk) =>
+        queryFloats + ((batch * shape.Heads + head) * Chunks + chunk) * LineLength;
+
+    /// <summary>Where the partial gradient of a captured tensor begins for a head and chunk.</summary>
+    public readonly long CapturedPartial(in AttentionShape shape, int capture, long batch, long head, long chunk)
+    {
+        long start = queryFloats + lineFloats;
+        for (int c = 0; c < capture; c++)
+            start += capturedFloats[c];
+        long each = capturedFloats[capture] / Math.Max(1, shape.Batch * shape.Heads * Chunks);
+        return start + ((batch * shape.Heads + head) * Chunks + chunk) * each;
+    }
+
+    private static long CapturedPartial(in CapturedTensor captured, in TensorView gradient, in AttentionShape shape, in AttentionBackwardPlan plan, long perHeadAndChunk) =>
+        !gradient.IsPresent ? 0 : perHeadAndChunk * captured.Structure switch
+        {
+            CapturedStructure.PerHead => 1,
+            CapturedStructure.PerQuery => shape.Queries,
+            CapturedStructure.PerKey => plan.Chunk,
+            CapturedStructure.Dense => 0, // written straight to its place
+            _ => plan.LineLength,
+        };
+}
+
+/// <summary>The backward pass of a sequence, key head and chunk of keys: for each of its query heads and blocks of queries, down the chunk's keys.</summary>
+/// <remarks>
+/// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK
+/// stay in scratch, features in the lanes, over all blocks; dQᵀ stays in scratch, queries in the lanes, over the chunk.
+/// </remarks>
+internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
+{
+    public AttentionShape Shape;
+    public AttentionBackwardPlan Plan;
+    public TRule Rule;
+    public AttentionScoring Scoring;
+    public Strided Query, Key, Value, Output, LogSumExp, UpstreamOutput, UpstreamLogSumExp, QueryGradient, KeyGradient, ValueGradient;
+    public CapturedSet CapturedGradients;
+    public float* Partials;
+    public bool Accumulate;
+
+    // Memory of the thread, and where the item stands.
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, logSumExp, remainder, delta, keyGradient, valueGradient, finite;
+    private float* lineGradient;
+    private LaneRowsSet capturedGradient;
+    private nint headRow, valueRow, batch, chunk;
+
+    public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        // Items of several threads run on copies of the struct.
+        AttentionBackwardWork<TRule> own = this;
+        own.RunItem<V>(item, (float*)scratch);
+    }
+
+    private void RunItem<V>(nint item, float* scratch) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, keys = (nint)Shape.Keys, queries = (nint)Shape.Queries;
+        nint chunkKeys = (nint)Plan.Chunk;
+        chunk = item % (nint)Plan.Chunks;
+        nint keyHead = item / (nint)Plan.Chunks % (nint)Shape.KeyHeads;
+        batch = item / (nint)Plan.Chunks / (nint)Shape.KeyHeads;
+        nint first = chunk * chunkKeys, count = Math.Min(chunkKeys, keys - first);
+        headRow = (nint)AttentionTiles.RoundUp(d, V.Count);
+        valueRow = (nint)AttentionTiles.RoundUp(dv, V.Count);
+
+        queryColumns = Take(ref scratch, d * block);
+        upstreamColumns = Take(ref scratch, dv * block);
+        queryRows = Take(ref scratch, block * headRow);
+        upstreamRows = Take(ref scratch, block * valueRow);
+        queryGradient = Take(ref scratch, (nint)AttentionTiles.RoundUp(d, Product.Rows) * block);
+        s = Take(ref scratch, AttentionTiles.Keys * block);
+        dS = Take(ref scratch, AttentionTiles.Keys * block);
+        logSumExp = Take(ref scratch, block);
+        remainder = Take(ref scratch, block);
+        delta = Take(ref scratch, block);
+        keyGradient = Take(ref scratch, chunkKeys * headRow);
+        valueGradient = Take(ref scratch, chunkKeys * valueRow);
+        finite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
+        Clear(keyGradient, chunkKeys * headRow);
+        Clear(valueGradient, chunkKeys * valueRow);
+
+        float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
+        for (nint tile = 0; tile * AttentionTiles.Keys < count; tile++)
+        {
+            nint j0 = first + tile * AttentionTiles.Keys, rows = Math.Min(AttentionTiles.Keys, keys - j0);
+            finite[tile] = AttentionTiles.IsFinite(k + j0 * Key.Row, Key.Row, Key.Column, rows, d)
+                && AttentionTiles.IsFinite(v + j0 * Value.Row, Value.Row, Value.Column, rows, dv) ? 1 : 0;
+        }
+
+        nint group = (nint)(Shape.Heads / Shape.KeyHeads);
+        for (nint head = keyHead * group; head < (keyHead + 1) * group; head++)
+        {
+            float* rest = scratch;
+            HeadScores scores = default;
+            if (queries > 0 && count > 0)
+                scores.Begin<V>(Scoring, Shape, batch, head, 0, queries, first, count, ref rest);
+            BeginGradients<V>(head, first, count, ref rest);
+            for (nint i0 = 0; i0 < queries; i0 += block)
+                RunBlock<V>(scores, k, v, head, i0, first, count);
+            EndGradients<V>(head, count);
+        }
+        WriteKeyGradients(keyHead, first, count);
+    }
+
+    private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = (nint)Shape.QueryOffset;
+        nint rows = Math.Min(block, queries - i0);
+        nint end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, first + count) : first + count;
+        Clear(queryGradient, d * block);
+        BeginBlockGradients<V>();
+        if (end > first)
+        {
+            float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
+            AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
+            AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
+            AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
+            AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
+            bool finiteBlock = AttentionTiles.IsFinite(queryRows, headRow, 1, rows, d) && AttentionTiles.IsFinite(upstreamRows, valueRow, 1, rows, dv);
+            BeginRows<V>(head, i0, rows, dv);
+            scores.BeginBlock<V>(Scoring, i0);
+            for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
+            {
+                nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
+                float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
+                Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
+                Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
+                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
+                float hidden = finiteBlock && finite[(j0 - first) / AttentionTiles.Keys] != 0 ? 0f : -1f;
+                bool crossesDiagonal = Shape.Causal && j0 + tileKeys - 1 > i0 + offset;
+                bool hides = Differentiate<V>(scores, head, i0, j0, rows, tileKeys, crossesDiagonal, hidden, first);
+                EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
+                float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
+                // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
+                nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
+                Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
+                Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
+                if (hides && hidden != 0)
+                {
+                    Product.AddWhereElementsVisible<V>(s, block, 1, tileKeys, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow, s);
+                    Product.AddWhereElementsVisible<V>(dS, block, 1, tileKeys, queryRows, headRow, headRow / V.Count, rows, dK, headRow, s);
+                    Product.AddWhereLanesVisible<V>(tileK, Key.Column, Key.Row, d, dS, block, AttentionTiles.Vectors, tileKeys, queryGradient, block, s);
+                }
+                else
+                {
+                    Product.Add<V>(s, block, 1, fullRows, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow);
+                    Product.Add<V>(dS, block, 1, fullRows, queryRows, headRow, headRow / V.Count, rows, dK, headRow);
+                    Product.Add<V>(tileK, Key.Column, Key.Row, d, dS, block, AttentionTiles.Vectors, tileKeys, queryGradient, block);
+                }
+            }
+        }
+        EndBlockGradients<V>(head, i0, rows, first, end, count);
+        if (Plan.WantsQuery)
+            WriteQueryGradient(head, i0, rows, block, d);
+    }
+
+    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get a log-sum-exp of ∞: their weights are 0.
+    private readonly void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, output = Output.Matrix(batch, head) + i0 * Output.Row;
+        float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
+
+        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key.
+        Clear(delta, block);
+        for (nint column = 0; column < dv; column++)
+        {
+            AttentionTiles.PackColumns<V>(output + column * Output.Column, Output.Row, 0, rows, 1, logSumExp);
+            for (nint lane = 0; lane < block; lane += V.Count)
+                V.MultiplyAdd(V.Load(logSumExp + lane), V.Load(upstreamColumns + column * block + lane), V.Load(delta + lane)).Store(delta + lane);
+        }
+        for (nint row = 0; row < block; row++)
+        {
+            bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
+            logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
+            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            if (!seesKeys)
+                delta[row] = 0;
+            else if (upstreamL != null)
+                delta[row] -= upstreamL[row * UpstreamLogSumExp.Row];
+        }
+    }
+
+    // From raw scores and dP: P in place of S and dS in place of dP, and the gradients of biases and captured values. Returns whether some pair is hidden.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly bool Differentiate<V>(in HeadScores scores, nint head, nint i0, nint j0, nint queryCount, nint tileKeys, bool crossesDiagonal, float hiddenWeight, nint first)
+        where V : struct, ILanes<V>
+    {
+        bool ruled = typeof(TRule) != typeof(PlainScore);
+        nint block = AttentionTiles.Block<V>();
+        bool mayHide = crossesDiagonal || scores.LineHides || ruled || queryCount < block;
+        LaneRows line = scores.LineTile(i0, j0), captured0 = default, captured1 = default, captured2 = default, captured3 = default;
+        LaneRows gradient0 = default, gradient1 = default, gradient2 = default, gradient3 = default;
+        if (ruled)
+        {
+            captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, tileKeys);
+            captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, tileKeys);
+            captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, tileKeys);
+            captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, tileKeys);
+            gradient0 = GradientTile(0, i0, j0);
+            gradient1 = GradientTile(1, i0, j0);
+            gradient2 = GradientTile(2, i0, j0);
+            gradient3 = GradientTile(3, i0, j0);
+        }
+        V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset), l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
+            for (nint row = 0; row < tileKeys; row++)
+            {
+                nint at = row * block + lane;
+                V score = V.Load(s + at), z, slope = V.One;
+                V bias = V.Load(line.Start + row * line.Step + lane);
+                ScorePlace<V> place = default;
+                if (ruled)
+                {
+                    score *= scale;
+                    place = new ScorePlace<V>
+                    {
+                        QueryPosition = position,
+                        KeyPosition = V.From(j0 + row),
+                        Head = V.From(head),
+                        Batch = V.From(batch),
+                        Captured0 = V.Load(captured0.Start + row * captured0.Step + lane),
+                        Captured1 = V.Load(captured1.Start + row * captured1.Step + lane),
+                        Captured2 = V.Load(captured2.Start + row * captured2.Step + lane),
+                        Captured3 = V.Load(captured3.Start + row * captured3.Step + lane),
+                    };
+                    Dual<V> ruledScore = Rule.Score(new Dual<V>(score, V.One), Constants(place));
+                    z = ruledScore.Value;
+                    slope = ruledScore.Derivative;
+                    z = V.SelectEqual(z, none, none, z + bias);
+                }
+                else
+                    z = V.MultiplyAdd(score, scale, bias);
+                if (mayHide)
+                {
+                    z = V.SelectEqual(bias, none, none, z);
+                    z = V.SelectLess(lanes, V.From(crossesDiagonal ? j0 + row - i0 - Shape.QueryOffset : 0), none, z);
+                    z = V.SelectLess(lanes, V.From(queryCount), z, none);
+                    least = V.SelectEqual(z, none, none, least);
+                }
+                V p = V.Exp(z - l - rest);
+                V dz = p * (V.Load(dS + at) - dl);
+                if (mayHide)
+                {
+                    dz = V.SelectEqual(z, none, V.Zero, dz);
+                    p = V.SelectEqual(z, none, V.From(hiddenWeight), p);
+                }
+                p.Store(s + at);
+                if (Plan.WantsLine)
+                {
+                    // One of four lines in turn, so that a load needn't wait for the store of the row before.
+                    float* to = lineGradient + (row % AttentionBackwardPlan.LineCopies) * Plan.LineLength + (i0 - (j0 - first) - row + lane);
+                    (V.Load(to) + dz).Store(to);
+                }
+                if (ruled)
+                {
+                    Add(gradient0, row, lane, 0, score, place, dz);
+                    Add(gradient1, row, lane, 1, score, place, dz);
+                    Add(gradient2, row, lane, 2, score, place, dz);
+                    Add(gradient3, row, lane, 3, score, place, dz);
+                    dz = V.SelectEqual(dz, V.Zero, V.Zero, dz * slope); // an infinite slope of a hidden pair
+                }
+                dz.Store(dS + at);
+            }
+        }
+        return mayHide && V.AnyEqual(least, none);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private readonly void Add<V>(in LaneRows gradient, nint row, nint lane, int capture, V score, in ScorePlace<V> place, V dz) where V : struct, ILanes<V>
+    {
+        if (gradient.Start == null)
+            return;
+        V derivative = Rule.Score(new Dual<V>(score, V.Zero), Constants(place, capture)).Derivative;
+        float* to = gradient.Start + row * gradient.Step + lane;
+        (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
+    }
+
+    // The place as constants of the differentiation, but for one captured value.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static ScorePlace<Dual<V>> Constants<V>(in ScorePlace<V> place, int seeded = -1) where V : struct, ILanes<V> => new()
+    {
+        QueryPosition = new(place.QueryPosition, V.Zero),
+        KeyPosition = new(place.KeyPosition, V.Zero),
+        Head = new(place.Head, V.Zero),
+        Batch = new(place.Batch, V.Zero),
+        Captured0 = new(place.Captured0, seeded == 0 ? V.One : V.Zero),
+        Captured1 = new(place.Captured1, seeded == 1 ? V.One : V.Zero),
+        Captured2 = new(place.Captured2, seeded == 2 ? V.One : V.Zero),
+        Captured3 = new(place.Captured3, seeded == 3 ? V.One : V.Zero),
+    };
+
+    // Gradients of the line and of captured tensors: sums of one head over the chunk.
+    private void BeginGradients<V>(nint head, nint first, nint count, ref float* scratch) where V : struct, ILanes<V>
+    {
+        nint line = (nint)Plan.LineLength;
+        if (Plan.WantsLine)
+        {
+            lineGradient = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
+            Clear(lineGradient, AttentionBackwardPlan.LineCopies * line);
+            lineGradient += count - 1; // query i and key first+j stand at [i − j]
+        }
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            capturedGradient[c] = default;
+            if (!CapturedGradients[c].IsPresent)
+                continue;
+            if (CapturedGradients[c].IsByDistance)
+            {
+                float* start = Take(ref scratch, line);
+                Clear(start, line);
+                capturedGradient[c] = new() { Start = start + count - 1 + first, Step = -1 };
+            }
+            else
+            {
+                bool perPair = CapturedGradients[c].Structure is CapturedStructure.PerKey or CapturedStructure.Dense;
+                nint floats = AttentionTiles.Block<V>() * (perPair ? AttentionTiles.Keys : 1);
+                capturedGradient[c] = new() { Start = Take(ref scratch, floats), Step = perPair ? AttentionTiles.Block<V>() : 0 };
+                Clear(capturedGradient[c].Start, floats);
+                if (CapturedGradients[c].Structure == CapturedStructure.PerKey)
+                    Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.Chunk);
+            }
+        }
+    }
+
+    private void EndGradients<V>(nint head, nint count) where V : struct, ILanes<V>
+    {
+        nint line = (nint)Plan.LineLength;
+        if (Plan.WantsLine)
+        {
+            float* start = lineGradient - (count - 1), to = Partials + Plan.LinePartial(Shape, batch, head, chunk);
+            for (nint u = 0; u < line; u++)
+                to[u] = (start[u] + start[u + line]) + (start[u + 2 * line] + start[u + 3 * line]);
+        }
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            if (!CapturedGradients[c].IsPresent)
+                continue;
+            float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
+            if (CapturedGradients[c].IsByDistance)
+                new Span<float>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, (int)line).CopyTo(new Span<float>(to, (int)line));
+            else if (CapturedGradients[c].Structure == CapturedStructure.PerHead)
+                *to = SumLanes<V>(capturedGradient[c].Start);
+        }
+    }
+
+    private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
+    {
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            if (CapturedGradients[c].IsPresent && CapturedGradients[c].Structure == CapturedStructure.PerQuery)
+                Clear(capturedGradient[c].Start, AttentionTiles.Block<V>());
+        }
+    }
+
+    private readonly void EndBlockGradients<V>(nint head, nint i0, nint rows, nint first, nint end, nint count) where V : struct, ILanes<V>
+    {
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            if (!CapturedGradients[c].IsPresent)
+                continue;
+            if (CapturedGradients[c].Structure == CapturedStructure.PerQuery)
+                new Span<float>(capturedGradient[c].Start, (int)rows).CopyTo(new Span<float>(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + i0, (int)rows));
+            else if (CapturedGradients[c].Structure == CapturedStructure.Dense && !Accumulate)
+            {
+                // No tile of the block reaches these keys.
+                for (nint i = i0; i < i0 + rows; i++)
+                {
+                    for (nint j = end; j < first + count; j++)
+                        *CapturedGradients[c].At(batch, head, i, j, 0) = 0;
+                }
+            }
+        }
+    }
+
+    // Where the gradient of a captured tensor is summed for a tile.
+    private readonly LaneRows GradientTile(int capture, nint i0, nint j0)
+    {
+        LaneRows gradient = capturedGradient[capture];
+        if (gradient.Start != null && CapturedGradients[capture].IsByDistance)
+            gradient.Start += i0 - j0;
+        return gradient;
+    }
+
+    // Gives the sums of a tile that has one a key or one a pair to where they belong, and clears them.
+    private readonly void EndTileGradients<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            if (!CapturedGradients[c].IsPresent)
+                continue;
+            float* tile = capturedGradient[c].Start;
+            if (CapturedGradients[c].Structure == CapturedStructure.PerKey)
+            {
+                float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
+                for (nint row = 0; row < tileKeys; row++)
+                    to[row] += SumLanes<V>(tile + row * block);
+            }
+            else if (CapturedGradients[c].Structure == CapturedStructure.Dense)
+            {
+                for (nint i = 0; i < rows; i++)
+                {
+                    for (nint row = 0; row < tileKeys; row++)
+                    {
+                        float* to = CapturedGradients[c].At(batch, head, i0 + i, j0 + row, 0);
+                        *to = Accumulate ? *to + tile[row * block + i] : tile[row * block + i];
+                    }
+                }
+            }
+            else
+                continue;
+            Clear(tile, tileKeys * block);
+        }
+    }
+
+    private static float SumLanes<V>(float* lanes) where V : struct, ILanes<V>
+    {
+        V sum = V.Load(lanes);
+        for (nint lane = V.Count; lane < AttentionTiles.Block<V>(); lane += V.Count)
+            sum += V.Load(lanes + lane);
+        return sum.Sum();
+    }
+
+    private readonly void WriteQueryGradient(nint head, nint i0, nint rows, nint block, nint d)
+    {
+        bool whole = Plan.Chunks == 1;
+        float* to = whole ? QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row : Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d;
+        nint rowStep = whole ? QueryGradient.Row : d, columnStep = whole ? QueryGradient.Column : 1;
+        for (nint row = 0; row < rows; row++)
+        {
+            for (nint column = 0; column < d; column++)
+            {
+                float gradient = Shape.Scale * queryGradient[column * block + row];
+                float* at = to + row * rowStep + column * columnStep;
+                *at = whole && Accumulate ? *at + gradient : gradient;
+            }
+        }
+    }
+
+    private readonly void WriteKeyGradients(nint keyHead, nint first, nint count)
+    {
+        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow, Shape.Scale);
+        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow, 1f);
+    }
+
+    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step, float factor)
+    {
+        if (!gradient.IsPresent)
+            return;
+        float* to = gradient.Matrix(batch, keyHead) + first * gradient.Row;
+        for (nint row = 0; row < count; row++)
+        {
+            for (nint column = 0; column < columns; column++)
+            {
+                float* at = to + row * gradient.Row + column * gradient.Column;
+                float value = factor * from[row * step + column];
+                *at = Accumulate ? *at + value : value;
+            }
+        }
+    }
+
+    private static float* Take(ref float* scratch, nint floats)
+    {
+        float* taken = scratch;
+        scratch += floats;
+        return taken;
+    }
+
+    private static void Clear(float* start, nint floats) => System.Runtime.InteropServices.NativeMemory.Clear(start, (nuint)(floats * sizeof(float)));
+}

@@ -1,0 +1,225 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+internal sealed partial class CpuDevice
+{
+    protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) =>
+        ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem));
+
+    protected internal override unsafe void AttentionForward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp, Workspace workspace)
+    {
+        AttentionShape shape = AttentionShape.Of(problem);
+        long stride = ForwardScratchBytes(shape);
+        using Workspace.Lease lease = workspace.Rent(ThreadCount * stride);
+        TensorView memory = lease.Buffer!.View;
+        fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
+        fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
+        fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
+        {
+            var work = new AttentionForwardWork<TRule>
+            {
+                Shape = shape,
+                Rule = rule,
+                Scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3),
+                Query = new Strided(query, problem.Query),
+                Key = new Strided(key, problem.Key),
+                Value = new Strided(value, problem.Value),
+                Output = new Strided(o, output),
+                LogSumExp = new Strided(l, logSumExp),
+                HasRemainder = logSumExp.Rank == 4,
+            };
+            Run(work, ForwardItems(shape), scratch, (nint)stride);
+        }
+    }
+
+    private static long ForwardItems(in AttentionShape shape)
+    {
+        long block = Lanes * AttentionTiles.Vectors;
+        return shape.Batch * shape.Heads * ((shape.Queries + block - 1) / block);
+    }
+
+    private static long ForwardScratchBytes(in AttentionShape shape)
+    {
+        const int block = AttentionTiles.WidestBlock;
+        long floats = shape.HeadSize * block + AttentionTiles.RoundUp(shape.ValueSize, Product.Rows) * block + AttentionTiles.WidestTile + 4 * block
+            + HeadScores.ScratchFloats(shape);
+        return AttentionTiles.RoundUp(floats * sizeof(float), 64);
+    }
+}
+
+/// <summary>The forward pass of one block of queries: Oᵀ, row maxima and row sums stay in the thread's scratch while the keys stream by.</summary>
+internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
+{
+    public AttentionShape Shape;
+    public TRule Rule;
+    public AttentionScoring Scoring;
+    public Strided Query, Key, Value, Output, LogSumExp;
+
+    /// <summary>Whether <see cref="LogSumExp"/> has a second column for what rounding took from the first.</summary>
+    public bool HasRemainder;
+
+    public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        nint queries = (nint)Shape.Queries, keys = (nint)Shape.Keys, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, offset = (nint)Shape.QueryOffset;
+        nint blocks = (queries + block - 1) / block;
+        nint i0 = item % blocks * block, head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
+        nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
+        nint rows = Math.Min(block, queries - i0);
+
+        float* q = (float*)scratch;
+        float* o = q + d * block;
+        float* s = o + (nint)AttentionTiles.RoundUp(dv, Product.Rows) * block;
+        float* maximum = s + AttentionTiles.Keys * block;
+        float* sum = maximum + block, tileMaximum = sum + block, factor = tileMaximum + block;
+        float* rest = factor + block;
+
+        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, q);
+        new Span<float>(o, (int)(dv * block)).Clear();
+        new Span<float>(maximum, (int)block).Fill(float.NegativeInfinity);
+        new Span<float>(sum, (int)block).Clear();
+
+        nint end = Shape.Causal ? Math.Clamp(i0 + rows + offset, 0, keys) : keys;
+        HeadScores scores = default;
+        if (end > 0)
+        {
+            scores.Begin<V>(Scoring, Shape, batch, head, i0, rows, 0, end, ref rest);
+            scores.BeginBlock<V>(Scoring, i0);
+        }
+        float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
+        for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
+        {
+            nint count = Math.Min(AttentionTiles.Keys, end - j0);
+            Product.Set<V>(k + j0 * Key.Row, Key.Row, Key.Column, count, q, block, AttentionTiles.Vectors, d, s, block);
+            new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
+            // The first key that some query of the block doesn't see lies right after the first query's position.
+            bool crossesDiagonal = Shape.Causal && j0 + count - 1 > i0 + offset;
+            bool hides = Score<V>(scores, s, tileMaximum, batch, head, i0, j0, count, crossesDiagonal);
+            bool skips = hides && !AttentionTiles.IsFinite(v + j0 * Value.Row, Value.Row, Value.Column, count, dv);
+            Weigh<V>(s, count, maximum, tileMaximum, sum, factor, skips ? -1f : 0f);
+            float* tileValues = v + j0 * Value.Row;
+            if (skips)
+            {
+                Product.AddScaled<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, 0, o, block, factor);
+                Product.AddWhereLanesVisible<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, count, o, block, s);
+            }
+            else
+                Product.AddScaled<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, count, o, block, factor);
+        }
+        Finish<V>(o, maximum, sum, batch, head, i0, rows, dv);
+    }
+
+    // Turns q·k into final scores and raises the maxima; returns whether some pair is hidden.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly bool Score<V>(in HeadScores scores, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count, bool crossesDiagonal)
+        where V : struct, ILanes<V>
+    {
+        bool ruled = typeof(TRule) != typeof(PlainScore);
+        nint block = AttentionTiles.Block<V>();
+        bool mayHide = crossesDiagonal || scores.LineHides || ruled;
+        LaneRows line = scores.LineTile(i0, j0);
+        LaneRows captured0 = default, captured1 = default, captured2 = default, captured3 = default;
+        if (ruled)
+        {
+            captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, count);
+            captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, count);
+            captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, count);
+            captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, count);
+        }
+        V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V highest = V.Load(maximum + lane), lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset);
+            for (nint row = 0; row < count; row++)
+            {
+                float* at = s + row * block + lane;
+                V z = V.Load(at), bias = V.Load(line.Start + row * line.Step + lane);
+                if (ruled)
+                {
+                    z = Rule.Score(z * scale, new ScorePlace<V>
+                    {
+                        QueryPosition = position,
+                        KeyPosition = V.From(j0 + row),
+                        Head = V.From(head),
+                        Batch = V.From(batch),
+                        Captured0 = V.Load(captured0.Start + row * captured0.Step + lane),
+                        Captured1 = V.Load(captured1.Start + row * captured1.Step + lane),
+                        Captured2 = V.Load(captured2.Start + row * captured2.Step + lane),
+                        Captured3 = V.Load(captured3.Start + row * captured3.Step + lane),
+                    });
+                    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+                    z = V.SelectEqual(z, hidden, hidden, z + bias);
+                }
+                else
+                    z = V.MultiplyAdd(z, scale, bias);
+                if (mayHide)
+                {
+                    z = V.SelectEqual(bias, hidden, hidden, z);
+                    z = V.SelectLess(lanes, V.From(crossesDiagonal ? j0 + row - i0 - Shape.QueryOffset : 0), hidden, z);
+                    least = V.SelectEqual(z, hidden, hidden, least);
+                }
+                z.Store(at);
+                highest = V.MaxNative(highest, z);
+            }
+            highest.Store(maximum + lane);
+        }
+        return V.AnyEqual(least, hidden);
+    }
+
+    // P = e^(S − maximum) in place, its sum, and the factor by which what was summed so far shrinks. Hidden pairs become `hidden`, 0 or a negative mark.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Weigh<V>(float* s, nint count, float* maximum, float* tileMaximum, float* sum, float* factor, float hidden) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        V none = V.From(float.NegativeInfinity);
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V highest = V.Load(tileMaximum + lane);
+            V reference = V.SelectEqual(highest, none, V.Zero, highest);
+            V shrink = V.Exp(V.Load(maximum + lane) - reference);
+            V total = V.Load(sum + lane) * shrink;
+            for (nint row = 0; row < count; row++)
+            {
+                float* at = s + row * block + lane;
+                V z = V.Load(at);
+                V p = V.Exp(z - reference);
+                total += p;
+                if (hidden != 0)
+                    p = V.SelectEqual(z, none, V.From(hidden), p);
+                p.Store(at);
+            }
+            total.Store(sum + lane);
+            shrink.Store(factor + lane);
+            highest.Store(maximum + lane);
+        }
+    }
+
+    private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V total = V.Load(sum + lane);
+            for (nint column = 0; column < dv; column++)
+                V.SelectEqual(total, V.Zero, V.Zero, V.Load(o + column * block + lane) / total).Store(o + column * block + lane);
+        }
+        float* output = Output.Matrix(batch, head) + i0 * Output.Row;
+        for (nint row = 0; row < rows; row++)
+        {
+            for (nint column = 0; column < dv; column++)
+                output[row * Output.Row + column * Output.Column] = o[column * block + row];
+        }
+        if (!LogSumExp.IsPresent)
+            return;
+        float* logSumExp = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row;
+        for (nint row = 0; row < rows; row++)
+        {
+            double exact = sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
+            float rounded = (float)exact;
+            logSumExp[row * LogSumExp.Row] = rounded;
+            if (HasRemainder)
+                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
+        }
+    }
+}

@@ -1,0 +1,180 @@
+namespace TransformerKernels;
+
+/// <summary>dQ of a head: the partial gradients of its chunks of keys, added in order.</summary>
+internal unsafe struct SumQueryGradients : IWork
+{
+    public AttentionShape Shape;
+    public AttentionBackwardPlan Plan;
+    public float* Partials;
+    public Strided Gradient;
+    public bool Accumulate;
+
+    public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        nint head = item % (nint)Shape.Heads, batch = item / (nint)Shape.Heads, d = (nint)Shape.HeadSize, queries = (nint)Shape.Queries, each = queries * d;
+        float* partial = Partials + Plan.QueryPartial(Shape, batch, head, 0), to = Gradient.Matrix(batch, head);
+        for (nint row = 0; row < queries; row++)
+        {
+            for (nint column = 0; column < d; column++)
+            {
+                float sum = partial[row * d + column];
+                for (nint chunk = 1; chunk < (nint)Plan.Chunks; chunk++)
+                    sum += partial[chunk * each + row * d + column];
+                float* at = to + row * Gradient.Row + column * Gradient.Column;
+                *at = Accumulate ? *at + sum : sum;
+            }
+        }
+    }
+}
+
+/// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
+internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, float* partials, bool accumulate)
+{
+    /// <summary>The gradient of the distance vector.</summary>
+    public void Distance(float* gradient, in TensorView view)
+    {
+        bool shared = view.Length(0) == 1;
+        for (long row = 0; row < view.Length(0); row++)
+        {
+            for (long index = 0; index < view.Length(1); index++)
+            {
+                double sum = 0;
+                for (long head = shared ? 0 : row; head < (shared ? shape.Heads : row + 1); head++)
+                {
+                    for (long batch = 0; batch < shape.Batch; batch++)
+                        sum += AtDistance(-1, batch, head, index - shape.DistanceCentre); // 0 beyond what occurs
+                }
+                Store(gradient + row * view.Stride(0) + index * view.Stride(1), sum);
+            }
+        }
+    }
+
+    /// <summary>The gradient of the slopes: −Σ |distance| · the gradient at that distance.</summary>
+    public void Slopes(float* gradient, in TensorView view)
+    {
+        bool perSequence = view.Rank == 2;
+        for (long row = 0; row < (perSequence ? shape.Batch : 1); row++)
+        {
+            for (long head = 0; head < shape.Heads; head++)
+            {
+                double sum = 0;
+                for (long batch = perSequence ? row : 0; batch < (perSequence ? row + 1 : shape.Batch); batch++)
+                {
+                    for (long distance = shape.LeastDistance; distance <= shape.GreatestDistance; distance++)
+                        sum -= Math.Abs(distance) * AtDistance(-1, batch, head, distance);
+                }
+                Store(gradient + (perSequence ? row * view.Stride(0) : 0) + head * view.Stride(view.Rank - 1), sum);
+            }
+        }
+    }
+
+    /// <summary>The gradient of a captured tensor; nothing for a dense one, which was written straight to its place, or an absent one.</summary>
+    public void Captured(int capture, in Captured gradient, in TensorView view)
+    {
+        if (!gradient.IsPresent)
+            return;
+        switch (gradient.Structure)
+        {
+            case CapturedStructure.PerHead:
+                for (long row = 0; row < view.Length(0); row++)
+                    Store(gradient.At(0, (nint)row, 0, 0, 0), SumShared(capture, gradient.Structure, -1, view.Length(0) == shape.Heads ? row : -1, 0, 1));
+                break;
+            case CapturedStructure.PerHeadAndDistance or CapturedStructure.PerHeadAndAbsoluteDistance:
+                ByDistance(capture, gradient, view);
+                break;
+            case CapturedStructure.PerQuery or CapturedStructure.PerKey:
+                bool perKey = gradient.Structure == CapturedStructure.PerKey;
+                long length = perKey ? shape.Keys : shape.Queries;
+                for (long b = 0; b < view.Length(0); b++)
+                {
+                    for (long h = 0; h < view.Length(1); h++)
+                    {
+                        for (long x = 0; x < view.Length(2); x++)
+                        {
+                            bool each = view.Length(2) == length;
+                            double sum = SumShared(capture, gradient.Structure, view.Length(0) == shape.Batch ? b : -1, view.Length(1) == shape.Heads ? h : -1, each ? x : 0, each ? x + 1 : length);
+                            Store(gradient.At((nint)b, (nint)h, (nint)x, (nint)x, 0), sum);
+                        }
+                    }
+                }
+                break;
+        }
+    }
+
+    // The sum over one sequence or all (−1), one head or all, and places from .. to−1 of the partials of a captured tensor.
+    private double SumShared(int capture, CapturedStructure structure, long batch, long head, long from, long to)
+    {
+        double sum = 0;
+        for (long b = Math.Max(batch, 0); b < (batch < 0 ? shape.Batch : batch + 1); b++)
+        {
+            for (long h = Math.Max(head, 0); h < (head < 0 ? shape.Heads : head + 1); h++)
+            {
+                for (long chunk = 0; chunk < plan.Chunks; chunk++)
+                {
+                    // A chunk has sums of all queries, but only of its own keys.
+                    bool perKey = structure == CapturedStructure.PerKey;
+                    long first = perKey ? chunk * plan.Chunk : 0, end = perKey ? Math.Min(first + plan.Chunk, shape.Keys) : to;
+                    float* partial = partials + plan.CapturedPartial(shape, capture, b, h, chunk);
+                    for (long x = Math.Max(from, first); x < Math.Min(to, end); x++)
+                        sum += partial[x - first];
+                }
+            }
+        }
+        return sum;
+    }
+
+    private void ByDistance(int capture, in Captured gradient, in TensorView view)
+    {
+        bool shared = view.Length(0) == 1;
+        long last = view.Length(1) - 1, farthest = Math.Max(Math.Abs(shape.LeastDistance), Math.Abs(shape.GreatestDistance));
+        for (long row = 0; row < view.Length(0); row++)
+        {
+            for (long index = 0; index <= last; index++)
+            {
+                double sum = 0;
+                for (long head = shared ? 0 : row; head < (shared ? shape.Heads : row + 1); head++)
+                {
+                    if (gradient.Structure == CapturedStructure.PerHeadAndDistance)
+                    {
+                        // The ends take what lies beyond them.
+                        long distance = index - gradient.Centre;
+                        sum += OverDistances(capture, head, index == 0 ? shape.LeastDistance : distance, index == last ? shape.GreatestDistance : distance);
+                    }
+                    else
+                    {
+                        long far = index == last ? farthest : index;
+                        sum += OverDistances(capture, head, index, far) + OverDistances(capture, head, -far, index == 0 ? -1 : -index);
+                    }
+                }
+                Store(gradient.Entry((nint)row, (nint)index), sum);
+            }
+        }
+    }
+
+    private double OverDistances(int capture, long head, long from, long to)
+    {
+        double sum = 0;
+        for (long batch = 0; batch < shape.Batch; batch++)
+        {
+            for (long distance = Math.Max(from, shape.LeastDistance); distance <= Math.Min(to, shape.GreatestDistance); distance++)
+                sum += AtDistance(capture, batch, head, distance);
+        }
+        return sum;
+    }
+
+    // The gradient of a head's line (capture −1), or of a captured line, at a distance: over the chunks that it occurs in.
+    private double AtDistance(int capture, long batch, long head, long distance)
+    {
+        double sum = 0;
+        for (long chunk = 0; chunk < plan.Chunks; chunk++)
+        {
+            long first = chunk * plan.Chunk, count = Math.Min(plan.Chunk, shape.Keys - first);
+            long u = -distance - shape.QueryOffset + first + count - 1; // i − j, counted from the last key of the chunk and the first query
+            if (u >= 0 && u < shape.Queries + count - 1)
+                sum += partials[(capture < 0 ? plan.LinePartial(shape, batch, head, chunk) : plan.CapturedPartial(shape, capture, batch, head, chunk)) + u];
+        }
+        return sum;
+    }
+
+    private void Store(float* to, double sum) => *to = accumulate ? (float)(*to + sum) : (float)sum;
+}

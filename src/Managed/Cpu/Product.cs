@@ -1,0 +1,197 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
+
+namespace TransformerKernels;
+
+/// <summary>The matrix product under every CPU kernel: c[r, lane] (+)= Σ_q a[r·rowStep + q·step] · b[q·bStep + lane].</summary>
+/// <remarks>
+/// a is broadcast element by element from wherever it lies, so it needs no packing; b and c are rows of whole vectors. Rows of a are taken four at a time:
+/// the last ones are taken again where there are fewer, so c needs room for a multiple of <see cref="Rows"/> rows, of which the surplus is not meaningful.
+/// A register tile is 4 rows of 4 vectors where there are 32 vector registers (16 sums, 4 loads and 4 broadcasts per 16 multiply-adds), else of 2 vectors.
+/// Every element is summed over q in order.
+/// </remarks>
+internal static unsafe class Product
+{
+    /// <summary>The rows of a register tile.</summary>
+    public const int Rows = 4;
+
+    private static bool HasManyRegisters => Avx512F.IsSupported || AdvSimd.IsSupported;
+
+    /// <summary>c = a·b.</summary>
+    public static void Set<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
+        where V : struct, ILanes<V> => Run<V, Overwrite>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null);
+
+    /// <summary>c += a·b.</summary>
+    public static void Add<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
+        where V : struct, ILanes<V> => Run<V, Accumulate>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null);
+
+    /// <summary>c = c·factor + a·b, one factor a lane.</summary>
+    public static void AddScaled<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor)
+        where V : struct, ILanes<V> => Run<V, Rescale>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, factor);
+
+    /// <summary>c += a·b, leaving out the products whose element of <paramref name="hidden"/>, laid out as b, is negative: what stands in a there may be NaN.</summary>
+    public static void AddWhereLanesVisible<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* hidden)
+        where V : struct, ILanes<V>
+    {
+        for (nint r = 0; r < rows; r++)
+        {
+            for (nint lane = 0; lane < vectors * V.Count; lane += V.Count)
+            {
+                V sum = V.Load(c + r * cStep + lane);
+                for (nint q = 0; q < depth; q++)
+                {
+                    V product = V.MultiplyAdd(V.From(a[r * rowStep + q * step]), V.Load(b + q * bStep + lane), sum);
+                    sum = V.SelectLess(V.Load(hidden + q * bStep + lane), V.Zero, sum, product);
+                }
+                sum.Store(c + r * cStep + lane);
+            }
+        }
+    }
+
+    /// <summary>c += a·b, leaving out the products whose element of <paramref name="hidden"/>, laid out as a, is negative: what stands in b there may be NaN.</summary>
+    public static void AddWhereElementsVisible<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* hidden)
+        where V : struct, ILanes<V>
+    {
+        for (nint r = 0; r < rows; r++)
+        {
+            for (nint lane = 0; lane < vectors * V.Count; lane += V.Count)
+            {
+                V sum = V.Load(c + r * cStep + lane);
+                for (nint q = 0; q < depth; q++)
+                {
+                    if (!(hidden[r * rowStep + q * step] < 0))
+                        sum = V.MultiplyAdd(V.From(a[r * rowStep + q * step]), V.Load(b + q * bStep + lane), sum);
+                }
+                sum.Store(c + r * cStep + lane);
+            }
+        }
+    }
+
+    private interface IStart
+    {
+        static abstract bool ReadsSum { get; }
+        static abstract bool Scales { get; }
+    }
+
+    private readonly struct Overwrite : IStart
+    {
+        public static bool ReadsSum => false;
+        public static bool Scales => false;
+    }
+
+    private readonly struct Accumulate : IStart
+    {
+        public static bool ReadsSum => true;
+        public static bool Scales => false;
+    }
+
+    private readonly struct Rescale : IStart
+    {
+        public static bool ReadsSum => true;
+        public static bool Scales => true;
+    }
+
+    private static void Run<V, TStart>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor)
+        where V : struct, ILanes<V> where TStart : struct, IStart
+    {
+        for (nint r = 0; r < rows; r += Rows)
+        {
+            float* a0 = a + r * rowStep, a1 = r + 1 < rows ? a0 + rowStep : a0, a2 = r + 2 < rows ? a1 + rowStep : a1, a3 = r + 3 < rows ? a2 + rowStep : a2;
+            float* row = c + r * cStep;
+            nint v = 0;
+            if (HasManyRegisters)
+            {
+                for (; v + 4 <= vectors; v += 4)
+                    Tile4<V, TStart>(a0, a1, a2, a3, step, b + v * V.Count, bStep, depth, row + v * V.Count, cStep, factor + v * V.Count);
+            }
+            for (; v + 2 <= vectors; v += 2)
+                Tile2<V, TStart>(a0, a1, a2, a3, step, b + v * V.Count, bStep, depth, row + v * V.Count, cStep, factor + v * V.Count);
+            if (v < vectors)
+                Tile1<V, TStart>(a0, a1, a2, a3, step, b + v * V.Count, bStep, depth, row + v * V.Count, cStep, factor + v * V.Count);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Start<V, TStart>(float* c, float* factor) where V : struct, ILanes<V> where TStart : struct, IStart =>
+        TStart.Scales ? V.Load(c) * V.Load(factor) : TStart.ReadsSum ? V.Load(c) : V.Zero;
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Tile4<V, TStart>(float* a0, float* a1, float* a2, float* a3, nint step, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor)
+        where V : struct, ILanes<V> where TStart : struct, IStart
+    {
+        int w = V.Count;
+        float* c1 = c + cStep, c2 = c1 + cStep, c3 = c2 + cStep;
+        V s00 = Start<V, TStart>(c, factor), s01 = Start<V, TStart>(c + w, factor + w), s02 = Start<V, TStart>(c + 2 * w, factor + 2 * w), s03 = Start<V, TStart>(c + 3 * w, factor + 3 * w);
+        V s10 = Start<V, TStart>(c1, factor), s11 = Start<V, TStart>(c1 + w, factor + w), s12 = Start<V, TStart>(c1 + 2 * w, factor + 2 * w), s13 = Start<V, TStart>(c1 + 3 * w, factor + 3 * w);
+        V s20 = Start<V, TStart>(c2, factor), s21 = Start<V, TStart>(c2 + w, factor + w), s22 = Start<V, TStart>(c2 + 2 * w, factor + 2 * w), s23 = Start<V, TStart>(c2 + 3 * w, factor + 3 * w);
+        V s30 = Start<V, TStart>(c3, factor), s31 = Start<V, TStart>(c3 + w, factor + w), s32 = Start<V, TStart>(c3 + 2 * w, factor + 2 * w), s33 = Start<V, TStart>(c3 + 3 * w, factor + 3 * w);
+        for (nint q = 0; q < depth; q++)
+        {
+            V b0 = V.Load(b), b1 = V.Load(b + w), b2 = V.Load(b + 2 * w), b3 = V.Load(b + 3 * w);
+            V x = V.From(*a0);
+            s00 = V.MultiplyAdd(x, b0, s00); s01 = V.MultiplyAdd(x, b1, s01); s02 = V.MultiplyAdd(x, b2, s02); s03 = V.MultiplyAdd(x, b3, s03);
+            x = V.From(*a1);
+            s10 = V.MultiplyAdd(x, b0, s10); s11 = V.MultiplyAdd(x, b1, s11); s12 = V.MultiplyAdd(x, b2, s12); s13 = V.MultiplyAdd(x, b3, s13);
+            x = V.From(*a2);
+            s20 = V.MultiplyAdd(x, b0, s20); s21 = V.MultiplyAdd(x, b1, s21); s22 = V.MultiplyAdd(x, b2, s22); s23 = V.MultiplyAdd(x, b3, s23);
+            x = V.From(*a3);
+            s30 = V.MultiplyAdd(x, b0, s30); s31 = V.MultiplyAdd(x, b1, s31); s32 = V.MultiplyAdd(x, b2, s32); s33 = V.MultiplyAdd(x, b3, s33);
+            a0 += step; a1 += step; a2 += step; a3 += step; b += bStep;
+        }
+        s00.Store(c); s01.Store(c + w); s02.Store(c + 2 * w); s03.Store(c + 3 * w);
+        s10.Store(c1); s11.Store(c1 + w); s12.Store(c1 + 2 * w); s13.Store(c1 + 3 * w);
+        s20.Store(c2); s21.Store(c2 + w); s22.Store(c2 + 2 * w); s23.Store(c2 + 3 * w);
+        s30.Store(c3); s31.Store(c3 + w); s32.Store(c3 + 2 * w); s33.Store(c3 + 3 * w);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Tile2<V, TStart>(float* a0, float* a1, float* a2, float* a3, nint step, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor)
+        where V : struct, ILanes<V> where TStart : struct, IStart
+    {
+        int w = V.Count;
+        float* c1 = c + cStep, c2 = c1 + cStep, c3 = c2 + cStep;
+        V s00 = Start<V, TStart>(c, factor), s01 = Start<V, TStart>(c + w, factor + w);
+        V s10 = Start<V, TStart>(c1, factor), s11 = Start<V, TStart>(c1 + w, factor + w);
+        V s20 = Start<V, TStart>(c2, factor), s21 = Start<V, TStart>(c2 + w, factor + w);
+        V s30 = Start<V, TStart>(c3, factor), s31 = Start<V, TStart>(c3 + w, factor + w);
+        for (nint q = 0; q < depth; q++)
+        {
+            V b0 = V.Load(b), b1 = V.Load(b + w);
+            V x = V.From(*a0);
+            s00 = V.MultiplyAdd(x, b0, s00); s01 = V.MultiplyAdd(x, b1, s01);
+            x = V.From(*a1);
+            s10 = V.MultiplyAdd(x, b0, s10); s11 = V.MultiplyAdd(x, b1, s11);
+            x = V.From(*a2);
+            s20 = V.MultiplyAdd(x, b0, s20); s21 = V.MultiplyAdd(x, b1, s21);
+            x = V.From(*a3);
+            s30 = V.MultiplyAdd(x, b0, s30); s31 = V.MultiplyAdd(x, b1, s31);
+            a0 += step; a1 += step; a2 += step; a3 += step; b += bStep;
+        }
+        s00.Store(c); s01.Store(c + w);
+        s10.Store(c1); s11.Store(c1 + w);
+        s20.Store(c2); s21.Store(c2 + w);
+        s30.Store(c3); s31.Store(c3 + w);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Tile1<V, TStart>(float* a0, float* a1, float* a2, float* a3, nint step, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor)
+        where V : struct, ILanes<V> where TStart : struct, IStart
+    {
+        float* c1 = c + cStep, c2 = c1 + cStep, c3 = c2 + cStep;
+        V s0 = Start<V, TStart>(c, factor), s1 = Start<V, TStart>(c1, factor), s2 = Start<V, TStart>(c2, factor), s3 = Start<V, TStart>(c3, factor);
+        for (nint q = 0; q < depth; q++)
+        {
+            V b0 = V.Load(b);
+            s0 = V.MultiplyAdd(V.From(*a0), b0, s0);
+            s1 = V.MultiplyAdd(V.From(*a1), b0, s1);
+            s2 = V.MultiplyAdd(V.From(*a2), b0, s2);
+            s3 = V.MultiplyAdd(V.From(*a3), b0, s3);
+            a0 += step; a1 += step; a2 += step; a3 += step; b += bStep;
+        }
+        s0.Store(c);
+        s1.Store(c1);
+        s2.Store(c2);
+        s3.Store(c3);
+    }
+}

@@ -1,0 +1,298 @@
+using TransformerKernels.Oracle;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+public class AttentionTests
+{
+    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+
+    // Head sizes and lengths around the edges of vectors, register tiles, blocks and tiles.
+    private static readonly int[] HeadSizes = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 40, 63, 64, 65, 80, 127, 128, 130];
+
+    private static readonly (int Queries, int Keys)[] Lengths =
+        [(1, 1), (1, 7), (7, 1), (3, 5), (15, 17), (16, 16), (31, 33), (63, 65), (64, 64), (65, 63), (66, 130), (129, 70), (2, 300)];
+
+    [Fact]
+    public void Every_head_size_agrees_with_the_definition()
+    {
+        foreach (int size in HeadSizes)
+        {
+            foreach (bool causal in (bool[])[false, true])
+                AttentionCase.Of(1, 2, 1, 19, 37, size, Math.Max(1, (size * 3) % 71), causal).Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void Every_length_agrees_with_the_definition()
+    {
+        foreach ((int queries, int keys) in Lengths)
+        {
+            foreach (bool causal in (bool[])[false, true])
+            {
+                AttentionCase.Of(2, 4, 2, queries, keys, 8, 12, causal).Check(Device, default(PlainScore));
+                new AttentionCase
+                {
+                    Heads = 3, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 16, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true, Gap = 1, Order = [0, 2, 1, 3],
+                    Slopes = AttentionCase.Numbers(7, 0.3f, 3), DistanceBias = AttentionCase.Numbers(8, 1, 3, queries + keys - 1),
+                }.Check(Device, default(PlainScore));
+            }
+        }
+    }
+
+    [Fact]
+    [Trait("Grid", "Full")]
+    public void Long_sequences_of_several_chunks_agree_with_the_definition()
+    {
+        foreach ((int batch, int queries, int keys, bool causal) in ((int, int, int, bool)[])[(1, 100, 700, true), (2, 300, 1030, false), (1, 515, 515, true)])
+        {
+            new AttentionCase
+            {
+                Batch = batch, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 24, ValueSize = 24, Causal = causal, HasLogSumExpUpstream = true,
+                DistanceBias = AttentionCase.Numbers(8, 1, 1, queries + keys - 1),
+            }.Check(Device, default(PlainScore));
+            new AttentionCase
+            {
+                Batch = batch, Heads = 2, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 9, ValueSize = 7, Causal = causal, Slopes = AttentionCase.Numbers(7, 0.1f, batch, 2),
+            }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void Every_layout_agrees_with_the_definition()
+    {
+        foreach (int[] order in (int[][])[[0, 1, 2, 3], [0, 2, 1, 3], [2, 0, 1, 3], [0, 1, 3, 2], [3, 1, 2, 0]])
+        {
+            foreach (int gap in (int[])[0, 1, 3])
+                new AttentionCase { Batch = 2, Heads = 2, KeyHeads = 1, Queries = 21, Keys = 34, HeadSize = 10, ValueSize = 6, Causal = true, Order = order, Gap = gap }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Theory]
+    [InlineData(0)]
+    [InlineData(3)]
+    [InlineData(-4)]
+    [InlineData(40)]
+    public void Query_offset_moves_the_queries(int offset)
+    {
+        foreach (bool causal in (bool[])[false, true])
+        {
+            new AttentionCase
+            {
+                Queries = 9, Keys = 14, Causal = causal, QueryOffset = offset, Slopes = AttentionCase.Numbers(1, 0.5f, 2), DistanceBias = AttentionCase.Numbers(2, 1, 2, 140), DistanceCentre = 70,
+            }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void Scale_is_applied_to_the_scores()
+    {
+        foreach (float scale in (float[])[0, 1, 0.3f, -2])
+            new AttentionCase { Scale = scale }.Check(Device, default(PlainScore));
+    }
+
+    [Fact]
+    public void Slopes_may_differ_between_sequences_and_have_any_sign()
+    {
+        new AttentionCase { Batch = 3, Slopes = Grid.Of((ReadOnlySpan<double>)[0.5, -0.25, 0, 1, 2, -0.125], 3, 2), Queries = 20, Keys = 70 }.Check(Device, default(PlainScore));
+    }
+
+    [Fact]
+    public void A_rule_selects_has_a_captured_table_and_wraps_another()
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(1, 7), (15, 17), (63, 65), (66, 130)])
+        {
+            foreach (bool causal in (bool[])[false, true])
+            {
+                var rule = new Gained<Temperature>(new Temperature(0.25f, 20));
+                new AttentionCase
+                {
+                    Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 8, ValueSize = 8, Causal = causal, HasLogSumExpUpstream = true,
+                    DistanceBias = AttentionCase.Numbers(8, 1, 2, queries + keys - 1),
+                    Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+                }.Check(Device, rule, new GainedTemperatureFormula(0.25f, 20));
+            }
+        }
+    }
+
+    public static TheoryData<CapturedBy, bool> Structures()
+    {
+        var structures = new TheoryData<CapturedBy, bool>();
+        foreach (CapturedBy by in Enum.GetValues<CapturedBy>())
+        {
+            structures.Add(by, false);
+            structures.Add(by, true);
+        }
+        return structures;
+    }
+
+    [Theory]
+    [MemberData(nameof(Structures))]
+    public void Captured_tensors_of_every_structure_agree_with_the_definition(CapturedBy by, bool shared)
+    {
+        const int batch = 2, heads = 2;
+        foreach ((int queries, int keys) in ((int, int)[])[(5, 5), (20, 30), (67, 71)])
+        {
+            (int b, int h) = shared && by != CapturedBy.Pair ? (1, 1) : (batch, heads);
+            CapturedValues Of(CapturedBy structure, int seed) => new(AttentionCase.Numbers(seed, 0.5f, structure switch
+            {
+                CapturedBy.Head => [h],
+                CapturedBy.HeadAndDistance => [h, 9],
+                CapturedBy.HeadAndAbsoluteDistance => [h, 4],
+                CapturedBy.Query => [b, h, shared ? 1 : queries],
+                CapturedBy.Key => [b, h, shared ? 1 : keys],
+                _ => [batch, heads, queries, keys],
+            }), structure, 3);
+            foreach (bool causal in (bool[])[false, true])
+            {
+                new AttentionCase
+                {
+                    Batch = batch, Heads = heads, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 6, Causal = causal,
+                    Captured = [Of(by, 30), Of(CapturedBy.Head, 31), Of(CapturedBy.Query, 32), Of(by, 33)],
+                }.Check(Device, default(FourCaptures), new FourCapturesFormula());
+            }
+        }
+    }
+
+    [Fact]
+    public void Minus_infinity_in_a_bias_hides_the_pair()
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(7, 7), (70, 40), (40, 140)])
+        {
+            Grid<double> bias = AttentionCase.Numbers(8, 1, 2, queries + keys - 1);
+            for (int i = 0; i < bias.Data.Length; i += 3)
+                bias.Data[i] = double.NegativeInfinity;
+            new AttentionCase { Queries = queries, Keys = keys, DistanceBias = bias }.Check(Device, default(PlainScore));
+            Array.Fill(bias.Data, double.NegativeInfinity, 0, queries + keys - 1);
+            new AttentionCase { Queries = queries, Keys = keys, DistanceBias = bias, HasLogSumExpUpstream = true }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Theory]
+    [InlineData(float.NaN)]
+    [InlineData(float.PositiveInfinity)]
+    [InlineData(float.NegativeInfinity)]
+    public void What_is_hidden_contributes_nothing_whatever_it_holds(float poison)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(9, 9), (70, 100)])
+        {
+            // Causal: the last queries alone see the last key; with offset −2 nobody sees the last two.
+            new AttentionCase
+            {
+                Queries = queries, Keys = keys, Causal = true, QueryOffset = keys - queries - 2,
+                Prepare = (_, k, v) => { k[0, 0, keys - 1, 0] = poison; v[0, 1, keys - 2, 1] = poison; },
+            }.Check(Device, default(PlainScore));
+
+            // A bias of −∞ for distance 0 and farther keys hides key 0 of query 0 only behind a row that others see: nothing may leak from hidden places.
+            Grid<double> bias = AttentionCase.Numbers(8, 1, 2, queries + keys - 1);
+            for (int h = 0; h < 2; h++)
+            {
+                for (int i = keys - 1; i < queries + keys - 1; i++)
+                    bias[h, i] = double.NegativeInfinity;
+            }
+            new AttentionCase { Queries = queries, Keys = keys, DistanceBias = bias, Prepare = (_, k, v) => { k[0, 0, keys - 1, 0] = poison; v[0, 1, keys - 1, 1] = poison; } }.Check(Device, default(PlainScore));
+            new AttentionCase
+            {
+                Queries = queries, Keys = keys, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head)],
+                Prepare = (_, k, v) => { k[0, 0, keys - 1, 0] = poison; v[0, 1, 0, 1] = poison; },
+                QueryOffset = keys + 10,
+            }.Check(Device, new Temperature(0.5f, 11), new TemperatureFormula(0.5, 11));
+        }
+    }
+
+    [Fact]
+    public void NaN_in_visible_places_surfaces()
+    {
+        AttentionCase.Results results = new AttentionCase { Queries = 6, Keys = 6, Causal = true, Prepare = (_, _, v) => v[0, 0, 3, 1] = float.NaN }.Run(Device, default(PlainScore));
+        for (int i = 0; i < 6; i++)
+            Assert.Equal(i >= 3, float.IsNaN(results.Output[i * 4 + 1]));
+        Assert.All(results.LogSumExp, l => Assert.True(float.IsFinite(l)));
+    }
+
+    [Fact]
+    public void A_query_without_keys_gives_zero_and_minus_infinity()
+    {
+        var problem = new AttentionCase { Queries = 7, Keys = 4, Causal = true, HasLogSumExpUpstream = true };
+        problem.Check(Device, default(PlainScore));
+        AttentionCase.Results results = problem.Run(Device, default(PlainScore));
+        for (int h = 0; h < 2; h++)
+        {
+            for (int i = 0; i < 3; i++)
+            {
+                Assert.Equal(float.NegativeInfinity, results.LogSumExp[h * 7 + i]);
+                Assert.All(results.Output[((h * 7 + i) * 4)..((h * 7 + i) * 4 + 4)], o => Assert.Equal(0, o));
+                Assert.All(results.Query[((h * 7 + i) * 4)..((h * 7 + i) * 4 + 4)], g => Assert.Equal(0, g));
+            }
+        }
+        new AttentionCase { Queries = 3, Keys = 0 }.Check(Device, default(PlainScore));
+        new AttentionCase { Queries = 0, Keys = 3 }.Check(Device, default(PlainScore));
+        new AttentionCase { Batch = 0 }.Check(Device, default(PlainScore));
+    }
+
+    [Fact]
+    public void Large_scores_and_biases_keep_the_contract()
+    {
+        foreach (float scale in (float[])[1e-6f, 10, 1000])
+        {
+            new AttentionCase { Queries = 20, Keys = 30, Scale = scale }.Check(Device, default(PlainScore));
+            new AttentionCase { Queries = 20, Keys = 30, DistanceBias = AttentionCase.Numbers(3, scale, 2, 49), Causal = true }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void Accumulate_adds_to_what_is_there()
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(9, 13), (40, 600)])
+        {
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, Causal = true, Slopes = AttentionCase.Numbers(1, 0.2f, 2), DistanceBias = AttentionCase.Numbers(2, 1, 2, queries + keys - 1),
+                Captured = [new(AttentionCase.Numbers(3, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(4, 1, 2, 2, queries, keys), CapturedBy.Pair), new(AttentionCase.Numbers(5, 1, 2, 2, queries), CapturedBy.Query), new(AttentionCase.Numbers(6, 1, 2, 2, keys), CapturedBy.Key)],
+            };
+            AttentionCase.Results fresh = problem.Run(Device, default(FourCaptures)), added = problem.Run(Device, default(FourCaptures), accumulate: true);
+            foreach ((float[] a, float[] b) in fresh.All.Zip(added.All).Skip(2))
+            {
+                for (int i = 0; i < a.Length; i++)
+                    Assert.Equal(1 + a[i], b[i], 2e-6 * (1 + Math.Abs(a[i])));
+            }
+        }
+    }
+
+    [Fact]
+    public void Results_are_bitwise_equal_for_1_2_3_and_7_threads_and_100_runs()
+    {
+        AttentionCase problem = new()
+        {
+            Batch = 2, Heads = 4, KeyHeads = 2, Queries = 100, Keys = 530, HeadSize = 20, ValueSize = 12, Causal = true, HasLogSumExpUpstream = true,
+            Slopes = AttentionCase.Numbers(1, 0.2f, 4), DistanceBias = AttentionCase.Numbers(2, 1, 4, 629), Captured = [new(AttentionCase.Numbers(3, 1, 4), CapturedBy.Head)],
+        };
+        var rule = new Temperature(0.1f, 400);
+        AttentionCase.Results reference = problem.Run(Device, rule);
+        foreach (int threads in (int[])[1, 2, 3, 7])
+        {
+            using ComputeDevice device = ComputeDevice.OpenCpu(threads);
+            for (int run = 0; run < 25; run++)
+                Assert.All(reference.All.Zip(problem.Run(device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
+        }
+    }
+
+    [Fact]
+    public void A_sequence_is_bitwise_the_same_alone_and_in_a_batch()
+    {
+        AttentionCase alone = new() { Queries = 70, Keys = 300, HeadSize = 12, ValueSize = 12 };
+        AttentionCase.Results one = alone.Run(Device, default(PlainScore));
+        // In the batch of two the first sequence's numbers differ, so it is set to those of the lone one.
+        AttentionCase.Results two = new AttentionCase
+        {
+            Batch = 2, Queries = 70, Keys = 300, HeadSize = 12, ValueSize = 12,
+            Prepare = (q, k, v) =>
+            {
+                new Strided([1, 2, 70, 12], [0, 1, 2, 3]).Fill(1).Data.CopyTo(q.Data, q.Data.Length / 2);
+                new Strided([1, 2, 300, 12], [0, 1, 2, 3]).Fill(2).Data.CopyTo(k.Data, k.Data.Length / 2);
+                new Strided([1, 2, 300, 12], [0, 1, 2, 3]).Fill(3).Data.CopyTo(v.Data, v.Data.Length / 2);
+            },
+        }.Run(Device, default(PlainScore));
+        Assert.Equal(one.Output, two.Output[(two.Output.Length / 2)..]);
+        Assert.Equal(one.LogSumExp, two.LogSumExp[(two.LogSumExp.Length / 2)..]);
+    }
+}
