@@ -1,3 +1,6 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+
 namespace TransformerKernels;
 
 /// <summary>How per-token losses make one number; only tokens that the mask keeps count.</summary>
@@ -109,5 +112,251 @@ public static class PolicyLoss
         Require.Disjoint(written, name, batch.OldLogProb, "batch.OldLogProb");
         Require.Disjoint(written, name, batch.Advantage, "batch.Advantage");
         Require.Disjoint(written, name, batch.Mask, "batch.Mask");
+    }
+}
+
+internal sealed partial class CpuDevice
+{
+    protected internal override unsafe void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics, Workspace workspace)
+    {
+        nint sequences = (nint)batch.LogProb.Length(0), tokens = (nint)batch.LogProb.Length(1), blocks = LossBlocks(sequences * tokens);
+        using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(sequences, tokens));
+        fixed (byte* logProb = batch.LogProb, oldLogProb = batch.OldLogProb, advantage = batch.Advantage, mask = batch.Mask, losses = outputs.Loss,
+            ofLogProb = outputs.LogProb, means = metrics, memory = lease.View)
+        {
+            var work = new TokenLossWork<TLoss>
+            {
+                Loss = loss,
+                LogProb = new(logProb, batch.LogProb),
+                OldLogProb = new(oldLogProb, batch.OldLogProb),
+                Advantage = new(advantage, batch.Advantage),
+                Losses = new(losses, outputs.Loss),
+                OfLogProb = new(ofLogProb, outputs.LogProb),
+                Weights = new(mask, batch, (long*)((double*)memory + blocks * LossSums)),
+                Elements = sequences * tokens,
+                Sums = metrics.IsPresent ? (double*)memory : null,
+            };
+            Run(work.Weights, work.Weights.Items);
+            work.Weights.Share(batch, out long kept);
+            Run(work, blocks);
+            if (!metrics.IsPresent)
+                return;
+            var results = new HostVector(means, metrics);
+            for (int metric = 0; metric < PolicyMetrics.Tokens; metric++)
+            {
+                double sum = 0;
+                for (nint block = 0; block < blocks; block++)
+                    sum += work.Sums[block * LossSums + metric];
+                results[metric] = (float)(metric == PolicyMetrics.Loss || kept == 0 ? sum : sum / kept);
+            }
+            results[PolicyMetrics.Tokens] = kept;
+        }
+    }
+
+    /// <summary>What each token's loss is multiplied by in the reduced loss; 0 where the mask is false. As work, it counts the tokens of every sequence.</summary>
+    private unsafe struct TokenWeights : IWork
+    {
+        private readonly byte* mask;
+        private readonly nint sequences, tokens, rowStride, stride;
+        private readonly long* lengths;
+        private readonly bool perSequence;
+        private float weight;
+
+        public TokenWeights(byte* mask, in TokenBatch batch, long* lengths)
+        {
+            this.mask = mask;
+            this.lengths = lengths;
+            sequences = (nint)batch.LogProb.Length(0);
+            tokens = (nint)batch.LogProb.Length(1);
+            perSequence = batch.Reduction == TokenReduction.SequenceMeanTokenMean;
+            if (!batch.Mask.IsPresent)
+                return;
+            rowStride = (nint)batch.Mask.Stride(0);
+            stride = (nint)batch.Mask.Stride(1);
+        }
+
+        /// <summary>How many items the counting has; short sequences share one.</summary>
+        public readonly nint Items => (sequences + PerItem - 1) / PerItem;
+
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            for (nint sequence = item * PerItem; sequence < Math.Min((item + 1) * PerItem, sequences); sequence++)
+                lengths[sequence] = mask is null ? tokens : Length(mask + sequence * rowStride);
+        }
+
+        private readonly long Length(byte* row)
+        {
+            long length = 0;
+            if (stride == 1)
+            {
+                for (nint start = 0; start < tokens; start += LossBlock)
+                {
+                    var part = new ReadOnlySpan<byte>(row + start, (int)Math.Min(LossBlock, tokens - start));
+                    length += part.Length - part.Count((byte)0);
+                }
+                return length;
+            }
+            for (nint token = 0; token < tokens; token++)
+                length += row[token * stride] != 0 ? 1 : 0;
+            return length;
+        }
+
+        private readonly nint PerItem => Math.Max(1, LossBlock / Math.Max(1, tokens));
+
+        /// <summary>After the counting: what the reduction divides by.</summary>
+        public void Share(in TokenBatch batch, out long kept)
+        {
+            kept = 0;
+            long filled = 0;
+            for (nint sequence = 0; sequence < sequences; sequence++)
+            {
+                kept += lengths[sequence];
+                filled += lengths[sequence] > 0 ? 1 : 0;
+            }
+            weight = 1f / (batch.Divisor ?? batch.Reduction switch
+            {
+                TokenReduction.TokenMean => kept,
+                TokenReduction.TokenSum => 1,
+                _ => filled,
+            });
+        }
+
+        /// <summary>The weights of tokens, counted row by row.</summary>
+        public readonly void CopyTo(float* weights, nint start, nint count)
+        {
+            for (nint done = 0; done < count;)
+            {
+                (nint sequence, nint token) = Math.DivRem(start + done, tokens);
+                nint length = Math.Min(count - done, tokens - token);
+                float own = perSequence ? weight / lengths[sequence] : weight;
+                if (mask is null)
+                    new Span<float>(weights + done, (int)length).Fill(own);
+                else
+                    Select(mask + sequence * rowStride + token * stride, stride, own, weights + done, length);
+                done += length;
+            }
+        }
+
+        private static void Select(byte* mask, nint stride, float weight, float* weights, nint count)
+        {
+            nint i = 0;
+            Vector128<float> own = Vector128.Create(weight);
+            for (; stride == 1 && i <= count - Vector128<byte>.Count; i += Vector128<byte>.Count)
+            {
+                (Vector128<short> low, Vector128<short> high) = Vector128.Widen(Vector128.Equals(Vector128.Load(mask + i), Vector128<byte>.Zero).AsSByte());
+                (Vector128<int> a, Vector128<int> b) = Vector128.Widen(low);
+                (Vector128<int> c, Vector128<int> d) = Vector128.Widen(high);
+                Vector128.AndNot(own, a.AsSingle()).Store(weights + i);
+                Vector128.AndNot(own, b.AsSingle()).Store(weights + i + 4);
+                Vector128.AndNot(own, c.AsSingle()).Store(weights + i + 8);
+                Vector128.AndNot(own, d.AsSingle()).Store(weights + i + 12);
+            }
+            for (; i < count; i++)
+                weights[i] = mask[i * stride] != 0 ? weight : 0f;
+        }
+    }
+
+    private unsafe struct TokenLossWork<TLoss> : IWork where TLoss : unmanaged, ITokenLoss
+    {
+        private const int Streams = 6;
+
+        public TLoss Loss;
+        public LossStream LogProb, OldLogProb, Advantage, Losses, OfLogProb;
+        public TokenWeights Weights;
+        public nint Elements;
+        public double* Sums;
+
+        [SkipLocalsInit]
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            nint end = Math.Min((item + 1) * LossBlock, Elements);
+            double* sums = stackalloc double[LossSums];
+            new Span<double>(sums, LossSums).Clear();
+            float* memory = stackalloc float[LossTile<TLanes>.Floats(Streams)];
+            for (nint start = item * LossBlock; start < end; start += LossTile<TLanes>.Length)
+            {
+                nint count = Math.Min(LossTile<TLanes>.Length, end - start), whole = count - count % TLanes.Count;
+                if (whole > 0)
+                    Evaluate(new LossTile<TLanes>(memory, start, whole), sums);
+                if (whole < count)
+                    Evaluate(new LossTile<TLanes>(memory, start + whole, count - whole), sums);
+            }
+            if (Sums is not null)
+                new Span<double>(sums, LossSums).CopyTo(new Span<double>(Sums + item * LossSums, LossSums));
+        }
+
+        private readonly void Evaluate<TLanes>(LossTile<TLanes> tile, double* sums) where TLanes : struct, ILanes<TLanes>
+        {
+            float* logProb = tile.Read(LogProb), oldLogProb = tile.Read(OldLogProb), advantage = tile.Read(Advantage), weights = tile.Place();
+            Weights.CopyTo(weights, tile.Start, tile.Count);
+            new Span<float>(weights + tile.Count, (int)(tile.Padded - tile.Count)).Clear();
+            float* losses = tile.Place(Losses), derivatives = tile.Place(OfLogProb);
+            if (OfLogProb.IsPresent)
+                Differentiate(tile, logProb, oldLogProb, advantage, weights, losses, derivatives, sums);
+            else
+                Value(tile, logProb, oldLogProb, advantage, weights, losses, sums);
+            tile.Write(losses, Losses);
+            tile.Write(derivatives, OfLogProb);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private readonly void Value<TLanes>(LossTile<TLanes> tile, float* logProb, float* oldLogProb, float* advantage, float* weights, float* losses, double* sums)
+            where TLanes : struct, ILanes<TLanes>
+        {
+            TLoss loss = Loss;
+            TLanes total = TLanes.Zero, clipped = TLanes.Zero, dualClipped = TLanes.Zero, oldKl = TLanes.Zero;
+            for (nint i = 0; i < tile.Padded; i += TLanes.Count)
+            {
+                TLanes now = TLanes.Load(logProb + i), old = TLanes.Load(oldLogProb + i), weight = TLanes.Load(weights + i);
+                TokenTerms<TLanes> terms = loss.Loss(new TokenInputs<TLanes> { LogProb = now, OldLogProb = old, Advantage = TLanes.Load(advantage + i) });
+                TLanes value = Kept(weight, terms.Loss);
+                value.Store(losses + i);
+                total += weight * value;
+                clipped += Kept(weight, terms.Clipped);
+                dualClipped += Kept(weight, terms.DualClipped);
+                oldKl += Kept(weight, old - now);
+            }
+            Add(tile, sums, total, clipped, dualClipped, oldKl);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private readonly void Differentiate<TLanes>(LossTile<TLanes> tile, float* logProb, float* oldLogProb, float* advantage, float* weights, float* losses,
+            float* derivatives, double* sums) where TLanes : struct, ILanes<TLanes>
+        {
+            TLoss loss = Loss;
+            TLanes total = TLanes.Zero, clipped = TLanes.Zero, dualClipped = TLanes.Zero, oldKl = TLanes.Zero;
+            for (nint i = 0; i < tile.Padded; i += TLanes.Count)
+            {
+                TLanes now = TLanes.Load(logProb + i), old = TLanes.Load(oldLogProb + i), weight = TLanes.Load(weights + i);
+                TokenTerms<Dual<TLanes>> terms = loss.Loss(new TokenInputs<Dual<TLanes>>
+                {
+                    LogProb = new(now, TLanes.One),
+                    OldLogProb = new(old, TLanes.Zero),
+                    Advantage = new(TLanes.Load(advantage + i), TLanes.Zero),
+                });
+                TLanes value = Kept(weight, terms.Loss.Value);
+                value.Store(losses + i);
+                Kept(weight, weight * terms.Loss.Derivative).Store(derivatives + i);
+                total += weight * value;
+                clipped += Kept(weight, terms.Clipped.Value);
+                dualClipped += Kept(weight, terms.DualClipped.Value);
+                oldKl += Kept(weight, old - now);
+            }
+            Add(tile, sums, total, clipped, dualClipped, oldKl);
+        }
+
+        // Selected, not multiplied: what lies in a masked token may be NaN.
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static TLanes Kept<TLanes>(TLanes weight, TLanes value) where TLanes : struct, ILanes<TLanes> =>
+            TLanes.SelectEqual(weight, TLanes.Zero, TLanes.Zero, value);
+
+        private static void Add<TLanes>(LossTile<TLanes> tile, double* sums, TLanes total, TLanes clipped, TLanes dualClipped, TLanes oldKl)
+            where TLanes : struct, ILanes<TLanes>
+        {
+            sums[PolicyMetrics.Loss] += tile.Total(total);
+            sums[PolicyMetrics.ClipFraction] += tile.Total(clipped);
+            sums[PolicyMetrics.DualClipFraction] += tile.Total(dualClipped);
+            sums[PolicyMetrics.OldKl] += tile.Total(oldKl);
+        }
     }
 }

@@ -133,7 +133,7 @@ public static class PreferenceLoss
 internal sealed partial class CpuDevice
 {
     protected internal override long LossWorkspaceBytes(long rows, long columns) =>
-        rows * LossBlocks(columns) * LossSums * sizeof(double);
+        checked(LossBlocks(rows * columns) * LossSums * sizeof(double) + rows * sizeof(long));
 
     protected internal override unsafe void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace)
     {
@@ -180,7 +180,7 @@ internal sealed partial class CpuDevice
     // Pairs or tokens of one item; what an item sums up goes to the workspace and is added in order afterwards.
     private const int LossBlock = 8192;
 
-    // Doubles per block in the workspace, for the kind of loss that needs most.
+    // Doubles per block in the workspace, for the kind of loss that needs most. The lengths of sequences stand behind them.
     private const int LossSums = 8;
 
     private static nint LossBlocks(long count) => (nint)((count + LossBlock - 1) / LossBlock);
@@ -190,12 +190,13 @@ internal sealed partial class CpuDevice
         private const int Inputs = 4;
 
         public TLoss Loss;
-        public HostVector Chosen, Rejected, ReferenceChosen, ReferenceRejected;
-        public HostVector Losses, OfChosen, OfRejected, OfReferenceChosen, OfReferenceRejected, ChosenReward, RejectedReward;
+        public LossStream Chosen, Rejected, ReferenceChosen, ReferenceRejected;
+        public LossStream Losses, OfChosen, OfRejected, OfReferenceChosen, OfReferenceRejected, ChosenReward, RejectedReward;
         public nint Pairs;
         public float Weight;
         public double* Sums;
 
+        [SkipLocalsInit]
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {
             nint end = Math.Min((item + 1) * LossBlock, Pairs);
@@ -254,7 +255,7 @@ internal sealed partial class CpuDevice
             tile.Write(rejectedReward, RejectedReward);
         }
 
-        private readonly HostVector Gradient(int input) => input switch
+        private readonly LossStream Gradient(int input) => input switch
         {
             0 => OfChosen,
             1 => OfRejected,

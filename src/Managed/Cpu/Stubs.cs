@@ -2,7 +2,6 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    protected internal override void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics, Workspace workspace) => throw new NotImplementedException();
     protected internal override void EstimateAdvantages(in AdvantageProblem problem, TensorView advantages, TensorView returns) => throw new NotImplementedException();
     protected internal override void Whiten(TensorView values, TensorView mask, bool keepMean) => throw new NotImplementedException();
 }
