@@ -1,5 +1,4 @@
 using System.Runtime.CompilerServices;
-using System.Runtime.Intrinsics;
 
 namespace TransformerKernels;
 
@@ -156,52 +155,31 @@ internal sealed partial class CpuDevice
     /// <summary>What each token's loss is multiplied by in the reduced loss; 0 where the mask is false. As work, it counts the tokens of every sequence.</summary>
     private unsafe struct TokenWeights : IWork
     {
-        private readonly byte* mask;
-        private readonly nint sequences, tokens, rowStride, stride;
+        private readonly MaskStream mask;
+        private readonly nint sequences, tokens;
         private readonly long* lengths;
         private readonly bool perSequence;
         private float weight;
 
         public TokenWeights(byte* mask, in TokenBatch batch, long* lengths)
         {
-            this.mask = mask;
+            this.mask = new(mask, batch.Mask, (nint)batch.LogProb.Length(1));
             this.lengths = lengths;
             sequences = (nint)batch.LogProb.Length(0);
             tokens = (nint)batch.LogProb.Length(1);
             perSequence = batch.Reduction == TokenReduction.SequenceMeanTokenMean;
-            if (!batch.Mask.IsPresent)
-                return;
-            rowStride = (nint)batch.Mask.Stride(0);
-            stride = (nint)batch.Mask.Stride(1);
         }
 
         /// <summary>How many items the counting has; short sequences share one.</summary>
         public readonly nint Items => (sequences + PerItem - 1) / PerItem;
 
+        private readonly nint PerItem => Math.Max(1, LossBlock / Math.Max(1, tokens));
+
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {
             for (nint sequence = item * PerItem; sequence < Math.Min((item + 1) * PerItem, sequences); sequence++)
-                lengths[sequence] = mask is null ? tokens : Length(mask + sequence * rowStride);
+                lengths[sequence] = mask.Length(sequence);
         }
-
-        private readonly long Length(byte* row)
-        {
-            long length = 0;
-            if (stride == 1)
-            {
-                for (nint start = 0; start < tokens; start += LossBlock)
-                {
-                    var part = new ReadOnlySpan<byte>(row + start, (int)Math.Min(LossBlock, tokens - start));
-                    length += part.Length - part.Count((byte)0);
-                }
-                return length;
-            }
-            for (nint token = 0; token < tokens; token++)
-                length += row[token * stride] != 0 ? 1 : 0;
-            return length;
-        }
-
-        private readonly nint PerItem => Math.Max(1, LossBlock / Math.Max(1, tokens));
 
         /// <summary>After the counting: what the reduction divides by.</summary>
         public void Share(in TokenBatch batch, out long kept)
@@ -228,31 +206,9 @@ internal sealed partial class CpuDevice
             {
                 (nint sequence, nint token) = Math.DivRem(start + done, tokens);
                 nint length = Math.Min(count - done, tokens - token);
-                float own = perSequence ? weight / lengths[sequence] : weight;
-                if (mask is null)
-                    new Span<float>(weights + done, (int)length).Fill(own);
-                else
-                    Select(mask + sequence * rowStride + token * stride, stride, own, weights + done, length);
+                mask.CopyTo(weights + done, sequence, token, length, perSequence ? weight / lengths[sequence] : weight);
                 done += length;
             }
-        }
-
-        private static void Select(byte* mask, nint stride, float weight, float* weights, nint count)
-        {
-            nint i = 0;
-            Vector128<float> own = Vector128.Create(weight);
-            for (; stride == 1 && i <= count - Vector128<byte>.Count; i += Vector128<byte>.Count)
-            {
-                (Vector128<short> low, Vector128<short> high) = Vector128.Widen(Vector128.Equals(Vector128.Load(mask + i), Vector128<byte>.Zero).AsSByte());
-                (Vector128<int> a, Vector128<int> b) = Vector128.Widen(low);
-                (Vector128<int> c, Vector128<int> d) = Vector128.Widen(high);
-                Vector128.AndNot(own, a.AsSingle()).Store(weights + i);
-                Vector128.AndNot(own, b.AsSingle()).Store(weights + i + 4);
-                Vector128.AndNot(own, c.AsSingle()).Store(weights + i + 8);
-                Vector128.AndNot(own, d.AsSingle()).Store(weights + i + 12);
-            }
-            for (; i < count; i++)
-                weights[i] = mask[i * stride] != 0 ? weight : 0f;
         }
     }
 
