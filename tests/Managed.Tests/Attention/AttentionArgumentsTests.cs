@@ -1,0 +1,274 @@
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>Bad input throws, names the argument and what would be right, and writes nothing.</summary>
+public class AttentionArgumentsTests
+{
+    private const int Batch = 2, Heads = 4, KeyHeads = 2, Queries = 3, Keys = 5, Size = 4, ValueSize = 6;
+
+    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+
+    private readonly float[] output = new float[Batch * Heads * Queries * ValueSize], logSumExp = new float[Batch * Heads * Queries];
+
+    public AttentionArgumentsTests()
+    {
+        Array.Fill(output, 7);
+        Array.Fill(logSumExp, 7);
+    }
+
+    private delegate void Change(ref AttentionProblem problem);
+
+    private static AttentionProblem Good() => new()
+    {
+        Query = Tensor(Batch, Heads, Queries, Size),
+        Key = Tensor(Batch, KeyHeads, Keys, Size),
+        Value = Tensor(Batch, KeyHeads, Keys, ValueSize),
+    };
+
+    private static TensorView Tensor(params long[] shape) => TensorView.Of(new float[shape.Aggregate(1L, (a, b) => a * b)], shape);
+
+    private void Refuses<TException>(string name, string says, Change change) where TException : Exception
+    {
+        AttentionProblem problem = Good();
+        change(ref problem);
+        using var workspace = new Workspace(Device);
+        TException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(output, Batch, Heads, Queries, ValueSize), TensorView.Of(logSumExp, Batch, Heads, Queries), workspace);
+        }
+        catch (TException exception)
+        {
+            thrown = exception;
+        }
+        Assert.NotNull(thrown);
+        if (thrown is ArgumentException argument)
+            Assert.Equal(name, argument.ParamName);
+        Assert.Contains(says, thrown.Message);
+        Assert.All(output, x => Assert.Equal(7, x));
+        Assert.All(logSumExp, x => Assert.Equal(7, x));
+    }
+
+    [Fact]
+    public void Missing_tensors_are_named()
+    {
+        Refuses<ArgumentNullException>("problem.Query", "required", (ref p) => p.Query = default);
+        Refuses<ArgumentNullException>("problem.Key", "required", (ref p) => p.Key = default);
+        Refuses<ArgumentNullException>("problem.Value", "required", (ref p) => p.Value = default);
+    }
+
+    [Fact]
+    public void Wrong_ranks_and_shapes_are_named_with_what_would_be_right()
+    {
+        Refuses<ArgumentException>("problem.Query", "[2, 4, 12]", (ref p) => p.Query = Tensor(Batch, Heads, Queries * Size));
+        Refuses<ArgumentException>("problem.Key", "[2, any, any, 4]", (ref p) => p.Key = Tensor(Batch, KeyHeads, Keys, Size + 1));
+        Refuses<ArgumentException>("problem.Key", "[2, any, any, 4]", (ref p) => p.Key = Tensor(Batch + 1, KeyHeads, Keys, Size));
+        Refuses<ArgumentException>("problem.Value", "[2, 2, 5, any]", (ref p) => p.Value = Tensor(Batch, KeyHeads, Keys + 1, ValueSize));
+        Refuses<ArgumentException>("problem.Key", "4 query heads can't share 3 key heads", (ref p) =>
+        {
+            p.Key = Tensor(Batch, 3, Keys, Size);
+            p.Value = Tensor(Batch, 3, Keys, ValueSize);
+        });
+        Refuses<ArgumentException>("problem.Query", "head size 0", (ref p) =>
+        {
+            p.Query = Tensor(Batch, Heads, Queries, 0);
+            p.Key = Tensor(Batch, KeyHeads, Keys, 0);
+        });
+        Refuses<ArgumentException>("problem.Slopes", "[4]", (ref p) => p.Slopes = Tensor(Heads + 1));
+        Refuses<ArgumentException>("problem.Slopes", "[2, 4]", (ref p) => p.Slopes = Tensor(Heads, Batch));
+        Refuses<ArgumentException>("problem.DistanceBias", "entries 0 to 6", (ref p) => p.DistanceBias = Tensor(Heads, 6));
+        Refuses<ArgumentException>("problem.DistanceBias", "entries 1 to 7", (ref p) =>
+        {
+            p.DistanceBias = Tensor(1, 7);
+            p.DistanceCentre = 5;
+        });
+        Refuses<ArgumentException>("problem.Captured0", "[4]", (ref p) => p.Captured0 = CapturedTensor.PerHead(Tensor(3)));
+        Refuses<ArgumentException>("problem.Captured2", "[2, 4, 3, 5]", (ref p) => p.Captured2 = CapturedTensor.Dense(Tensor(Batch, Heads, Keys, Queries)));
+    }
+
+    [Fact]
+    public void Wrong_types_are_named()
+    {
+        Refuses<ArgumentException>("problem.Value", "Int32", (ref p) => p.Value = TensorView.Of(new int[Batch * KeyHeads * Keys * ValueSize], Batch, KeyHeads, Keys, ValueSize));
+        Refuses<ArgumentOutOfRangeException>("problem.Scale", "finite", (ref p) => p.Scale = float.NaN);
+    }
+
+    [Fact]
+    public void A_disposed_owner_is_refused()
+    {
+        TensorBuffer buffer = Device.Allocate(ElementType.Float32, Batch, Heads, Queries, Size);
+        TensorView view = buffer.View;
+        buffer.Dispose();
+        AttentionProblem problem = Good();
+        problem.Query = view;
+        using var workspace = new Workspace(Device);
+        bool refused = false;
+        try
+        {
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(output, Batch, Heads, Queries, ValueSize), default, workspace);
+        }
+        catch (ObjectDisposedException)
+        {
+            refused = true;
+        }
+        Assert.True(refused);
+        Assert.Throws<ObjectDisposedException>(() => { _ = buffer.View; });
+    }
+
+    [Fact]
+    public void Outputs_must_be_writable_and_apart_from_the_inputs_and_from_each_other()
+    {
+        void Refused(string name, string says, Func<AttentionProblemHolder, TensorView> makeOutput)
+        {
+            var holder = new AttentionProblemHolder();
+            using var workspace = new Workspace(Device);
+            ArgumentException? thrown = null;
+            try
+            {
+                TransformerKernels.Attention.Forward(Device, holder.Problem, makeOutput(holder), default, workspace);
+            }
+            catch (ArgumentException exception)
+            {
+                thrown = exception;
+            }
+            Assert.NotNull(thrown);
+            Assert.Equal(name, thrown.ParamName);
+            Assert.Contains(says, thrown.Message);
+        }
+        Refused("output", "read-only", _ => TensorView.Of((ReadOnlySpan<float>)output, Batch, Heads, Queries, ValueSize));
+        Refused("output", "one address", _ => TensorView.FromPointer(Device, 64, ElementType.Float32, [Batch, Heads, Queries, ValueSize], [Heads * Queries * ValueSize, Queries * ValueSize, 1, 1]));
+        Refused("output", "problem.Value", holder => TensorView.Of(holder.Value, Batch, Heads, Queries, ValueSize));
+    }
+
+    private sealed class AttentionProblemHolder
+    {
+        public float[] Value { get; } = new float[Batch * Heads * Queries * ValueSize + Batch * KeyHeads * Keys * ValueSize];
+
+        public AttentionProblem Problem
+        {
+            get
+            {
+                AttentionProblem problem = Good();
+                problem.Value = TensorView.Of(Value, Batch, KeyHeads, Keys, ValueSize);
+                return problem;
+            }
+        }
+    }
+
+    [Fact]
+    public void Gradients_without_a_tensor_and_gradients_that_overlap_are_refused()
+    {
+        AttentionProblem problem = Good();
+        using var workspace = new Workspace(Device);
+        TensorView o = TensorView.Of(output, Batch, Heads, Queries, ValueSize), l = TensorView.Of(logSumExp, Batch, Heads, Queries);
+        var saved = new AttentionSaved { Output = o, LogSumExp = l };
+        var upstream = new AttentionUpstream { Output = Tensor(Batch, Heads, Queries, ValueSize) };
+        ArgumentException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.Backward(Device, problem, saved, upstream, new AttentionGradients { Slopes = Tensor(Heads) }, workspace);
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Equal("gradients.Slopes", thrown!.ParamName);
+        Assert.Contains("problem.Slopes isn't", thrown.Message);
+        thrown = null;
+        TensorView gradient = Tensor(Batch, KeyHeads, Keys, Size);
+        problem.Query = Tensor(Batch, KeyHeads, Queries, Size);
+        try
+        {
+            TransformerKernels.Attention.Backward(Device, problem, new AttentionSaved { Output = o.Slice(1, 0, 2), LogSumExp = l.Slice(1, 0, 2) },
+                new AttentionUpstream { Output = Tensor(Batch, KeyHeads, Queries, ValueSize) }, new AttentionGradients { Key = gradient, Query = gradient.Reshape(80).Slice(0, 0, 80).Reshape(2, 2, 5, 4).Slice(2, 0, 3) }, workspace);
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Equal("gradients.Key", thrown!.ParamName);
+        Assert.Contains("gradients.Query", thrown.Message);
+    }
+
+    [Fact]
+    public void A_null_device_and_a_null_workspace_are_refused()
+    {
+        static string? Name(ComputeDevice? device, Workspace? workspace)
+        {
+            AttentionProblem problem = Good();
+            try
+            {
+                TransformerKernels.Attention.Forward(device!, problem, Tensor(Batch, Heads, Queries, ValueSize), default, workspace!);
+                return null;
+            }
+            catch (ArgumentNullException exception)
+            {
+                return exception.ParamName;
+            }
+        }
+        using var workspace = new Workspace(Device);
+        Assert.Equal("device", Name(null, workspace));
+        Assert.Equal("workspace", Name(Device, null));
+    }
+
+    [Fact]
+    public void A_workspace_with_too_low_a_limit_says_what_is_needed()
+    {
+        AttentionProblem problem = Good();
+        using var workspace = new Workspace(Device, limit: 1000);
+        long needed = TransformerKernels.Attention.ForwardWorkspaceBytes(Device, problem);
+        ArgumentException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(output, Batch, Heads, Queries, ValueSize), default, workspace);
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Contains(needed.ToString(), thrown!.Message);
+        using var enough = new Workspace(Device, needed);
+        TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(output, Batch, Heads, Queries, ValueSize), default, enough);
+        Assert.Equal(needed, enough.Bytes);
+    }
+
+    [Fact]
+    public void A_cancelled_call_throws_and_leaves_device_and_workspace_usable()
+    {
+        using var source = new CancellationTokenSource();
+        using var workspace = new Workspace(Device);
+        ComputeDevice cancellable = Device.With(source.Token);
+        source.Cancel();
+        bool cancelled = false;
+        try
+        {
+            TransformerKernels.Attention.Forward(cancellable, Good(), TensorView.Of(output, Batch, Heads, Queries, ValueSize), default, workspace);
+        }
+        catch (OperationCanceledException)
+        {
+            cancelled = true;
+        }
+        Assert.True(cancelled);
+        TransformerKernels.Attention.Forward(Device, Good(), TensorView.Of(output, Batch, Heads, Queries, ValueSize), default, workspace);
+        Assert.All(output, x => Assert.Equal(0, x));
+    }
+
+    [Fact]
+    public void Queries_keys_and_values_packed_side_by_side_are_read_and_their_gradients_written_in_place()
+    {
+        const int heads = 2, tokens = 5, size = 4;
+        float[] packed = Seeded.Normal(tokens * 3 * heads * size, 1), gradients = new float[packed.Length];
+        static TensorView Part(float[] data, int part) =>
+            TensorView.Of(data, 1, tokens, 3, heads, size).Select(2, part).Permute(0, 2, 1, 3);
+        float[] o = new float[heads * tokens * size], l = new float[heads * tokens], dO = Seeded.Normal(o.Length, 2);
+        var problem = new AttentionProblem { Query = Part(packed, 0), Key = Part(packed, 1), Value = Part(packed, 2), Causal = true };
+        using var workspace = new Workspace(Device);
+        TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, 1, heads, tokens, size), TensorView.Of(l, 1, heads, tokens), workspace);
+        TransformerKernels.Attention.Backward(Device, problem, new AttentionSaved { Output = TensorView.Of(o, 1, heads, tokens, size), LogSumExp = TensorView.Of(l, 1, heads, tokens) },
+            new AttentionUpstream { Output = TensorView.Of(dO, 1, heads, tokens, size) },
+            new AttentionGradients { Query = Part(gradients, 0), Key = Part(gradients, 1), Value = Part(gradients, 2) }, workspace);
+        Assert.Contains(gradients, g => g != 0);
+        Assert.All(gradients, g => Assert.True(float.IsFinite(g)));
+    }
+}
