@@ -137,23 +137,24 @@ public static class Judge
             return Math.Max(Within(entry, Sample(values, tensor), theirs, error), Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch));
         if (tensor.Indices is not { } indices)
             return Contract.Check(values, theirs, exact, rough, factor, entry, result.Heads, result.Batch);
-        // The samples against the file's; all of them against the oracle, which has to agree with the file.
-        double share = Contract.Check(Pick(values, indices), theirs, Pick(exact, indices), Pick(rough, indices), factor, entry);
-        share = Math.Max(share, Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch));
-        double allowed = values.Length * Contract.Allowed(exact, rough, factor);
+        // All of them against the oracle, which has to agree with the file; the samples and the sums against the file's, by what the whole tensor is allowed.
+        double share = Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch), allowed = Contract.Allowed(exact, rough, factor);
+        share = Math.Max(share, Near(entry, Sample(values, tensor), theirs, allowed));
         foreach ((string name, double value) in Digests(Array.ConvertAll(values, x => (double)x)))
         {
-            if (!(Math.Abs(value - tensor.Digest(name)) <= allowed))
+            if (!(Math.Abs(value - tensor.Digest(name)) <= values.Length * allowed))
                 throw new ContractException(string.Create(CultureInfo.InvariantCulture, $"{entry}: the {name} is {value}, the file says {tensor.Digest(name)}"));
         }
         return share;
     }
 
-    private static double Within(string entry, double[] ours, double[] theirs, double within)
+    private static double Within(string entry, double[] ours, double[] theirs, double within) => Near(entry, ours, theirs, within * Scale(theirs));
+
+    private static double Near(string entry, double[] ours, double[] theirs, double allowed)
     {
         if (ours.Length != theirs.Length)
             throw new ContractException($"{entry}: {ours.Length} numbers, the file has {theirs.Length}.");
-        double allowed = within * Scale(theirs), worst = 0;
+        double worst = 0;
         for (int i = 0; i < theirs.Length; i++)
         {
             double difference = ours[i].Equals(theirs[i]) ? 0 : Math.Abs(ours[i] - theirs[i]);
