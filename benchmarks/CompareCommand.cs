@@ -65,7 +65,7 @@ internal static class CompareCommand
                 Result result = comparison.Measure(@case);
                 results.Add(result);
                 lines?.WriteLine(Report.Json(result));
-                Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{result.OursMs:0.00} ms, {result.LimitShare:0.000} of {result.Limit}"));
+                Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{result.OursMs:0.00} ms, {result.LimitShare:0.000} of {result.Limit}{(result.PeerMs is { } ms ? $"; peer {ms:0.00} ms, {result.Peer}" : "")}"));
             }
             catch (Exception exception) when (exception is ContractException or NotSupportedException or NotImplementedException or ArgumentException)
             {
