@@ -24,7 +24,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         value = Noisy(3, 1, batch, heads, length, headSize);
         bias = Noisy(4, 2, heads, 2 * length - 1);
         slopes = Zeros(heads);
-        captured = Noisy(5, UserRules.LearnedScale, heads);
+        captured = Noisy(5, UserRules.CapturedScale, heads, 2 * length - 1);
         output = Zeros(batch, heads, length, headSize);
         logSumExp = Zeros(batch, heads, length);
         upstream = Noisy(6, 1, batch, heads, length, headSize);
@@ -32,7 +32,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         keyGradient = Zeros(batch, heads, length, headSize);
         valueGradient = Zeros(batch, heads, length, headSize);
         biasGradient = Zeros(heads, 2 * length - 1);
-        capturedGradient = Zeros(heads);
+        capturedGradient = Zeros(heads, 2 * length - 1);
         // ALiBi's slopes 2^(−8/h), 2^(−16/h) ...
         for (int head = 0; head < heads; head++)
             slopes.AsSpan<float>()[head] = MathF.Pow(2, -8f * (head + 1) / heads);
@@ -42,12 +42,12 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
 
     public override void Run()
     {
-        var problem = new TransformerKernels.AttentionProblem
+        var problem = new AttentionProblem
         {
             Query = query, Key = key, Value = value, Causal = setup.Causal,
             DistanceBias = HasDistanceBias ? bias : default(TensorView),
             Slopes = setup.Bias == AttentionBias.Slopes ? slopes : default(TensorView),
-            Captured0 = captures ? CapturedTensor.PerHead(captured) : default,
+            Captured0 = captures ? CapturedTensor.PerHeadAndDistance(captured, setup.Length - 1) : default,
         };
         Attention.Forward(Device, problem, rule.Ours, output, logSumExp, Workspace);
         if (!setup.Train)
@@ -113,7 +113,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
             DistanceCentre = length - 1,
             Slopes = setup.Bias == AttentionBias.Slopes ? Grid.Of(LastHead(slopes), 1) : null,
             Formula = rule.Formula,
-            Captured = captures ? [new(Grid.Of(LastHead(captured), 1), CapturedBy.Head)] : [],
+            Captured = captures ? [new(Grid.Of(LastHead(captured), 1, 2 * length - 1), CapturedBy.HeadAndDistance, length - 1)] : [],
         };
     }
 

@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace TransformerKernels.Benchmarks;
 
-/// <summary>The peer's attention: one call, and matmul + softmax + matmul. A bias is handed to it as the matrix of all pairs, made beforehand; its gradient stays that matrix.</summary>
+/// <summary>The peer's attention: one call, and matmul + softmax + matmul. Biases and captured values are handed to it as the matrix of all pairs, made beforehand; their gradients stay that matrix.</summary>
 internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
 {
     private readonly AttentionSetup setup;
@@ -21,13 +21,13 @@ internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
         distances = positions.unsqueeze(0) - positions.unsqueeze(1);
         mask = setup.Bias switch
         {
-            AttentionBias.Distance => bias.index_select(1, (distances + (length - 1)).flatten()).reshape(setup.Heads, length, length).unsqueeze(0),
+            AttentionBias.Distance => OfPairs(bias),
             AttentionBias.Slopes => (-slopes.reshape(1, setup.Heads, 1, 1) * distances.abs()).contiguous(),
             _ => null,
         };
         hidden = setup.Causal ? distances > 0 : null;
+        this.captured = captured is null ? null : OfPairs(captured);
         distances = distances.to_type(ScalarType.Float32);
-        this.captured = captured?.reshape(1, setup.Heads, 1, 1);
         leaves = [.. new[] { query, key, value, mask, this.captured }.OfType<Tensor>()];
         if (setup.Train)
         {
@@ -54,6 +54,10 @@ internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
         }
         yield return Form("matmul + softmax + matmul", Composed);
     }
+
+    // From one number a head and distance.
+    private Tensor OfPairs(Tensor table) =>
+        table.index_select(1, (distances + (setup.Length - 1)).flatten()).reshape(1, setup.Heads, setup.Length, setup.Length);
 
     private Tensor Composed()
     {

@@ -9,10 +9,10 @@ namespace TransformerKernels.Benchmarks;
 /// <summary>A score rule as a user writes it, three times: for the library, for the oracle, and for the peer.</summary>
 /// <param name="Ours">The struct.</param>
 /// <param name="Formula">The same in float64 with derivatives by hand; null for no rule.</param>
-/// <param name="Torch">The same over tensors: scores, distances and the captured values.</param>
+/// <param name="Torch">The same over tensors: scores, distances, and the captured values of every pair.</param>
 internal sealed record UserRule<TRule>(TRule Ours, IScoreFormula? Formula, Func<Tensor, Tensor, Tensor?, Tensor>? Torch) where TRule : unmanaged, IScoreRule;
 
-/// <summary>The rules of the cases: a·tanh(b·s + c·distance), halved for keys behind the query.</summary>
+/// <summary>The rules of the cases: a·tanh(b·s + c·distance), or a·tanh(b·s + c·distance + captured), halved for keys behind the query.</summary>
 internal static class UserRules
 {
     // Scores of noise are mostly below 1, distances go to 2,000: the hyperbolic tangent bends for both.
@@ -20,23 +20,23 @@ internal static class UserRules
 
     private const float Behind = 0.5f;
 
+    /// <summary>How large captured values are.</summary>
+    public const float CapturedScale = 0.5f;
+
     public static UserRule<PlainScore> None { get; } = new(default, null, null);
 
-    /// <summary>With a constant c.</summary>
-    public static UserRule<BentScore> Bent { get; } = new(new(C), new Formula(C), (s, distance, _) => Bend(s, C * distance, distance));
+    public static UserRule<BentScore> Bent { get; } = new(default, new Formula(captures: false), (s, distance, _) => Bend(B * s + C * distance, distance));
 
-    /// <summary>With one c a head, captured.</summary>
-    public static UserRule<LearnedBentScore> LearnedBent { get; } = new(default, new Formula(null), (s, distance, c) => Bend(s, c! * distance, distance));
+    /// <summary>With a captured table, one number a head and distance.</summary>
+    public static UserRule<LearnedBentScore> LearnedBent { get; } =
+        new(default, new Formula(captures: true), (s, distance, table) => Bend(B * s + C * distance + table!, distance));
 
-    /// <summary>What the captured values are about.</summary>
-    public const float LearnedScale = C;
-
-    public readonly struct BentScore(float c) : IScoreRule
+    public readonly struct BentScore : IScoreRule
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
         {
-            T bent = A * T.Tanh(B * score + c * at.Distance);
+            T bent = A * T.Tanh(B * score + C * at.Distance);
             return T.SelectLess(at.Distance, T.Zero, Behind * bent, bent);
         }
     }
@@ -46,29 +46,32 @@ internal static class UserRules
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
         {
-            T bent = A * T.Tanh(B * score + at.Captured0 * at.Distance);
+            T bent = A * T.Tanh(B * score + C * at.Distance + at.Captured0);
             return T.SelectLess(at.Distance, T.Zero, Behind * bent, bent);
         }
     }
 
-    private static Tensor Bend(Tensor scores, Tensor slope, Tensor distance)
+    private static Tensor Bend(Tensor inner, Tensor distance)
     {
-        Tensor bent = A * (B * scores + slope).tanh();
+        Tensor bent = A * inner.tanh();
         return where(distance < 0, Behind * bent, bent);
     }
 
-    private sealed class Formula(float? c) : IScoreFormula
+    private sealed class Formula(bool captures) : IScoreFormula
     {
         public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => Factor(at) * T.Tanh(Inner(score, at));
 
         public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T>
         {
             T tanh = T.Tanh(Inner(score, at)), slope = Factor(at) * (T.One - tanh * tanh);
-            return new(slope * T.CreateTruncating(B), slope * at.Distance);
+            return new(slope * T.CreateTruncating(B), slope);
         }
 
-        private T Inner<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
-            T.CreateTruncating(B) * score + (c is { } constant ? T.CreateTruncating(constant) : at.Captured0) * at.Distance;
+        private T Inner<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T>
+        {
+            T inner = T.CreateTruncating(B) * score + T.CreateTruncating(C) * at.Distance;
+            return captures ? inner + at.Captured0 : inner;
+        }
 
         private static T Factor<T>(in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
             T.CreateTruncating(at.Distance < T.Zero ? A * Behind : A);

@@ -1,9 +1,10 @@
 using System.Globalization;
+using System.Runtime.InteropServices;
 
 namespace TransformerKernels.Benchmarks;
 
 /// <summary>How far the resident memory of this process rises above its level while something runs. Linux only.</summary>
-internal static class ResidentMemory
+internal static partial class ResidentMemory
 {
     private const string Status = "/proc/self/status";
     private const string ClearReferences = "/proc/self/clear_refs";
@@ -14,6 +15,7 @@ internal static class ResidentMemory
     /// <summary>The bytes of the peak above the level before; null if the system doesn't tell.</summary>
     public static long? PeakAbove(Action run)
     {
+        TrimHeap();
         bool reset = TryReset();
         long before = reset ? Read("VmRSS:") : 0;
         run();
@@ -34,6 +36,23 @@ internal static class ResidentMemory
             return false;
         }
     }
+
+    // Gives freed memory back to the system: what the allocator keeps would be taken anew without showing.
+    private static void TrimHeap()
+    {
+        try
+        {
+            if (OperatingSystem.IsLinux())
+                TrimHeap(0);
+        }
+        catch (EntryPointNotFoundException)
+        {
+            // Another C library than glibc, which keeps less.
+        }
+    }
+
+    [LibraryImport("libc", EntryPoint = "malloc_trim")]
+    private static partial int TrimHeap(nuint keep);
 
     // A line reads "VmHWM:     12345 kB".
     private static long Read(string name)

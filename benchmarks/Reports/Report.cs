@@ -12,7 +12,7 @@ internal static class Report
     private const double Giga = 1e9;
 
     // What the table needs.
-    private const int TableWidth = 150;
+    private const int TableWidth = 165;
 
     private static readonly string[] Headings =
         ["case", "ours ms", "spread", "limit", "share", "must", "aim", "met", "peer ms", "peer share", "speed-up", "extra MB", "error"];
