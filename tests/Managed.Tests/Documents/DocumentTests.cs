@@ -22,8 +22,7 @@ public partial class DocumentTests
     [MemberData(nameof(Documents))]
     public void Code_in_a_document_is_code_that_a_test_runs(string document)
     {
-        string text = File.ReadAllText(Path.Combine(Root, document));
-        foreach (Match block in CodeBlock().Matches(text))
+        foreach (Match block in CodeBlock().Matches(Read(document)))
         {
             string name = block.Groups["name"].Value.Trim();
             Assert.True(Snippets.Value.ContainsKey(name), $"{document}: no test has the C# block \"{name}\"; mark it with \"// snippet: {name}\".");
@@ -36,7 +35,7 @@ public partial class DocumentTests
     public void Links_in_a_document_lead_to_files(string document)
     {
         string folder = Path.GetDirectoryName(Path.Combine(Root, document))!;
-        foreach (Match link in Link().Matches(File.ReadAllText(Path.Combine(Root, document))))
+        foreach (Match link in Link().Matches(Read(document)))
         {
             string target = link.Groups["target"].Value;
             if (!target.StartsWith("https://", StringComparison.Ordinal))
@@ -47,9 +46,12 @@ public partial class DocumentTests
     [Fact]
     public void Every_snippet_of_the_tests_stands_in_a_document()
     {
-        string everything = string.Concat(Documents().Select(row => File.ReadAllText(Path.Combine(Root, row.Data))));
+        string everything = string.Concat(Documents().Select(row => Read(row.Data)));
         Assert.All(Snippets.Value.Keys, name => Assert.Contains($"```csharp {name}\n", everything));
     }
+
+    /// <summary>The text of a file of the repository.</summary>
+    internal static string Read(string file) => File.ReadAllText(Path.Combine(Root, file));
 
     private static string Root { get; } = FindRoot();
 
