@@ -59,7 +59,7 @@ foreach (string line in File.ReadLines(Path.Combine(folder, "legs")))
 }
 int elsewhere = skipped.RemoveAll(skip => skip.Test is not null && ran.Contains(skip.Test));
 if (elsewhere > 0)
-    Console.WriteLine($"\n{elsewhere} tests that were skipped in one leg passed in another; they don't count as skipped.");
+    Console.WriteLine($"\nSkipped in one leg but passed in another, not counted as skipped: {elsewhere}");
 Show("SKIPPED", skipped.Select(skip => skip.What));
 Show("FAILED", failed);
 Console.WriteLine($"\n{passed} passed, {failed.Count} failed{(skipped.Count > 0 ? $", {skipped.Count} skipped" : "")}");
