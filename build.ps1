@@ -2,6 +2,7 @@
 # Arguments go to the command behind the verb, for instance: build.ps1 test --project tests/Managed.Tests
 # Language and native commands only, no cmdlets, so that any host runs it; without pwsh: dotnet run build/pwsh.cs build.ps1 test
 
+$ErrorActionPreference = 'Stop'
 $verb = 'test'
 $rest = @()
 if ($args.Count -gt 0) { $verb = $args[0] }
