@@ -1,7 +1,7 @@
 using System.Numerics;
 using System.Runtime.CompilerServices;
-using TransformerKernels.Oracle;
 using TorchSharp;
+using TransformerKernels.Oracle;
 using static TorchSharp.torch;
 
 namespace TransformerKernels.Benchmarks;

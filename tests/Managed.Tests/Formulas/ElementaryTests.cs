@@ -1,7 +1,7 @@
 using System.Globalization;
 using System.Text.RegularExpressions;
-using Definition = TransformerKernels.Oracle.Elementary;
 using Xunit;
+using Definition = TransformerKernels.Oracle.Elementary;
 
 namespace TransformerKernels.Tests;
 
