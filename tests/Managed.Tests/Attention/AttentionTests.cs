@@ -232,11 +232,52 @@ public class AttentionTests
     [Fact]
     public void Large_scores_and_biases_keep_the_contract()
     {
-        foreach (float scale in (float[])[1e-6f, 10, 1000])
+        foreach (bool keepsRemainder in (bool[])[false, true])
         {
-            new AttentionCase { Queries = 20, Keys = 30, Scale = scale }.Check(Device, default(PlainScore));
-            new AttentionCase { Queries = 20, Keys = 30, DistanceBias = AttentionCase.Numbers(3, scale, 2, 49), Causal = true }.Check(Device, default(PlainScore));
+            foreach (float scale in (float[])[1e-6f, 10, 1000])
+            {
+                new AttentionCase { Queries = 20, Keys = 30, Scale = scale, KeepsRemainder = keepsRemainder }.Check(Device, default(PlainScore));
+                new AttentionCase { Queries = 20, Keys = 30, DistanceBias = AttentionCase.Numbers(3, scale, 2, 49), Causal = true, KeepsRemainder = keepsRemainder }.Check(Device, default(PlainScore));
+            }
         }
+    }
+
+    [Fact]
+    public void A_kept_remainder_gives_the_bits_that_summing_the_weights_again_gives()
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(5, 9), (70, 300)])
+        {
+            var problem = new AttentionCase { Queries = queries, Keys = keys, Causal = true, Slopes = AttentionCase.Numbers(1, 0.2f, 2), HasLogSumExpUpstream = true };
+            var kept = new AttentionCase { Queries = queries, Keys = keys, Causal = true, Slopes = problem.Slopes, HasLogSumExpUpstream = true, KeepsRemainder = true };
+            Assert.All(problem.Run(Device, default(PlainScore)).All.Zip(kept.Run(Device, default(PlainScore)).All), pair => Assert.Equal(pair.First, pair.Second));
+        }
+    }
+
+    [Fact]
+    public void Callers_on_several_threads_may_share_a_device()
+    {
+        AttentionCase problem = new() { Queries = 40, Keys = 90, Causal = true };
+        AttentionCase.Results reference = problem.Run(Device, default(PlainScore));
+        Parallel.For(0, 16, _ => Assert.All(reference.All.Zip(problem.Run(Device, default(PlainScore)).All), pair => Assert.Equal(pair.First, pair.Second)));
+    }
+
+    [Fact]
+    public void A_call_allocates_nothing_once_the_workspace_is_large_enough()
+    {
+        float[] q = Seeded.Normal(2 * 70 * 8, 1), o = new float[q.Length], l = new float[2 * 70], g = new float[q.Length];
+        using ComputeDevice device = ComputeDevice.OpenCpu(1);
+        using var workspace = new Workspace(device);
+        long before = 0;
+        for (int run = 0; run < 3; run++)
+        {
+            before = GC.GetAllocatedBytesForCurrentThread();
+            TensorView t = TensorView.Of(q, 1, 2, 70, 8), output = TensorView.Of(o, 1, 2, 70, 8), sums = TensorView.Of(l, 1, 2, 70);
+            var problem = new AttentionProblem { Query = t, Key = t, Value = t, Causal = true };
+            TransformerKernels.Attention.Forward(device, problem, output, sums, workspace);
+            TransformerKernels.Attention.Backward(device, problem, new AttentionSaved { Output = output, LogSumExp = sums }, new AttentionUpstream { Output = t },
+                new AttentionGradients { Query = TensorView.Of(g, 1, 2, 70, 8) }, workspace);
+        }
+        Assert.Equal(before, GC.GetAllocatedBytesForCurrentThread());
     }
 
     [Fact]

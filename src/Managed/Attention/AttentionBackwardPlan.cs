@@ -1,0 +1,119 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <summary>How the backward pass is cut, by the shapes of one sequence alone, and where partial sums lie in the workspace.</summary>
+/// <remarks>
+/// An item is a sequence, a key head and a chunk of keys: it owns the gradients of those keys and values. What several items add to (the gradients of
+/// queries, of biases and of captured tensors) is kept apart per item and summed afterwards in the order of the items. All of it grows with the lengths only.
+/// </remarks>
+internal struct AttentionBackwardPlan
+{
+    // About as many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles:
+    // every chunk transposes all queries again and adds a partial gradient of the queries.
+    private const long ItemsWanted = 16, LeastChunk = 4 * AttentionTiles.Keys;
+
+    public long Chunks { get; private set; }
+
+    /// <summary>The keys of a chunk.</summary>
+    public long Chunk { get; private set; }
+
+    /// <summary>The floats of the gradient of one head's line over one chunk.</summary>
+    public long LineLength { get; private set; }
+
+    public bool WantsQuery { get; private set; }
+    public bool WantsLine { get; private set; }
+
+    /// <summary>The scratch memory of a thread.</summary>
+    public long ScratchBytes { get; private set; }
+
+    private long queryFloats, lineFloats, logSumExpFloats;
+    private CapturedFloats capturedFloats;
+
+    [InlineArray(CapturedSet.Count)]
+    private struct CapturedFloats
+    {
+        private long first;
+    }
+
+    public static AttentionBackwardPlan Of(in AttentionProblem problem, in AttentionGradients gradients)
+    {
+        AttentionShape shape = AttentionShape.Of(problem);
+        long wanted = Math.Max(1, Math.Min(ItemsWanted / Math.Max(1, shape.KeyHeads), (shape.Keys + LeastChunk - 1) / LeastChunk));
+        long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
+        var plan = new AttentionBackwardPlan
+        {
+            Chunk = chunk,
+            Chunks = Math.Max(1, (shape.Keys + chunk - 1) / chunk),
+            LineLength = shape.Queries + Math.Min(chunk, shape.Keys) + AttentionTiles.WidestBlock,
+            WantsQuery = gradients.Query.IsPresent,
+            WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent,
+        };
+        long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
+        plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
+        plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
+        plan.capturedFloats[0] = CapturedPartial(problem.Captured0, gradients.Captured0, shape, plan, perHeadAndChunk);
+        plan.capturedFloats[1] = CapturedPartial(problem.Captured1, gradients.Captured1, shape, plan, perHeadAndChunk);
+        plan.capturedFloats[2] = CapturedPartial(problem.Captured2, gradients.Captured2, shape, plan, perHeadAndChunk);
+        plan.capturedFloats[3] = CapturedPartial(problem.Captured3, gradients.Captured3, shape, plan, perHeadAndChunk);
+
+        plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
+
+        const long block = AttentionTiles.WidestBlock;
+        long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
+        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
+            + 2 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
+            + HeadScores.ScratchFloats(shape) + (1 + CapturedSet.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
+        plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
+        return plan;
+    }
+
+    /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
+    public const int LineCopies = 4;
+
+    public readonly long Bytes(int threads)
+    {
+        long floats = LogSumExpPartial + logSumExpFloats;
+        return threads * ScratchBytes + floats * sizeof(float);
+    }
+
+    /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>
+    public readonly long LogSumExpPartial
+    {
+        get
+        {
+            long start = queryFloats + lineFloats;
+            foreach (long captured in capturedFloats)
+                start += captured;
+            return start;
+        }
+    }
+
+    /// <summary>Where the partial gradients of the queries of a head begin: chunk by chunk, [query, feature].</summary>
+    public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) =>
+        ((batch * shape.Heads + head) * Chunks + chunk) * shape.Queries * shape.HeadSize;
+
+    /// <summary>Where the partial gradient of a head's line begins.</summary>
+    public readonly long LinePartial(in AttentionShape shape, long batch, long head, long chunk) =>
+        queryFloats + ((batch * shape.Heads + head) * Chunks + chunk) * LineLength;
+
+    /// <summary>Where the partial gradient of a captured tensor begins for a head and chunk.</summary>
+    public readonly long CapturedPartial(in AttentionShape shape, int capture, long batch, long head, long chunk)
+    {
+        long start = queryFloats + lineFloats;
+        for (int c = 0; c < capture; c++)
+            start += capturedFloats[c];
+        long each = capturedFloats[capture] / Math.Max(1, shape.Batch * shape.Heads * Chunks);
+        return start + ((batch * shape.Heads + head) * Chunks + chunk) * each;
+    }
+
+    private static long CapturedPartial(in CapturedTensor captured, in TensorView gradient, in AttentionShape shape, in AttentionBackwardPlan plan, long perHeadAndChunk) =>
+        !gradient.IsPresent ? 0 : perHeadAndChunk * captured.Structure switch
+        {
+            CapturedStructure.PerHead => 1,
+            CapturedStructure.PerQuery => shape.Queries,
+            CapturedStructure.PerKey => plan.Chunk,
+            CapturedStructure.Dense => 0, // written straight to its place
+            _ => plan.LineLength,
+        };
+}
