@@ -48,14 +48,26 @@ internal sealed class PpoContest : Contest
 
     public override IEnumerable<Peer> Peers()
     {
-        Tensor current = TorchPeer.Copy(logProb).requires_grad_(true), old = TorchPeer.Copy(oldLogProb), a = TorchPeer.Copy(advantage);
-        Tensor counts = TorchPeer.Copy(mask).to_type(ScalarType.Float32), negative = a < 0, count = counts.sum();
+        Tensor current = TorchPeer.Copy(logProb), old = TorchPeer.Copy(oldLogProb), a = TorchPeer.Copy(advantage);
+        Tensor counts = TorchPeer.Copy(mask).to_type(ScalarType.Float32), count = counts.sum(), weight = counts / count;
+        yield return new("composed, gradient by hand", () =>
+        {
+            // The bound, which no log-ratio here reaches, is left out of the gradient.
+            Tensor ratio = (current - old).clamp_(-LogRatioBound, LogRatioBound).exp_(), negated = -a;
+            Tensor plain = negated * ratio, clipped = ratio.clamp_(1 - Clip, 1 + Clip).mul_(negated), bound = negated * DualClip;
+            Tensor loss = maximum(plain, clipped);
+            Tensor bounded = (a < 0).logical_and_(bound < loss);
+            Tensor stopped = (clipped > plain).logical_or_(bounded);
+            where(bounded, bound, loss).mul_(counts);
+            plain.masked_fill_(stopped, 0).mul_(weight);
+        });
+        Tensor leaf = current.clone().requires_grad_(true);
         yield return new("composed, autograd", () =>
         {
-            Tensor ratio = (current - old).clamp(-LogRatioBound, LogRatioBound).exp();
+            Tensor ratio = (leaf - old).clamp(-LogRatioBound, LogRatioBound).exp();
             Tensor larger = maximum(-a * ratio, -a * ratio.clamp(1 - Clip, 1 + Clip));
-            Tensor loss = where(negative, minimum(larger, -a * DualClip), larger) * counts;
-            autograd.grad([loss.sum() / count], [current]);
+            Tensor loss = where(a < 0, minimum(larger, -a * DualClip), larger) * counts;
+            autograd.grad([loss.sum() / count], [leaf]);
         });
     }
 
