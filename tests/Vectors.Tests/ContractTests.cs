@@ -59,4 +59,13 @@ public class ContractTests
         else
             Assert.Throws<ContractException>(Check);
     }
+
+    [Fact]
+    public void A_sum_counts_as_large_as_its_terms()
+    {
+        float[] ours = [1e-7f], lucky = [0f];
+        Assert.Throws<ContractException>(() => Contract.Check(ours, [0], lucky, Contract.Forward, "sum"));
+        Contract.Check(ours, [0], lucky, Contract.Forward, "sum", magnitude: 1);
+        Assert.Throws<ContractException>(() => Contract.Check(ours, [0], lucky, Contract.Forward, "sum", magnitude: 0.25));
+    }
 }

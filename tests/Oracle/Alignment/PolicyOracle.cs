@@ -19,7 +19,9 @@ public enum Reduction
 /// <param name="ClipFraction">Share of tokens whose clipped loss was the larger one.</param>
 /// <param name="DualClipFraction">Share of tokens where the second clip took effect.</param>
 /// <param name="OldKl">Mean of old − new log-prob.</param>
-public sealed record PolicyResult<T>(Grid<T> Losses, T Loss, Grid<T> LogProb, T ClipFraction, T DualClipFraction, T OldKl, int Tokens) where T : INumberBase<T>;
+/// <param name="Tokens">How many tokens count.</param>
+/// <param name="LossMagnitude">The reduced loss of the losses' absolute values: what <see cref="Loss"/> is a sum of, before anything cancels.</param>
+public sealed record PolicyResult<T>(Grid<T> Losses, T Loss, Grid<T> LogProb, T ClipFraction, T DualClipFraction, T OldKl, int Tokens, T LossMagnitude) where T : INumberBase<T>;
 
 /// <summary>PPO's clipped loss: max(−A r, −A clip(r, 1 − lower, 1 + upper)), r = e^clamp(new − old, ±bound); with A below 0 at most −A·dualClip.</summary>
 public static class PolicyOracle
@@ -68,7 +70,7 @@ public static class PolicyOracle
             }
         }
         int count = lengths.Sum(), filled = lengths.Count(length => length > 0);
-        T total = T.Zero;
+        T total = T.Zero, magnitude = T.Zero;
         for (int s = 0; s < sequences; s++)
         {
             T weight = Weight<T>(reduction, divisor, count, filled, lengths[s]);
@@ -77,11 +79,12 @@ public static class PolicyOracle
                 if (!Counts(s, t))
                     continue;
                 total += weight * losses[s, t];
+                magnitude += weight * T.Abs(losses[s, t]);
                 gradient[s, t] *= weight;
             }
         }
         T Mean(T sum) => count == 0 ? T.Zero : sum / T.CreateTruncating(count);
-        return new(losses, total, gradient, Mean(clipped), Mean(dualClipped), Mean(kl), count);
+        return new(losses, total, gradient, Mean(clipped), Mean(dualClipped), Mean(kl), count, magnitude);
     }
 
     /// <summary>What a token's loss is multiplied by in the reduced loss.</summary>

@@ -36,7 +36,7 @@ public static class Judge
         {
             results = family.Library(vector);
         }
-        catch (Exception missing) when (missing is NotReplayedException or NotSupportedException or NotImplementedException)
+        catch (Exception missing) when (missing is NotReplayedException or NotSupportedException)
         {
             return new(Outcome.NotSupported, missing.Message);
         }
@@ -66,7 +66,7 @@ public static class Judge
             try
             {
                 double[] theirs = Expected(vector, tensor, ours, entry);
-                double[] exact = truth is null ? [] : Find(truth, entry)!.Values;
+                Result<double> exact = truth is null ? new([], 1, 1, null, 0) : Find(truth, entry)!;
                 float[] rough = naive is null ? [] : Find(naive, entry)!.Values;
                 double factor = entry.StartsWith("outputs/", StringComparison.Ordinal) ? Contract.Forward : Contract.Gradient;
                 share = Math.Max(share, Compare(entry, result, theirs, tensor, exact, rough, factor, family.ReferenceError(vector)));
@@ -127,16 +127,17 @@ public static class Judge
         return "";
     }
 
-    private static double Compare(string entry, Result<float> result, double[] theirs, VectorTensor tensor, double[] exact, float[] rough, double factor, double? referenceError)
+    private static double Compare(string entry, Result<float> result, double[] theirs, VectorTensor tensor, Result<double> oracle, float[] rough, double factor, double? referenceError)
     {
         float[] values = result.Values;
+        double[] exact = oracle.Values;
         if (result.Within is { } within)
             return Within(entry, Sample(values, tensor), theirs, within);
         // A reference in float32 is no truth to measure rounding against: near it by its own error, and near the oracle by the contract.
         if (referenceError is { } error)
             return Math.Max(Within(entry, Sample(values, tensor), theirs, error), Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch));
         if (tensor.Indices is not { } indices)
-            return Contract.Check(values, theirs, exact, rough, factor, entry, result.Heads, result.Batch);
+            return Contract.Check(values, theirs, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude);
         // All of them against the oracle, which has to agree with the file; the samples and the sums against the file's, by what the whole tensor is allowed.
         double share = Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch), allowed = Contract.Allowed(exact, rough, factor);
         share = Math.Max(share, Near(entry, Sample(values, tensor), theirs, allowed));

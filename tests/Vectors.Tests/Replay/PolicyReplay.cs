@@ -54,14 +54,15 @@ public sealed class PolicyReplay : IReplay
         Case read = Read(vector);
         PolicyResult<T> result = PolicyOracle.PpoClip<T>(read.LogProb.Grid, read.OldLogProb.Grid, read.Advantage.Grid, read.Mask.Booleans, read.Lower, read.Upper,
             read.DualClip, read.Bound, read.Reduction, read.Divisor);
-        return Named(vector, result.LogProb.Data, result.Loss, result.ClipFraction, result.DualClipFraction, result.OldKl);
+        return Named(vector, result.LogProb.Data, result.Loss, result.ClipFraction, result.DualClipFraction, result.OldKl,
+            double.CreateTruncating(result.LossMagnitude));
     }
 
-    private static Results<T> Named<T>(VectorCase vector, T[] gradient, T loss, T clipFraction, T dualClipFraction, T oldKl) where T : unmanaged
+    private static Results<T> Named<T>(VectorCase vector, T[] gradient, T loss, T clipFraction, T dualClipFraction, T oldKl, double lossMagnitude = 0) where T : unmanaged
     {
         bool verl = vector.Folder == "verl";
         var results = new Results<T>();
-        results.Output("loss", [loss]);
+        results.Output("loss", [loss], magnitude: lossMagnitude);
         results.Output(verl ? "pg_clipfrac" : "clip_ratio", [clipFraction]);
         results.Output("pg_clipfrac_lower", [dualClipFraction]);
         results.Output("ppo_kl", [oldKl]);
