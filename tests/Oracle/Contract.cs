@@ -8,8 +8,9 @@ public sealed class ContractException(string message) : Exception(message);
 /// <summary>The promise that every operation keeps about its rounding errors.</summary>
 /// <remarks>
 /// Per output tensor, and per head of it: max|ours − oracle| ≤ c · max|naive − oracle| + 2 ulp(max|oracle|), where oracle is the definition in float64 and
-/// naive the same loops in float32; c is 2 for results and 3 for gradients. NaN and ±∞ stand where the oracle has them and nowhere else. A single number
-/// that is a sum counts as large as the sum of its terms' absolute values: what cancels leaves its rounding behind, and the naive loops may be lucky.
+/// naive the same loops in float32; c is 2 for results and 3 for gradients. NaN and ±∞ stand where the oracle has them and nowhere else. A number
+/// that is a sum of everything (a reduced loss, a slope's gradient) counts as large as the sum of its terms' absolute values: what cancels leaves its
+/// rounding behind, and in one number or two the naive loops may be lucky.
 /// </remarks>
 public static class Contract
 {
@@ -55,10 +56,10 @@ public static class Contract
     }
 
     /// <summary>What the contract allows per tensor, in the units of the tensor.</summary>
-    public static double Allowed(ReadOnlySpan<double> oracle, ReadOnlySpan<float> naive, double factor)
+    public static double Allowed(ReadOnlySpan<double> oracle, ReadOnlySpan<float> naive, double factor, double magnitude = 0)
     {
         var all = new Part(oracle.Length, 1, 1, 0);
-        return factor * Yardstick(naive, oracle, all) + Rounding(oracle, all, magnitude: 0);
+        return factor * Yardstick(naive, oracle, all) + Rounding(oracle, all, magnitude);
     }
 
     private static double Check(ReadOnlySpan<float> ours, ReadOnlySpan<double> oracle, double naiveError, double factor, string what, Part part, double magnitude)

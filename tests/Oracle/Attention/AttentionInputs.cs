@@ -78,5 +78,8 @@ public sealed record CapturedValues(Grid<double> Values, CapturedBy By, int Cent
 public sealed record AttentionResult<T>(Grid<T> Output, Grid<T> LogSumExp) where T : INumberBase<T>;
 
 /// <summary>Gradients, each of the shape of its tensor; null where there is no tensor.</summary>
-public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Value, Grid<T>? Slopes, Grid<T>? DistanceBias, IReadOnlyList<Grid<T>> Captured)
+/// <param name="SlopesMagnitude">Σ |terms| of every slope's gradient, which is a sum over all pairs of a head that may cancel.</param>
+/// <param name="CapturedMagnitude">The same of the captured tensors' gradients.</param>
+public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Value, Grid<T>? Slopes, Grid<T>? DistanceBias, IReadOnlyList<Grid<T>> Captured,
+    Grid<T>? SlopesMagnitude, IReadOnlyList<Grid<T>> CapturedMagnitude)
     where T : INumberBase<T>;

@@ -40,9 +40,9 @@ public static class AttentionOracle
         var dQuery = Grid.Zeros<T>(inputs.Query.Shape);
         var dKey = Grid.Zeros<T>(inputs.Key.Shape);
         var dValue = Grid.Zeros<T>(inputs.Value.Shape);
-        Grid<T>? dSlopes = inputs.Slopes is null ? null : Grid.Zeros<T>(inputs.Slopes.Shape);
+        Grid<T>? dSlopes = inputs.Slopes is null ? null : Grid.Zeros<T>(inputs.Slopes.Shape), slopesMagnitude = dSlopes?.To<T>();
         Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
-        Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))];
+        Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))], capturedMagnitude = [.. dCaptured.Select(grid => grid.To<T>())];
         var output = new T[inputs.Value.Shape[3]];
         for (int b = 0; b < problem.Batch; b++)
         {
@@ -61,7 +61,11 @@ public static class AttentionOracle
                         T dz = pair.Weight * (Dot(dO, problem.Value.Row(b, hk, j)) - average);
                         Add(dValue.Row(b, hk, j), pair.Weight, dO);
                         if (dSlopes is not null)
-                            problem.Slope(dSlopes, b, h) -= dz * T.CreateTruncating(Math.Abs(distance));
+                        {
+                            T term = dz * T.CreateTruncating(Math.Abs(distance));
+                            problem.Slope(dSlopes, b, h) -= term;
+                            problem.Slope(slopesMagnitude!, b, h) += T.Abs(term);
+                        }
                         if (dBias is not null)
                             dBias[h, distance + problem.Centre] += dz;
                         T ds = dz;
@@ -70,7 +74,11 @@ public static class AttentionOracle
                             ScoreDerivatives<T> derivatives = formula.Derivatives(pair.Score, problem.Place(b, h, i, j));
                             ds *= derivatives.Score;
                             for (int c = 0; c < dCaptured.Length; c++)
-                                inputs.Captured[c].At(dCaptured[c], b, h, i, j, distance) += dz * derivatives.Captured(c);
+                            {
+                                T term = dz * derivatives.Captured(c);
+                                inputs.Captured[c].At(dCaptured[c], b, h, i, j, distance) += term;
+                                inputs.Captured[c].At(capturedMagnitude[c], b, h, i, j, distance) += T.Abs(term);
+                            }
                         }
                         Add(dQuery.Row(b, h, i), problem.Scale * ds, problem.Key.Row(b, hk, j));
                         Add(dKey.Row(b, hk, j), problem.Scale * ds, query);
@@ -78,7 +86,7 @@ public static class AttentionOracle
                 }
             }
         }
-        return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured);
+        return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude);
     }
 
     private static T Dot<T>(ReadOnlySpan<T> a, ReadOnlySpan<T> b) where T : IFloatingPointIeee754<T>

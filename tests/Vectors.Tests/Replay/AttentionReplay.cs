@@ -28,11 +28,11 @@ public sealed class AttentionReplay : IReplay
         results.Gradient("key", backward.Key.Data);
         results.Gradient("value", backward.Value.Data);
         if (backward.Slopes is not null)
-            results.Gradient("alibi_slopes", backward.Slopes.Data);
+            results.Gradient("alibi_slopes", backward.Slopes.Data, magnitude: Largest(backward.SlopesMagnitude!));
         if (backward.DistanceBias is not null)
             results.Gradient("distance_vector", backward.DistanceBias.Data);
         if (read.CapturedName is not null)
-            results.Gradient(read.CapturedName, backward.Captured[0].Data);
+            results.Gradient(read.CapturedName, backward.Captured[0].Data, magnitude: read.Inputs.Captured[0].By == CapturedBy.Head ? Largest(backward.CapturedMagnitude[0]) : 0);
         return results;
     }
 
@@ -151,6 +151,8 @@ public sealed class AttentionReplay : IReplay
             Captured = captured is null ? [] : [captured],
         }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid, capturedName);
     }
+
+    private static double Largest<T>(Grid<T> grid) where T : INumberBase<T> => grid.Data.Select(double.CreateTruncating).Append(0).Max();
 
     private static float[] New(params int[] shape) => new float[shape.Aggregate(1, (product, length) => product * length)];
 

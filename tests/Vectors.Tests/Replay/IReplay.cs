@@ -47,7 +47,8 @@ public sealed class Results<T> where T : unmanaged
         outputs.Add(name, new(values, batch, heads, within, magnitude));
 
     /// <summary>A gradient, likewise.</summary>
-    public void Gradient(string name, T[] values, int batch = 1, int heads = 1, double? within = null) => gradients.Add(name, new(values, batch, heads, within, 0));
+    public void Gradient(string name, T[] values, int batch = 1, int heads = 1, double? within = null, double magnitude = 0) =>
+        gradients.Add(name, new(values, batch, heads, within, magnitude));
 }
 
 /// <summary>One tensor of <see cref="Results{T}"/>.</summary>

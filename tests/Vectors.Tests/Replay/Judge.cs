@@ -135,11 +135,11 @@ public static class Judge
             return Within(entry, Sample(values, tensor), theirs, within);
         // A reference in float32 is no truth to measure rounding against: near it by its own error, and near the oracle by the contract.
         if (referenceError is { } error)
-            return Math.Max(Within(entry, Sample(values, tensor), theirs, error), Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch));
+            return Math.Max(Within(entry, Sample(values, tensor), theirs, error), Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude));
         if (tensor.Indices is not { } indices)
             return Contract.Check(values, theirs, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude);
         // All of them against the oracle, which has to agree with the file; the samples and the sums against the file's, by what the whole tensor is allowed.
-        double share = Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch), allowed = Contract.Allowed(exact, rough, factor);
+        double share = Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude), allowed = Contract.Allowed(exact, rough, factor, oracle.Magnitude);
         share = Math.Max(share, Near(entry, Sample(values, tensor), theirs, allowed));
         foreach ((string name, double value) in Digests(Array.ConvertAll(values, x => (double)x)))
         {
