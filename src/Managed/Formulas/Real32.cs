@@ -169,8 +169,9 @@ public readonly struct Real32 : ILanes<Real32>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 IElementary<Real32>.MaxKeepingNaN(float bound, Real32 x) => new(bound > x.v ? bound : x.v);
 
+    // MathF.Floor and MathF.Round become thirty integer instructions on a GPU: ILGPU takes their managed form.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 IElementary<Real32>.Round(Real32 x) => new(MathF.Floor(x.v + 0.5f));
+    static Real32 IElementary<Real32>.Round(Real32 x) => Nearest(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 IElementary<Real32>.PowerOfTwo(Real32 n) => new(BitConverter.Int32BitsToSingle(((int)n.v + 127) << 23));
@@ -178,7 +179,7 @@ public readonly struct Real32 : ILanes<Real32>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 IElementary<Real32>.Scale(Real32 x, Real32 n)
     {
-        Real32 half = Floor(n * 0.5f);
+        Real32 half = Nearest(n * 0.5f);
         return x * Power(half) * Power(n - half);
 
         static Real32 Power(Real32 n) => new(BitConverter.Int32BitsToSingle(((int)n.v + 127) << 23));
@@ -191,6 +192,14 @@ public readonly struct Real32 : ILanes<Real32>
         int power = (bits - LanesConstants.SqrtHalfBits) >> 23;
         exponent = new(power);
         return new(BitConverter.Int32BitsToSingle(bits - (power << 23)));
+    }
+
+    // To even, for |x| below 2^22: so large a number has no fraction bits left.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Real32 Nearest(Real32 x)
+    {
+        const float large = 12582912f; // 1.5 · 2^23
+        return new(x.v + large - large);
     }
 
     static int ILanes<Real32>.Count
