@@ -58,6 +58,12 @@ public readonly struct SqrtTabulated : ITabulated
     public Real32 At(Real32 x) => Real32.Sqrt(x);
 }
 
+public readonly struct FloorTabulated : ITabulated
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public Real32 At(Real32 x) => Real32.Floor(x);
+}
+
 /// <summary>Where a kernel finds arguments and puts values.</summary>
 public readonly struct Table
 {
@@ -81,7 +87,7 @@ internal static class TabulateKernels
 public class ElementaryTests(GpuUnderTest gpu, ITestOutputHelper output)
 {
     // Every so manieth of the 2^32 floats; odd, so that all exponents and low bits occur.
-    private const uint Step = 4093, TinyStep = 4_000_037;
+    private const uint Step = 16_381, TinyStep = 4_000_037;
 
     [Fact]
     public void Exp() => Check(new ExpTabulated(), Math.Exp, 1.5);
@@ -106,6 +112,9 @@ public class ElementaryTests(GpuUnderTest gpu, ITestOutputHelper output)
 
     [Fact]
     public void Sqrt() => Check(new SqrtTabulated(), Math.Sqrt, 0.5);
+
+    [Fact]
+    public void Floor() => Check(new FloorTabulated(), Math.Floor, 0);
 
     private static double Log1pExact(double x)
     {

@@ -39,6 +39,7 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     [Fact]
     public void Copies_are_right_while_the_garbage_collector_moves_arrays()
     {
+        gpu.NeedsOpenCl();
         using var stop = new CancellationTokenSource();
         var mover = new Thread(() =>
         {
@@ -48,7 +49,7 @@ public class GpuDeviceTests(GpuUnderTest gpu)
         mover.Start();
         try
         {
-            for (int round = 0; round < gpu.Size(500, 30); round++)
+            for (int round = 0; round < 500; round++)
             {
                 float[] data = Enumerable.Range(round, 4000).Select(i => (float)i).ToArray();
                 using TensorBuffer buffer = gpu.Device.Upload<float>(data);

@@ -1,0 +1,98 @@
+using System.Globalization;
+using System.Reflection;
+using ILGPU.Runtime.Cuda;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>Every kernel's PTX, made without a device, is what it should be, and NVIDIA's assembler takes it.</summary>
+public class PtxTests(ITestOutputHelper output)
+{
+    private static readonly int[] Architectures = [80, 90];
+
+    // What the kernels of the test project are instantiated with.
+    private static readonly Type Rule = typeof(Gated<OffsetTemperature>);
+
+    /// <summary>Kernel name, and what it is instantiated with.</summary>
+    public static TheoryData<string> Kernels => [.. All().Select(kernel => kernel.Name)];
+
+    [Theory]
+    [MemberData(nameof(Kernels))]
+    public void Text_has_no_calls_no_local_memory_and_no_false_uniform_branch(string name)
+    {
+        foreach (int architecture in Architectures)
+            Assert.Empty(Ptx.Faults(Text(name, architecture)));
+    }
+
+    [Theory]
+    [MemberData(nameof(Kernels))]
+    public void Assembler_takes_it_without_spills_and_with_the_registers_on_record(string name)
+    {
+        string? assembler = Ptx.FindAssembler(out string reason);
+        Assert.SkipWhen(assembler is null, reason);
+        foreach (int architecture in Architectures)
+        {
+            Assembled assembled = Ptx.Assemble(assembler!, Text(name, architecture), architecture);
+            output.WriteLine($"{name} sm_{architecture}: {assembled.Registers} registers, {assembled.SpillBytes} spilled, {assembled.StackBytes} stack, {assembled.SharedBytes} shared bytes");
+            Assert.Equal((0, 0), (assembled.SpillBytes, assembled.StackBytes));
+            int onRecord = RegistersOnRecord(name, architecture);
+            Assert.True(assembled.Registers <= onRecord, $"{assembled.Registers} registers; registers.txt says {onRecord}");
+        }
+    }
+
+    [Fact]
+    public void Every_line_of_the_record_is_a_kernel() =>
+        Assert.Equal(All().SelectMany(kernel => Architectures.Select(architecture => $"{kernel.Name} sm_{architecture}")).Order(StringComparer.Ordinal),
+            Record().Keys.Order(StringComparer.Ordinal));
+
+    [Fact]
+    public void The_check_of_the_text_finds_every_fault()
+    {
+        Assert.Single(Ptx.Faults("\t@%p3 bra.uni L_2;"));
+        Assert.Single(Ptx.Faults("\t@!%p3 brx.idx.uni %r1, table;"));
+        Assert.Single(Ptx.Faults(".extern .func FusedMultiplyAdd"));
+        Assert.Single(Ptx.Faults("\tcall.uni (retval), f;"));
+        Assert.Single(Ptx.Faults("\t.local .align 4 .b8 depot[8];"));
+        Assert.Single(Ptx.Faults("\t.shared .align 4 .b8 tile[49153];"));
+        Assert.Single(Ptx.Faults("\tdiv.full.f32 %f1, %f2, %f3;"));
+        Assert.Single(Ptx.Faults("\tex2.approx.ftz.f32 %f1, %f2;"));
+        Assert.Empty(Ptx.Faults("\t@%p3 bra L_2;\n\tbra.uni L_3;\n\t.shared .align 4 .b8 tile[49152];\n\tst.shared.f32 [%r1], %f1;"));
+    }
+
+    /// <summary>The library's kernels with every built-in loss, and the ones of the test project.</summary>
+    private static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
+    {
+        Type[] losses = typeof(IPairLoss).Assembly.GetExportedTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(IPairLoss))).ToArray();
+        IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.EndsWith("Kernels", StringComparison.Ordinal))
+            .SelectMany(type => KernelsOf(type).SelectMany(kernel => (kernel.IsGenericMethod ? losses.Select(loss => kernel.MakeGenericMethod(loss)) : [kernel])
+                .Select(instance => (instance, GroupSize(type)))));
+        IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
+        IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
+            .SelectMany(type => KernelsOf(typeof(TabulateKernels)).Select(kernel => (kernel.MakeGenericMethod(type), GroupSize(typeof(TabulateKernels)))));
+        return library.Concat(proof).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
+    }
+
+    private static IEnumerable<MethodInfo> KernelsOf(Type type) =>
+        type.GetMethods(BindingFlags.Public | BindingFlags.Static | BindingFlags.DeclaredOnly).Where(method => method.ReturnType == typeof(void));
+
+    private static int GroupSize(Type type) => (int)type.GetField("GroupSize")!.GetRawConstantValue()!;
+
+    private static string Name(MethodInfo kernel) =>
+        $"{kernel.DeclaringType!.Name}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(",", kernel.GetGenericArguments().Select(Short))}>" : "")}";
+
+    private static string Short(Type type) =>
+        type.IsGenericType ? $"{type.Name.Split('`')[0]}<{string.Join(",", type.GetGenericArguments().Select(Short))}>" : type.Name;
+
+    private static string Text(string name, int architecture)
+    {
+        (_, MethodInfo method, int groupSize) = All().Single(kernel => kernel.Name == name);
+        return Ptx.Compile(method, groupSize, architecture == 80 ? CudaArchitecture.SM_80 : CudaArchitecture.SM_90);
+    }
+
+    private static int RegistersOnRecord(string name, int architecture) =>
+        Record().TryGetValue($"{name} sm_{architecture}", out int registers) ? registers : throw new KeyNotFoundException($"registers.txt lacks \"{name} sm_{architecture}\"");
+
+    private static Dictionary<string, int> Record() =>
+        File.ReadLines(Path.Combine(AppContext.BaseDirectory, "registers.txt")).Where(line => line.Length > 0 && line[0] != '#')
+            .ToDictionary(line => line[..line.LastIndexOf(' ')], line => int.Parse(line[line.LastIndexOf(' ')..], CultureInfo.InvariantCulture));
+}
