@@ -54,7 +54,7 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
             Device = device.Name,
             OursMs = ours.Median * MsPerSecond,
             Spread = ours.Spread,
-            Peer = peer?.Name ?? whyNoPeer!,
+            Peer = peer?.Name ?? $"none: {whyNoPeer}",
             PeerMs = peer is null ? null : theirs.Median * MsPerSecond,
             Limit = @case.Cost.LimitName(rates),
             LimitRate = computeBound ? rates.Peak : rates.Bandwidth,
