@@ -3,10 +3,12 @@ using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>logprobs/cross-entropy: −log-prob + z·log-sum-exp², weighted and reduced here, its gradient by the upstreams of log-prob and log-sum-exp.</summary>
+/// <summary>Cross-entropy: −log-prob + z·log-sum-exp², weighted and reduced here, its gradient by the upstreams of log-prob and log-sum-exp.</summary>
 public sealed class CrossEntropyReplay : IReplay
 {
-    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "cross-entropy.json";
+    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "cross-entropy.json"
+        || vector.Folder == "supervised" && vector.File == "causal-lm-loss.json"
+        || vector.Folder == "openrlhf" && vector.File == "supervised-and-statistics.json" && vector.Name.StartsWith("gptlm-", StringComparison.Ordinal);
 
     public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
 
@@ -14,10 +16,12 @@ public sealed class CrossEntropyReplay : IReplay
 
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch"], ["logits", "targets", "upstream", "weight", "labels"]);
+        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given"],
+            ["logits", "targets", "upstream", "weight", "labels", "shift_labels"]);
         vector.Requires("label_smoothing", 0.0);
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
-        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? Shifted(labels, ignored) : vector.Need("targets").Integers, ignored);
+        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? Shifted(labels, ignored)
+            : (vector.Input("shift_labels") ?? vector.Need("targets")).Integers, ignored);
         long[] targets = tokens.Targets;
         double zLoss = vector.Number("z_loss") ?? 0;
         bool[] counts = [.. targets.Select(target => target != ignored)];
@@ -33,6 +37,7 @@ public sealed class CrossEntropyReplay : IReplay
             ? -weights[t] * double.CreateTruncating(forward.LogProb[t]) + zLoss * Math.Pow(double.CreateTruncating(forward.LogSumExp[t]), 2) : 0)];
         var results = new Results<T>();
         results.Output("loss", vector.Text("reduction") == "none" ? Array.ConvertAll(losses, T.CreateTruncating) : [T.CreateTruncating(losses.Sum() / divisor)]);
+        results.Output("predicted", [T.CreateTruncating(counts.Count(counted => counted))]);
         double[] logProbUpstream = [.. weights.Select((weight, t) => -weight * share[t])];
         double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? 2 * zLoss * double.CreateTruncating(forward.LogSumExp[t]) * share[t] : 0)];
         results.Gradient("logits", tokens.Backward<T>(library, logProbUpstream, logSumExpUpstream, null));

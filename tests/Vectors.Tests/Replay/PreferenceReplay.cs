@@ -3,7 +3,7 @@ using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>DPO with the sigmoid loss: trl/dpo-*, openrlhf/preference.</summary>
+/// <summary>DPO with the sigmoid loss: trl/dpo-*, openrlhf/preference, openrlhf/torchtune.</summary>
 public sealed class PreferenceReplay : IReplay
 {
     // Within this of 1, TRL 1.x takes the α-divergence to be the reverse KL.
@@ -17,7 +17,7 @@ public sealed class PreferenceReplay : IReplay
          "policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "trl" && vector.File is "dpo-0.24.0.json" or "dpo-1.16.0.json"
-        || vector.Folder == "openrlhf" && vector.File == "preference.json" && vector.Parameter("beta") is not null;
+        || vector.Folder == "openrlhf" && vector.File is "preference.json" or "torchtune.json" && vector.Parameter("beta") is not null;
 
     public Results<float> Library(VectorCase vector)
     {
@@ -31,7 +31,7 @@ public sealed class PreferenceReplay : IReplay
     {
         Case read = Read(vector);
         PreferenceResult<T> Evaluate(bool reference) => PreferenceOracle.DpoSigmoid<T>(read.Chosen, read.Rejected,
-            reference ? read.ReferenceChosen : null, reference ? read.ReferenceRejected : null, read.Beta, read.LabelSmoothing);
+            reference ? read.ReferenceChosen : null, reference ? read.ReferenceRejected : null, read.Beta, read.LabelSmoothing, read.Sum);
         PreferenceResult<T> losses = Evaluate(read.LossUsesReference), rewards = Evaluate(true);
         T[] zeros = new T[read.Chosen.Length];
         return Named(read, losses.Losses, [losses.Loss], losses.Chosen, losses.Rejected, read.LossUsesReference ? losses.ReferenceChosen : zeros,
@@ -70,7 +70,7 @@ public sealed class PreferenceReplay : IReplay
         using var workspace = new Workspace(device);
         int pairs = read.Chosen.Length;
         var result = new Evaluated(new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[PreferenceMetrics.Count]);
-        var batch = new PairBatch { Chosen = View(read.Chosen), Rejected = View(read.Rejected) };
+        var batch = new PairBatch { Chosen = View(read.Chosen), Rejected = View(read.Rejected), Reduction = read.Sum ? LossReduction.Sum : LossReduction.Mean };
         var outputs = new PairOutputs
         {
             Loss = TensorView.Of(result.Losses, pairs),
@@ -112,11 +112,11 @@ public sealed class PreferenceReplay : IReplay
             vector.Need(referencePrefix + "rejected_logps").Data, vector.Number("beta")!.Value,
             // TRL 1.x doesn't read it in this loss.
             list ? 0 : vector.Number("label_smoothing") ?? 0,
-            !vector.Flag("reference_free"), prefix, referencePrefix);
+            !vector.Flag("reference_free"), vector.File == "torchtune.json", prefix, referencePrefix);
     }
 
     private sealed record Case(double[] Chosen, double[] Rejected, double[] ReferenceChosen, double[] ReferenceRejected, double Beta, double LabelSmoothing,
-        bool LossUsesReference, string Prefix, string ReferencePrefix);
+        bool LossUsesReference, bool Sum, string Prefix, string ReferencePrefix);
 
     private sealed record Evaluated(float[] Losses, float[] Chosen, float[] Rejected, float[] ReferenceChosen, float[] ReferenceRejected,
         float[] ChosenReward, float[] RejectedReward, float[] Metrics);
