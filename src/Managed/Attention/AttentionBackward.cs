@@ -103,7 +103,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     public bool Accumulate;
 
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, logSumExp, remainder, delta, keyGradient, valueGradient, finite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, finite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient;
     private nint headRow, valueRow, batch, chunk;
@@ -133,6 +133,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         queryGradient = Take(ref scratch, (nint)AttentionTiles.RoundUp(d, Product.Rows) * block);
         s = Take(ref scratch, AttentionTiles.Keys * block);
         dS = Take(ref scratch, AttentionTiles.Keys * block);
+        scaled = Take(ref scratch, AttentionTiles.Keys * block);
+        slope = Take(ref scratch, AttentionTiles.Keys * block);
         logSumExp = Take(ref scratch, block);
         remainder = Take(ref scratch, block);
         delta = Take(ref scratch, block);
@@ -191,7 +193,32 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
                 float hidden = finiteBlock && finite[(j0 - first) / AttentionTiles.Keys] != 0 ? 0f : -1f;
                 bool crossesDiagonal = Shape.Causal && j0 + tileKeys - 1 > i0 + offset;
-                bool hides = Differentiate<V>(scores, head, i0, j0, rows, tileKeys, crossesDiagonal, hidden, first);
+                bool ruled = typeof(TRule) != typeof(PlainScore);
+                RuleTile tile = default;
+                if (ruled)
+                {
+                    tile = new RuleTile
+                    {
+                        Head = head,
+                        FirstQuery = i0 + offset,
+                        FirstKey = j0,
+                        Captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, tileKeys),
+                        Captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, tileKeys),
+                        Captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, tileKeys),
+                        Captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, tileKeys),
+                    };
+                    ApplyRule<V>(tile, tileKeys);
+                }
+                bool hides = Differentiate<V>(scores, i0, j0, rows, tileKeys, crossesDiagonal, hidden, first);
+                if (ruled)
+                {
+                    for (int capture = 0; capture < CapturedSet.Count; capture++)
+                    {
+                        if (GradientTile(capture, i0, j0) is { Start: not null } gradient)
+                            AddCaptured<V>(tile, capture, gradient, tileKeys);
+                    }
+                    MultiplyBySlopes<V>(tileKeys);
+                }
                 EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
                 float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
                 // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
@@ -244,58 +271,96 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         }
     }
 
-    // From raw scores and dP: P in place of S and dS in place of dP, and the gradients of biases and captured values. Returns whether some pair is hidden.
+    // The rule on a tile of raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly bool Differentiate<V>(in HeadScores scores, nint head, nint i0, nint j0, nint queryCount, nint tileKeys, bool crossesDiagonal, float hiddenWeight, nint first)
+    private readonly void ApplyRule<V>(in RuleTile tile, nint tileKeys) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V position = V.Iota(tile.FirstQuery + lane);
+            for (nint row = 0; row < tileKeys; row++)
+            {
+                nint at = row * block + lane;
+                V score = V.Load(s + at) * scale;
+                score.Store(scaled + at);
+                Dual<V> ruled = Rule.Score(new Dual<V>(score, V.One), new ScorePlace<Dual<V>>
+                {
+                    QueryPosition = new(position, V.Zero),
+                    KeyPosition = new(V.From(tile.FirstKey + row), V.Zero),
+                    Head = new(head, V.Zero),
+                    Batch = new(sequence, V.Zero),
+                    Captured0 = new(V.Load(tile.Captured0.Start + row * tile.Captured0.Step + lane), V.Zero),
+                    Captured1 = new(V.Load(tile.Captured1.Start + row * tile.Captured1.Step + lane), V.Zero),
+                    Captured2 = new(V.Load(tile.Captured2.Start + row * tile.Captured2.Step + lane), V.Zero),
+                    Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), V.Zero),
+                });
+                ruled.Value.Store(s + at);
+                ruled.Derivative.Store(slope + at);
+            }
+        }
+    }
+
+    // Adds dz · ∂rule/∂captured to the sums of one captured tensor.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        V head = V.From(tile.Head), sequence = V.From(batch);
+        V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V position = V.Iota(tile.FirstQuery + lane);
+            for (nint row = 0; row < tileKeys; row++)
+            {
+                nint at = row * block + lane;
+                V derivative = Rule.Score(new Dual<V>(V.Load(scaled + at), V.Zero), new ScorePlace<Dual<V>>
+                {
+                    QueryPosition = new(position, V.Zero),
+                    KeyPosition = new(V.From(tile.FirstKey + row), V.Zero),
+                    Head = new(head, V.Zero),
+                    Batch = new(sequence, V.Zero),
+                    Captured0 = new(V.Load(tile.Captured0.Start + row * tile.Captured0.Step + lane), seed0),
+                    Captured1 = new(V.Load(tile.Captured1.Start + row * tile.Captured1.Step + lane), seed1),
+                    Captured2 = new(V.Load(tile.Captured2.Start + row * tile.Captured2.Step + lane), seed2),
+                    Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), seed3),
+                }).Derivative;
+                V dz = V.Load(dS + at);
+                float* to = gradient.Start + row * gradient.Step + lane;
+                (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
+            }
+        }
+    }
+
+    // dS = dz · ∂rule/∂score. A hidden pair's dz is 0, its slope may be infinite.
+    private readonly void MultiplyBySlopes<V>(nint tileKeys) where V : struct, ILanes<V>
+    {
+        for (nint at = 0; at < tileKeys * AttentionTiles.Block<V>(); at += V.Count)
+        {
+            V dz = V.Load(dS + at);
+            V.SelectEqual(dz, V.Zero, V.Zero, dz * V.Load(slope + at)).Store(dS + at);
+        }
+    }
+
+    // From scores and dP: P in place of S and dz in place of dP, and the gradients of biases. Returns whether some pair is hidden.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly bool Differentiate<V>(in HeadScores scores, nint i0, nint j0, nint queryCount, nint tileKeys, bool crossesDiagonal, float hiddenWeight, nint first)
         where V : struct, ILanes<V>
     {
         bool ruled = typeof(TRule) != typeof(PlainScore);
         nint block = AttentionTiles.Block<V>();
         bool mayHide = crossesDiagonal || scores.LineHides || ruled || queryCount < block;
-        LaneRows line = scores.LineTile(i0, j0), captured0 = default, captured1 = default, captured2 = default, captured3 = default;
-        LaneRows gradient0 = default, gradient1 = default, gradient2 = default, gradient3 = default;
-        if (ruled)
-        {
-            captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, tileKeys);
-            captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, tileKeys);
-            captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, tileKeys);
-            captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, tileKeys);
-            gradient0 = GradientTile(0, i0, j0);
-            gradient1 = GradientTile(1, i0, j0);
-            gradient2 = GradientTile(2, i0, j0);
-            gradient3 = GradientTile(3, i0, j0);
-        }
+        LaneRows line = scores.LineTile(i0, j0);
         V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset), l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
+            V lanes = V.Iota(lane), l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
             for (nint row = 0; row < tileKeys; row++)
             {
                 nint at = row * block + lane;
-                V score = V.Load(s + at), z, slope = V.One;
-                V bias = V.Load(line.Start + row * line.Step + lane);
-                ScorePlace<V> place = default;
-                if (ruled)
-                {
-                    score *= scale;
-                    place = new ScorePlace<V>
-                    {
-                        QueryPosition = position,
-                        KeyPosition = V.From(j0 + row),
-                        Head = V.From(head),
-                        Batch = V.From(batch),
-                        Captured0 = V.Load(captured0.Start + row * captured0.Step + lane),
-                        Captured1 = V.Load(captured1.Start + row * captured1.Step + lane),
-                        Captured2 = V.Load(captured2.Start + row * captured2.Step + lane),
-                        Captured3 = V.Load(captured3.Start + row * captured3.Step + lane),
-                    };
-                    Dual<V> ruledScore = Rule.Score(new Dual<V>(score, V.One), Constants(place));
-                    z = ruledScore.Value;
-                    slope = ruledScore.Derivative;
-                    z = V.SelectEqual(z, none, none, z + bias);
-                }
-                else
-                    z = V.MultiplyAdd(score, scale, bias);
+                V z = V.Load(s + at), bias = V.Load(line.Start + row * line.Step + lane);
+                z = ruled ? V.SelectEqual(z, none, none, z + bias) : V.MultiplyAdd(z, scale, bias);
                 if (mayHide)
                 {
                     z = V.SelectEqual(bias, none, none, z);
@@ -317,43 +382,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                     float* to = lineGradient + (row % AttentionBackwardPlan.LineCopies) * Plan.LineLength + (i0 - (j0 - first) - row + lane);
                     (V.Load(to) + dz).Store(to);
                 }
-                if (ruled)
-                {
-                    Add(gradient0, row, lane, 0, score, place, dz);
-                    Add(gradient1, row, lane, 1, score, place, dz);
-                    Add(gradient2, row, lane, 2, score, place, dz);
-                    Add(gradient3, row, lane, 3, score, place, dz);
-                    dz = V.SelectEqual(dz, V.Zero, V.Zero, dz * slope); // an infinite slope of a hidden pair
-                }
                 dz.Store(dS + at);
             }
         }
         return mayHide && V.AnyEqual(least, none);
     }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private readonly void Add<V>(in LaneRows gradient, nint row, nint lane, int capture, V score, in ScorePlace<V> place, V dz) where V : struct, ILanes<V>
-    {
-        if (gradient.Start == null)
-            return;
-        V derivative = Rule.Score(new Dual<V>(score, V.Zero), Constants(place, capture)).Derivative;
-        float* to = gradient.Start + row * gradient.Step + lane;
-        (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
-    }
-
-    // The place as constants of the differentiation, but for one captured value.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static ScorePlace<Dual<V>> Constants<V>(in ScorePlace<V> place, int seeded = -1) where V : struct, ILanes<V> => new()
-    {
-        QueryPosition = new(place.QueryPosition, V.Zero),
-        KeyPosition = new(place.KeyPosition, V.Zero),
-        Head = new(place.Head, V.Zero),
-        Batch = new(place.Batch, V.Zero),
-        Captured0 = new(place.Captured0, seeded == 0 ? V.One : V.Zero),
-        Captured1 = new(place.Captured1, seeded == 1 ? V.One : V.Zero),
-        Captured2 = new(place.Captured2, seeded == 2 ? V.One : V.Zero),
-        Captured3 = new(place.Captured3, seeded == 3 ? V.One : V.Zero),
-    };
 
     // Gradients of the line and of captured tensors: sums of one head over the chunk.
     private void BeginGradients<V>(nint head, nint first, nint count, ref float* scratch) where V : struct, ILanes<V>
@@ -533,4 +566,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     private static void Clear(float* start, nint floats) => System.Runtime.InteropServices.NativeMemory.Clear(start, (nuint)(floats * sizeof(float)));
+}
+
+/// <summary>What a rule sees on a tile, beside the scores.</summary>
+internal struct RuleTile
+{
+    public nint Head, FirstQuery, FirstKey;
+    public LaneRows Captured0, Captured1, Captured2, Captured3;
 }
