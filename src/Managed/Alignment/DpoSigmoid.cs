@@ -11,10 +11,15 @@ public readonly struct DpoSigmoid : IPairLoss
 {
     private readonly float beta, labelSmoothing;
 
+    /// <summary>β = 0.1, no label smoothing. (Without this constructor <c>new DpoSigmoid()</c> would have β = 0.)</summary>
+    public DpoSigmoid() : this(0.1f)
+    {
+    }
+
     /// <summary>The loss with its two constants.</summary>
     /// <param name="beta">How strongly the policy is tied to the reference; positive.</param>
     /// <param name="labelSmoothing">The probability that a preference is the wrong way round, from 0 to below ½.</param>
-    public DpoSigmoid(float beta = 0.1f, float labelSmoothing = 0f)
+    public DpoSigmoid(float beta, float labelSmoothing = 0f)
     {
         if (!(beta > 0) || !float.IsFinite(beta))
             throw new ArgumentOutOfRangeException(nameof(beta), beta, "beta must be a positive number.");

@@ -1,5 +1,6 @@
 using System.Numerics;
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -163,6 +164,9 @@ internal sealed partial class CpuDevice
         // An item has at least about so many tokens, else taking it costs more than its work.
         private const int ItemTokens = 4096;
 
+        // No processor foresees a square's walk through so many rows at once; without this, GAE takes twice the time.
+        private const int SquaresAhead = 8;
+
         public SequenceStream Rewards, Values, Advantages, Returns;
         public MaskStream Mask;
         public nint Sequences, Tokens;
@@ -190,6 +194,7 @@ internal sealed partial class CpuDevice
             for (nint end = Tokens; end > 0; end -= TLanes.Count)
             {
                 nint start = Math.Max(0, end - TLanes.Count), tokens = end - start;
+                Prefetch(first, sequences, start - SquaresAhead * TLanes.Count);
                 Rewards.Read<TLanes>(first, sequences, start, tokens, rewards, other);
                 Values.Read<TLanes>(first, sequences, start, tokens, values, other);
                 if (!Mask.KeepsAll)
@@ -213,6 +218,16 @@ internal sealed partial class CpuDevice
                 Returns.Write<TLanes>(first, sequences, start, tokens, returns, rows, other);
             }
         }
+
+        private readonly void Prefetch(nint first, nint sequences, nint token)
+        {
+            if (!Sse.IsSupported || token < 0)
+                return;
+            Rewards.Prefetch(first, sequences, token);
+            Values.Prefetch(first, sequences, token);
+            Advantages.Prefetch(first, sequences, token);
+            Returns.Prefetch(first, sequences, token);
+        }
     }
 
     /// <summary>A tensor [sequence, token] in pinned host memory, taken in squares of as many sequences and tokens as there are lanes.</summary>
@@ -228,6 +243,14 @@ internal sealed partial class CpuDevice
             this.data = (float*)data;
             rowStride = (nint)view.Stride(0);
             stride = (nint)view.Stride(1);
+        }
+
+        /// <summary>Calls the cache lines of a square that comes later.</summary>
+        public void Prefetch(nint sequence, nint sequences, nint token)
+        {
+            float* first = data + sequence * rowStride + token * stride;
+            for (nint lane = 0; lane < sequences && data is not null; lane++)
+                Sse.Prefetch0(first + lane * rowStride);
         }
 
         /// <summary>Reads a square: the sequences of one token side by side, zeros where there are none.</summary>
@@ -341,18 +364,45 @@ internal sealed partial class CpuDevice
             float* values = tile.Read(Values), kept = tile.Place();
             Mask.CopyTo(kept, tile.Start, tile.Count, 1f);
             new Span<float>(kept + tile.Count, (int)(tile.Padded - tile.Count)).Clear();
-            TLanes sum = TLanes.Zero;
-            for (nint i = 0; i < tile.Padded; i += TLanes.Count)
+            switch (Step)
             {
-                TLanes keep = TLanes.Load(kept + i), value = TLanes.Load(values + i), centred = value - Centre;
-                if (Step == WhitenStep.Write)
-                    TLanes.SelectEqual(keep, TLanes.Zero, TLanes.Zero, centred * Scale + Shift).Store(values + i);
-                else
-                    sum += TLanes.SelectEqual(keep, TLanes.Zero, TLanes.Zero, Step == WhitenStep.Sum ? value : centred * centred);
+                case WhitenStep.Sum:
+                    return tile.Total(Sum<TLanes>(values, kept, tile.Padded));
+                case WhitenStep.Squares:
+                    return tile.Total(Squares<TLanes>(values, kept, tile.Padded, Centre));
+                default:
+                    Write<TLanes>(values, kept, tile.Padded, Centre, Scale, Shift);
+                    tile.Write(values, Values);
+                    return 0;
             }
-            if (Step == WhitenStep.Write)
-                tile.Write(values, Values);
-            return tile.Total(sum);
+        }
+
+        private static TLanes Sum<TLanes>(float* values, float* kept, nint count) where TLanes : struct, ILanes<TLanes>
+        {
+            TLanes sum = TLanes.Zero;
+            for (nint i = 0; i < count; i += TLanes.Count)
+                sum += TLanes.SelectEqual(TLanes.Load(kept + i), TLanes.Zero, TLanes.Zero, TLanes.Load(values + i));
+            return sum;
+        }
+
+        private static TLanes Squares<TLanes>(float* values, float* kept, nint count, float centre) where TLanes : struct, ILanes<TLanes>
+        {
+            TLanes sum = TLanes.Zero;
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                TLanes centred = TLanes.Load(values + i) - centre;
+                sum += TLanes.SelectEqual(TLanes.Load(kept + i), TLanes.Zero, TLanes.Zero, centred * centred);
+            }
+            return sum;
+        }
+
+        private static void Write<TLanes>(float* values, float* kept, nint count, float centre, float scale, float shift) where TLanes : struct, ILanes<TLanes>
+        {
+            for (nint i = 0; i < count; i += TLanes.Count)
+            {
+                TLanes white = (TLanes.Load(values + i) - centre) * scale + shift;
+                TLanes.SelectEqual(TLanes.Load(kept + i), TLanes.Zero, TLanes.Zero, white).Store(values + i);
+            }
         }
     }
 }

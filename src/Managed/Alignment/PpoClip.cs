@@ -11,6 +11,11 @@ public readonly struct PpoClip : ITokenLoss
 {
     private readonly float lower, upper, dualClip, logRatioBound;
 
+    /// <summary>The defaults. (Without this constructor <c>new PpoClip()</c> would have zeros.)</summary>
+    public PpoClip() : this(lower: 0.2f)
+    {
+    }
+
     /// <summary>The loss with its constants.</summary>
     /// <param name="lower">r counts as at least 1 − lower; from 0 to 1.</param>
     /// <param name="upper">r counts as at most 1 + upper; at least 0.</param>

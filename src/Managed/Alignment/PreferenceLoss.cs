@@ -287,10 +287,11 @@ internal sealed partial class CpuDevice
             float* chosen = inputs[0], rejected = inputs[1], referenceChosen = inputs[2], referenceRejected = inputs[3];
             TLoss loss = Loss;
             float weight = Weight;
+            PairInputs<TLanes> seeds = Seeds<TLanes>(direction);
             for (nint i = 0; i < count; i += TLanes.Count)
             {
-                Dual<TLanes> value = loss.Loss(Seeded(TLanes.Load(chosen + i), TLanes.Load(rejected + i), TLanes.Load(referenceChosen + i),
-                    TLanes.Load(referenceRejected + i), direction));
+                TLanes c = TLanes.Load(chosen + i), r = TLanes.Load(rejected + i), rc = TLanes.Load(referenceChosen + i), rr = TLanes.Load(referenceRejected + i);
+                Dual<TLanes> value = loss.Loss(Seeded(c, r, rc, rr, seeds));
                 value.Value.Store(losses + i);
                 (value.Derivative * weight).Store(derivatives + i);
             }
@@ -303,24 +304,35 @@ internal sealed partial class CpuDevice
             float* chosen = inputs[0], rejected = inputs[1], referenceChosen = inputs[2], referenceRejected = inputs[3];
             TLoss loss = Loss;
             float weight = Weight;
+            PairInputs<TLanes> seeds = Seeds<TLanes>(direction), secondSeeds = Seeds<TLanes>(secondDirection);
             for (nint i = 0; i < count; i += TLanes.Count)
             {
                 TLanes c = TLanes.Load(chosen + i), r = TLanes.Load(rejected + i), rc = TLanes.Load(referenceChosen + i), rr = TLanes.Load(referenceRejected + i);
-                Dual<TLanes> first = loss.Loss(Seeded(c, r, rc, rr, direction)), second = loss.Loss(Seeded(c, r, rc, rr, secondDirection));
+                Dual<TLanes> first = loss.Loss(Seeded(c, r, rc, rr, seeds)), second = loss.Loss(Seeded(c, r, rc, rr, secondSeeds));
                 first.Value.Store(losses + i);
                 (first.Derivative * weight).Store(derivatives + i);
                 (second.Derivative * weight).Store(secondDerivatives + i);
             }
         }
 
+        // 1 for the input to differentiate by, 0 for the others.
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static PairInputs<Dual<TLanes>> Seeded<TLanes>(TLanes chosen, TLanes rejected, TLanes referenceChosen, TLanes referenceRejected, int direction)
+        private static PairInputs<TLanes> Seeds<TLanes>(int direction) where TLanes : struct, ILanes<TLanes> => new()
+        {
+            Chosen = TLanes.From(direction == 0 ? 1f : 0f),
+            Rejected = TLanes.From(direction == 1 ? 1f : 0f),
+            ReferenceChosen = TLanes.From(direction == 2 ? 1f : 0f),
+            ReferenceRejected = TLanes.From(direction == 3 ? 1f : 0f),
+        };
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static PairInputs<Dual<TLanes>> Seeded<TLanes>(TLanes chosen, TLanes rejected, TLanes referenceChosen, TLanes referenceRejected, in PairInputs<TLanes> seeds)
             where TLanes : struct, ILanes<TLanes> => new()
             {
-                Chosen = new(chosen, TLanes.From(direction == 0 ? 1f : 0f)),
-                Rejected = new(rejected, TLanes.From(direction == 1 ? 1f : 0f)),
-                ReferenceChosen = new(referenceChosen, TLanes.From(direction == 2 ? 1f : 0f)),
-                ReferenceRejected = new(referenceRejected, TLanes.From(direction == 3 ? 1f : 0f)),
+                Chosen = new(chosen, seeds.Chosen),
+                Rejected = new(rejected, seeds.Rejected),
+                ReferenceChosen = new(referenceChosen, seeds.ReferenceChosen),
+                ReferenceRejected = new(referenceRejected, seeds.ReferenceRejected),
             };
 
         [MethodImpl(MethodImplOptions.NoInlining)]

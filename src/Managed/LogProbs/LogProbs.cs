@@ -62,6 +62,10 @@ public ref struct TokenUpstream
 public static class LogProbs
 {
     /// <summary>Reads every logit once and writes what is asked for.</summary>
+    /// <remarks>
+    /// Logits of −∞ have probability 0. If all of a row are −∞, its log-sum-exp is −∞ and the others are NaN; with a logit of ∞ the log-sum-exp is ∞ and the
+    /// entropy NaN; a NaN in a row that counts makes all of its results NaN.
+    /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">Logits and targets.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten.</param>

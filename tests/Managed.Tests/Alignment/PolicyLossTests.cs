@@ -26,6 +26,184 @@ public class PolicyLossTests
         }
     }
 
+    [Fact]
+    public void New_without_arguments_has_the_documented_constants() => Assert.Equal(new PpoClip(0.2f, 0.2f, 3f, 20f), new PpoClip());
+
+    [Theory]
+    [InlineData(float.PositiveInfinity, float.PositiveInfinity)]
+    [InlineData(3f, float.PositiveInfinity)]
+    [InlineData(float.PositiveInfinity, 20f)]
+    public void Infinite_bounds_switch_themselves_off(float dualClip, float bound)
+    {
+        float[] now = [0, 1, 2, -1, 30, -30, 0.1f, 0, 60], old = new float[9], advantage = [1, -1, -1, 2, 0.5f, -0.5f, -2, 0, -1], losses = new float[9], gradient = new float[9];
+        using var workspace = new Workspace(Device);
+        PolicyLoss.Evaluate(Device, new() { LogProb = TensorView.Of(now, 1, 9), OldLogProb = TensorView.Of(old, 1, 9), Advantage = TensorView.Of(advantage, 1, 9), Reduction = TokenReduction.TokenSum },
+            new PpoClip(0.2f, 0.2f, dualClip, bound), new() { Loss = TensorView.Of(losses, 1, 9), LogProb = TensorView.Of(gradient, 1, 9) }, default, workspace);
+        PolicyResult<T> Say<T>() where T : System.Numerics.IFloatingPointIeee754<T> => PolicyOracle.PpoClip<T>(Grid.Of(now, 1, 9), Grid.Of(old, 1, 9), Grid.Of(advantage, 1, 9), null,
+            0.2f, 0.2f, dualClip, bound, Reduction.TokenSum);
+        Contract.Check(losses, Say<double>().Losses.Data, Say<float>().Losses.Data, Contract.Forward, "losses");
+        Contract.Check(gradient, Say<double>().LogProb.Data, Say<float>().LogProb.Data, Contract.Gradient, "gradient");
+    }
+
+    // Reads all its inputs and counts in its own way.
+    private readonly struct Weighted : ITokenLoss
+    {
+        public TokenTerms<T> Loss<T>(in TokenInputs<T> token) where T : struct, IReal<T>
+        {
+            T difference = token.LogProb - token.OldLogProb;
+            return new() { Loss = 0.5f * difference * difference - token.Advantage * token.LogProb, Clipped = T.SelectLess(difference, T.Zero, T.One, T.Zero), DualClipped = T.One };
+        }
+    }
+
+    [Fact]
+    public void Gradient_of_a_users_loss_matches_finite_differences_for_every_reduction()
+    {
+        (int sequences, int tokens) = (4, 9);
+        bool[] mask = Seeded.Mask(sequences * tokens, 1);
+        mask.AsSpan(tokens, tokens).Clear();
+        double[] now = Array.ConvertAll(Seeded.Normal(36, 2), x => (double)x), old = Array.ConvertAll(Seeded.Normal(36, 3), x => (double)x), advantage = Array.ConvertAll(Seeded.Normal(36, 4), x => (double)x);
+        foreach (TokenReduction reduction in Enum.GetValues<TokenReduction>())
+        {
+            float[] gradient = new float[36], metrics = new float[PolicyMetrics.Count];
+            using var workspace = new Workspace(Device);
+            PolicyLoss.Evaluate(Device, new()
+            {
+                LogProb = TensorView.Of(Array.ConvertAll(now, x => (float)x), sequences, tokens),
+                OldLogProb = TensorView.Of(Array.ConvertAll(old, x => (float)x), sequences, tokens),
+                Advantage = TensorView.Of(Array.ConvertAll(advantage, x => (float)x), sequences, tokens),
+                Mask = TensorView.Of(mask, sequences, tokens),
+                Reduction = reduction,
+            }, new Weighted(), new() { LogProb = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics), workspace);
+            double[] expected = FiniteDifferences.Gradient(now, Reduced);
+            for (int i = 0; i < 36; i++)
+                Assert.Equal(expected[i], gradient[i], 1e-6);
+            Assert.Equal(Reduced(), metrics[PolicyMetrics.Loss], 1e-5);
+            Assert.Equal(1f, metrics[PolicyMetrics.DualClipFraction]);
+            Assert.Equal(mask.Count(kept => kept), metrics[PolicyMetrics.Tokens]);
+
+            double Reduced()
+            {
+                double total = 0;
+                int all = mask.Count(kept => kept), filled = Enumerable.Range(0, sequences).Count(s => mask.AsSpan(s * tokens, tokens).Contains(true));
+                for (int i = 0; i < 36; i++)
+                {
+                    if (!mask[i])
+                        continue;
+                    int length = mask.AsSpan(i / tokens * tokens, tokens).Count(true);
+                    double loss = default(Weighted).Loss(new TokenInputs<Real64> { LogProb = new(now[i]), OldLogProb = new(old[i]), Advantage = new(advantage[i]) }).Loss.Value;
+                    total += reduction switch
+                    {
+                        TokenReduction.TokenMean => loss / all,
+                        TokenReduction.TokenSum => loss,
+                        TokenReduction.SequenceMeanTokenSum => loss / filled,
+                        _ => loss / filled / length,
+                    };
+                }
+                return total;
+            }
+        }
+    }
+
+    [Fact]
+    public void A_batch_cut_in_two_with_the_divisor_of_the_whole_gives_the_gradient_of_the_whole()
+    {
+        float[] now = Seeded.Normal(60, 1), old = Seeded.Normal(60, 2), advantage = Seeded.Normal(60, 3);
+        bool[] mask = Seeded.Mask(60, 4);
+        foreach ((TokenReduction reduction, float divisor) in ((TokenReduction, float)[])[(TokenReduction.TokenMean, mask.Count(kept => kept)), (TokenReduction.SequenceMeanTokenMean, 6)])
+        {
+            float[] whole = new float[60], parts = new float[60];
+            using var workspace = new Workspace(Device);
+            Evaluate(0, 6, null, whole);
+            Evaluate(0, 2, divisor, parts);
+            Evaluate(2, 4, divisor, parts);
+            Assert.Equal(whole, parts);
+
+            void Evaluate(int first, int count, float? divisor, float[] gradient) => PolicyLoss.Evaluate(Device, new()
+            {
+                LogProb = TensorView.Of(now, 6, 10).Slice(0, first, count), OldLogProb = TensorView.Of(old, 6, 10).Slice(0, first, count),
+                Advantage = TensorView.Of(advantage, 6, 10).Slice(0, first, count), Mask = TensorView.Of(mask, 6, 10).Slice(0, first, count), Reduction = reduction, Divisor = divisor,
+            }, new PpoClip(), new() { LogProb = TensorView.Of(gradient, 6, 10).Slice(0, first, count) }, default, workspace);
+        }
+    }
+
+    [Fact]
+    public void No_tokens_give_loss_0_and_zeros()
+    {
+        float[] nan = [.. Enumerable.Repeat(float.NaN, 33)], losses = Seeded.Normal(33, 1), gradient = Seeded.Normal(33, 2);
+        foreach (TokenReduction reduction in Enum.GetValues<TokenReduction>())
+        {
+            float[] metrics = Seeded.Normal(PolicyMetrics.Count, 3);
+            using var workspace = new Workspace(Device);
+            PolicyLoss.Evaluate(Device, new()
+            {
+                LogProb = TensorView.Of(nan, 3, 11), OldLogProb = TensorView.Of(nan, 3, 11), Advantage = TensorView.Of(nan, 3, 11), Mask = TensorView.Of(new bool[33], 3, 11), Reduction = reduction,
+            }, new PpoClip(), new() { Loss = TensorView.Of(losses, 3, 11), LogProb = TensorView.Of(gradient, 3, 11) }, TensorView.Of(metrics), workspace);
+            Assert.Equal(new float[33], losses);
+            Assert.Equal(new float[33], gradient);
+            Assert.Equal(new float[PolicyMetrics.Count], metrics);
+            foreach (long[] shape in (long[][])[[0, 5], [5, 0]])
+            {
+                Array.Fill(metrics, 7f);
+                PolicyLoss.Evaluate(Device, new() { LogProb = TensorView.Of(nan, shape), OldLogProb = TensorView.Of(nan, shape), Advantage = TensorView.Of(nan, shape), Reduction = reduction },
+                    new PpoClip(), default, TensorView.Of(metrics), workspace);
+                Assert.Equal(new float[PolicyMetrics.Count], metrics);
+            }
+        }
+    }
+
+    [Fact]
+    public void Any_nonzero_byte_of_a_mask_is_true_and_NaN_that_counts_surfaces()
+    {
+        float[] now = Seeded.Normal(40, 1), first = new float[40], second = new float[40];
+        byte[] bytes = [.. Enumerable.Range(0, 40).Select(i => (byte)(i % 3 == 0 ? 0 : i))];
+        bool[] mask = Array.ConvertAll(bytes, b => b != 0);
+        now[4] = float.NaN;
+        Evaluate(TensorView.Of(mask, 2, 20), first);
+        Evaluate(TensorView.Of(System.Runtime.InteropServices.MemoryMarshal.Cast<byte, bool>(bytes.AsSpan()), 2, 20), second);
+        Assert.Equal(first, second);
+        Assert.True(float.IsNaN(first[4]) && float.IsFinite(first[5]));
+
+        void Evaluate(TensorView kept, float[] losses)
+        {
+            using var workspace = new Workspace(Device);
+            PolicyLoss.Evaluate(Device, new() { LogProb = TensorView.Of(now, 2, 20), OldLogProb = TensorView.Of(new float[40], 2, 20), Advantage = TensorView.Of(Seeded.Normal(40, 2), 2, 20), Mask = kept },
+                new PpoClip(), new() { Loss = TensorView.Of(losses, 2, 20) }, default, workspace);
+        }
+    }
+
+    [Fact]
+    public void Bad_tensors_throw_naming_them()
+    {
+        var foreign = new ForeignDevice();
+        float[] a = new float[6], b = new float[6], c = new float[6], d = new float[6];
+        using var workspace = new Workspace(Device);
+        TokenBatch Batch() => new() { LogProb = TensorView.Of(a, 2, 3), OldLogProb = TensorView.Of(b, 2, 3), Advantage = TensorView.Of(c, 2, 3) };
+        Throws<ArgumentNullException>("device", () => PolicyLoss.Evaluate(null!, Batch(), new PpoClip(), default, default, workspace));
+        Throws<ArgumentNullException>("workspace", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), default, default, null!));
+        Throws<ArgumentNullException>("batch.LogProb", () => PolicyLoss.Evaluate(Device, Batch() with { LogProb = default }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentNullException>("batch.OldLogProb", () => PolicyLoss.Evaluate(Device, Batch() with { OldLogProb = default }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentNullException>("batch.Advantage", () => PolicyLoss.Evaluate(Device, Batch() with { Advantage = default }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("batch.LogProb", () => PolicyLoss.Evaluate(Device, Batch() with { LogProb = TensorView.Of(a) }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("batch.OldLogProb", () => PolicyLoss.Evaluate(Device, Batch() with { OldLogProb = TensorView.Of(b, 3, 2) }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("batch.Advantage", () => PolicyLoss.Evaluate(Device, Batch() with { Advantage = foreign.View(2, 3) }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("batch.Mask", () => PolicyLoss.Evaluate(Device, Batch() with { Mask = TensorView.Of(d, 2, 3) }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("batch.Mask", () => PolicyLoss.Evaluate(Device, Batch() with { Mask = TensorView.Of(new bool[6], 3, 2) }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentOutOfRangeException>("batch.Reduction", () => PolicyLoss.Evaluate(Device, Batch() with { Reduction = (TokenReduction)9 }, new PpoClip(), default, default, workspace));
+        foreach (float divisor in (float[])[0, -1, float.NaN, float.PositiveInfinity])
+            Throws<ArgumentOutOfRangeException>("batch.Divisor", () => PolicyLoss.Evaluate(Device, Batch() with { Divisor = divisor }, new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(d) }, default, workspace));
+        Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(a, 2, 3) }, default, workspace));
+        Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(d, 2, 3), LogProb = TensorView.Of(d, 2, 3) }, default, workspace));
+        Throws<ArgumentException>("outputs.LogProb", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { LogProb = TensorView.Of(d, 2, 3).Slice(1, 0, 1).Expand(1, 3) }, default, workspace));
+        Throws<ArgumentException>("metrics", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), default, TensorView.Of(d), workspace));
+        Throws<ArgumentOutOfRangeException>("lower", () => _ = new PpoClip(1.1f));
+        Throws<ArgumentOutOfRangeException>("upper", () => _ = new PpoClip(0.2f, -1));
+        Throws<ArgumentOutOfRangeException>("dualClip", () => _ = new PpoClip(0.2f, 0.2f, 1f));
+        Throws<ArgumentOutOfRangeException>("logRatioBound", () => _ = new PpoClip(0.2f, 0.2f, 3f, 0f));
+
+        static void Throws<T>(string name, Action call) where T : ArgumentException => Assert.Throws<T>(name, call);
+    }
+
     private static void Check(int sequences, int tokens, TokenReduction reduction, bool masked, int[] order, int gap, float? divisor)
     {
         long[] shape = [sequences, tokens];

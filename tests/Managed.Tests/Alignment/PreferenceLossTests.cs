@@ -39,6 +39,156 @@ public class PreferenceLossTests
         }
     }
 
+    // Every input enters in its own way, so that a gradient taken for another one's shows.
+    private readonly struct Lopsided : IPairLoss
+    {
+        public float RewardScale => 0.5f;
+
+        public T Loss<T>(in PairInputs<T> pair) where T : struct, IReal<T> =>
+            T.Softplus(-0.3f * pair.Chosen) + 2f * T.Tanh(0.2f * pair.Rejected) + pair.ReferenceChosen * pair.ReferenceChosen * 0.1f + T.Exp(0.1f * pair.ReferenceRejected) * pair.Chosen;
+    }
+
+    [Fact]
+    public void Every_combination_of_wanted_outputs_gives_the_same_numbers_and_leaves_the_rest_alone()
+    {
+        const int pairs = 37;
+        float[][] inputs = [.. Enumerable.Range(0, 4).Select(i => Seeded.Normal(pairs, i, 3))];
+        float[][] all = Evaluate(0x7f, withMetrics: true);
+        for (int wanted = 0; wanted < 0x80; wanted++)
+        {
+            foreach (bool withMetrics in (bool[])[false, true])
+            {
+                float[][] some = Evaluate(wanted, withMetrics);
+                for (int i = 0; i < 7; i++)
+                    Assert.Equal((wanted >> i & 1) != 0 ? all[i] : Untouched(), some[i]);
+                Assert.Equal(withMetrics ? all[7] : Untouched()[..PreferenceMetrics.Count], some[7]);
+            }
+        }
+
+        float[][] Evaluate(int wanted, bool withMetrics)
+        {
+            float[][] outputs = [.. Enumerable.Range(0, 7).Select(_ => Untouched()), Untouched()[..PreferenceMetrics.Count]];
+            using var workspace = new Workspace(Device);
+            TensorView Wanted(int i) => (wanted >> i & 1) != 0 ? TensorView.Of(outputs[i]) : default;
+            PreferenceLoss.Evaluate(Device, new()
+            {
+                Chosen = TensorView.Of(inputs[0]), Rejected = TensorView.Of(inputs[1]), ReferenceChosen = TensorView.Of(inputs[2]), ReferenceRejected = TensorView.Of(inputs[3]),
+            }, new Lopsided(), new()
+            {
+                Loss = Wanted(0), Chosen = Wanted(1), Rejected = Wanted(2), ReferenceChosen = Wanted(3), ReferenceRejected = Wanted(4), ChosenReward = Wanted(5), RejectedReward = Wanted(6),
+            }, withMetrics ? TensorView.Of(outputs[7]) : default, workspace);
+            return outputs;
+        }
+
+        static float[] Untouched() => [.. Enumerable.Repeat(-77f, pairs)];
+    }
+
+    [Fact]
+    public void Gradients_of_a_users_loss_match_finite_differences_in_double()
+    {
+        const int pairs = 21;
+        double[][] x = [.. Enumerable.Range(0, 4).Select(i => Array.ConvertAll(Seeded.Normal(pairs, i, 2), v => (double)v))];
+        float[][] gradients = [.. Enumerable.Range(0, 4).Select(_ => new float[pairs])];
+        float[][] inputs = [.. x.Select(values => Array.ConvertAll(values, v => (float)v))];
+        using var workspace = new Workspace(Device);
+        PreferenceLoss.Evaluate(Device, new()
+        {
+            Chosen = TensorView.Of(inputs[0]), Rejected = TensorView.Of(inputs[1]), ReferenceChosen = TensorView.Of(inputs[2]), ReferenceRejected = TensorView.Of(inputs[3]),
+        }, new Lopsided(), new()
+        {
+            Chosen = TensorView.Of(gradients[0]), Rejected = TensorView.Of(gradients[1]), ReferenceChosen = TensorView.Of(gradients[2]), ReferenceRejected = TensorView.Of(gradients[3]),
+        }, default, workspace);
+        for (int input = 0; input < 4; input++)
+        {
+            double[] expected = FiniteDifferences.Gradient(x[input], () => Enumerable.Range(0, pairs).Sum(n => default(Lopsided).Loss(new PairInputs<Real64>
+            {
+                Chosen = new(x[0][n]), Rejected = new(x[1][n]), ReferenceChosen = new(x[2][n]), ReferenceRejected = new(x[3][n]),
+            }).Value) / pairs);
+            for (int n = 0; n < pairs; n++)
+                Assert.Equal(expected[n], gradients[input][n], 1e-6);
+        }
+    }
+
+    [Fact]
+    public void Margins_of_any_size_give_finite_losses_and_NaN_surfaces_in_its_own_pair_alone()
+    {
+        float[] chosen = [0, 1e4f, -1e4f, 1e30f, -1e30f, float.PositiveInfinity, float.NegativeInfinity, float.NaN, 1];
+        float[] losses = new float[9], gradient = new float[9];
+        using var workspace = new Workspace(Device);
+        PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(new float[9]), Reduction = LossReduction.Sum }, new DpoSigmoid(0.5f),
+            new() { Loss = TensorView.Of(losses), Chosen = TensorView.Of(gradient) }, default, workspace);
+        float ln2 = MathF.Log(2);
+        Assert.Equal([ln2, 0, 5000, 0, 5e29f, float.NaN, float.NaN, float.NaN, losses[8]], losses.Select((value, i) => i is 5 or 6 && float.IsNaN(value) ? float.NaN : value));
+        Assert.Equal((-0.25f, 0f, -0.5f, 0f, -0.5f), (gradient[0], gradient[1], gradient[2], gradient[3], gradient[4]));
+        Assert.True(float.IsNaN(gradient[7]) && float.IsFinite(gradient[8]));
+    }
+
+    [Fact]
+    public void Ties_count_as_wrong_and_no_pairs_give_zeros()
+    {
+        float[] metrics = new float[PreferenceMetrics.Count];
+        using var workspace = new Workspace(Device);
+        PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of((float[])[1, 2, 3, 4]), Rejected = TensorView.Of((float[])[1, 1, 4, 4]) }, new DpoSigmoid(), default, TensorView.Of(metrics), workspace);
+        Assert.Equal(0.25f, metrics[PreferenceMetrics.RewardAccuracy]);
+        foreach (LossReduction reduction in Enum.GetValues<LossReduction>())
+        {
+            Array.Fill(metrics, 7f);
+            PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(Array.Empty<float>()), Rejected = TensorView.Of(Array.Empty<float>()), Reduction = reduction },
+                new DpoSigmoid(), new() { Chosen = TensorView.Of(Array.Empty<float>()) }, TensorView.Of(metrics), workspace);
+            Assert.Equal(new float[PreferenceMetrics.Count], metrics);
+        }
+    }
+
+    [Fact]
+    public void New_without_arguments_has_the_documented_constants() => Assert.Equal((new DpoSigmoid(0.1f, 0f), 0.1f), (new DpoSigmoid(), new DpoSigmoid().RewardScale));
+
+    [Fact]
+    public void Workspace_bytes_are_enough_and_not_one_too_many()
+    {
+        foreach (int pairs in (int[])[1, 8192, 8193, 100_000])
+        {
+            float[] chosen = new float[pairs], rejected = new float[pairs], metrics = new float[PreferenceMetrics.Count];
+            long bytes = PreferenceLoss.WorkspaceBytes(Device, pairs);
+            using var enough = new Workspace(Device, bytes);
+            PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) }, new DpoSigmoid(), default, TensorView.Of(metrics), enough);
+            using var small = new Workspace(Device, bytes - 1);
+            Assert.Throws<ArgumentException>("workspace", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) }, new DpoSigmoid(), default, TensorView.Of(metrics), small));
+        }
+    }
+
+    [Fact]
+    public void Bad_tensors_throw_naming_them()
+    {
+        var foreign = new ForeignDevice();
+        float[] a = new float[4], b = new float[4], c = new float[4];
+        using var workspace = new Workspace(Device);
+        using var foreignWorkspace = new Workspace(foreign);
+        Throws<ArgumentNullException>("device", () => PreferenceLoss.Evaluate(null!, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentNullException>("workspace", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, null!));
+        Throws<ArgumentException>("workspace", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, foreignWorkspace));
+        Throws<ArgumentNullException>("batch.Chosen", () => PreferenceLoss.Evaluate(Device, new() { Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentNullException>("batch.Rejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentException>("batch.Chosen", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a, 2, 2), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentException>("batch.Chosen", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(new int[4]), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentException>("batch.Rejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b, 3) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentException>("batch.Rejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = foreign.View(4) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentException>("batch.ReferenceChosen", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b), ReferenceChosen = TensorView.Of(c, 3) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentException>("outputs.Loss", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(c, 3) }, default, workspace));
+        Throws<ArgumentException>("outputs.Loss", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(a) }, default, workspace));
+        Throws<ArgumentException>("outputs.Rejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(c), Rejected = TensorView.Of(c) }, default, workspace));
+        Throws<ArgumentException>("outputs.ChosenReward", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { ChosenReward = TensorView.Of(c, 1).Expand(0, 4) }, default, workspace));
+        Throws<ArgumentException>("metrics", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, TensorView.Of(new float[6]), workspace));
+        TensorBuffer disposed = Device.Allocate(ElementType.Float32, 4);
+        disposed.Dispose();
+        Assert.Throws<ObjectDisposedException>(() => PreferenceLoss.Evaluate(Device, new() { Chosen = disposed, Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentOutOfRangeException>("beta", () => _ = new DpoSigmoid(0));
+        Throws<ArgumentOutOfRangeException>("beta", () => _ = new DpoSigmoid(float.NaN));
+        Throws<ArgumentOutOfRangeException>("labelSmoothing", () => _ = new DpoSigmoid(0.1f, 0.5f));
+        Throws<ArgumentOutOfRangeException>("labelSmoothing", () => _ = new DpoSigmoid(0.1f, -0.1f));
+
+        static void Throws<T>(string name, Action call) where T : ArgumentException => Assert.Throws<T>(name, call);
+    }
+
     private static void Check(int pairs, float beta, float smoothing, LossReduction reduction, bool reference, int stride)
     {
         var inputs = new Strided[4];

@@ -1,0 +1,138 @@
+namespace TransformerKernels.Tests;
+
+/// <summary>One call of every operation, for what is promised of all of them: same bits on any number of threads, nothing touched outside, nothing allocated.</summary>
+public static class Calls
+{
+    public delegate void Call(ComputeDevice device, CallMemory memory);
+
+    private static readonly Dictionary<string, Func<bool, Call>> All = new()
+    {
+        ["rotary, half split"] = large => Rotary(large, RotaryPairing.HalfSplit, backward: false),
+        ["rotary, interleaved, backward"] = large => Rotary(large, RotaryPairing.Interleaved, backward: true),
+        ["log-probs"] = large => FromLogits(large),
+        ["log-probs, backward"] = large => FromLogitsBackward(large),
+        ["preference loss"] = large => Preference(large, withGradients: true),
+        ["preference loss without gradients"] = large => Preference(large, withGradients: false),
+        ["policy loss"] = large => Policy(large, TokenReduction.TokenMean),
+        ["policy loss, sequence means"] = large => Policy(large, TokenReduction.SequenceMeanTokenMean),
+        ["advantages"] = large => Advantages(large, masked: false),
+        ["advantages, masked"] = large => Advantages(large, masked: true),
+        ["whitening"] = large => Whitening(large),
+    };
+
+    public static IEnumerable<string> Names => All.Keys;
+
+    /// <param name="name">One of <see cref="Names"/>.</param>
+    /// <param name="large">Many items of work, and not a multiple of anything; else few.</param>
+    public static Call Of(string name, bool large) => All[name](large);
+
+    private static Call Rotary(bool large, RotaryPairing pairing, bool backward)
+    {
+        (int batch, int tokens, int heads, int keyHeads, int size, int rotary) = large ? (3, 333, 5, 2, 70, 66) : (2, 5, 3, 1, 37, 34);
+        float[] query = Seeded.Normal((long)batch * tokens * heads * size, 1), key = Seeded.Normal((long)batch * tokens * keyHeads * size, 2);
+        RotaryTable table = RotaryTable.Build(ComputeDevice.Cpu, rotary, tokens + 3);
+        int[] ids = [.. Enumerable.Range(0, batch * tokens).Select(i => i * 7 % tokens)];
+        return (device, memory) =>
+        {
+            TensorView q = memory.Put("query", query, batch, tokens, heads, size).Permute(0, 2, 1, 3), k = memory.Put("key", key, batch, tokens, keyHeads, size).Permute(0, 2, 1, 3);
+            var options = new RotaryOptions { Pairing = pairing, PositionIds = memory.Put("ids", ids, batch, tokens), Offset = 3 };
+            if (backward)
+                RotaryEmbedding.Backward(device, q, k, table, options);
+            else
+                RotaryEmbedding.Apply(device, q, k, table, options);
+        };
+    }
+
+    private static (float[] Logits, long[] Targets, int Rows, int Vocabulary) Logits(bool large)
+    {
+        (int rows, int vocabulary) = large ? (97, 5003) : (3, 37);
+        var targets = new long[rows];
+        for (int row = 0; row < rows; row++)
+            targets[row] = row % 5 == 4 ? -100 : row * 31 % vocabulary;
+        return (Seeded.Normal((long)rows * vocabulary, 1, 3), targets, rows, vocabulary);
+    }
+
+    private static Call FromLogits(bool large)
+    {
+        (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
+        var zeros = new float[rows];
+        return (device, memory) => LogProbs.FromLogits(device,
+            new() { Logits = memory.Put("logits", logits, rows, vocabulary), Targets = memory.Put("targets", targets) },
+            new() { LogProb = memory.Put("log-prob", zeros), LogSumExp = memory.Put("log-sum-exp", zeros), Entropy = memory.Put("entropy", zeros) });
+    }
+
+    private static Call FromLogitsBackward(bool large)
+    {
+        (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
+        float[] zeros = new float[rows], a = Seeded.Normal(rows, 2), b = Seeded.Normal(rows, 3), c = Seeded.Normal(rows, 4);
+        return (device, memory) =>
+        {
+            TensorView z = memory.Put("logits", logits, rows, vocabulary), logSumExp = memory.Put("log-sum-exp", zeros), entropy = memory.Put("entropy", zeros);
+            LogitsProblem problem = new() { Logits = z, Targets = memory.Put("targets", targets) };
+            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy });
+            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy },
+                new() { LogProb = memory.Put("of log-prob", a), LogSumExp = memory.Put("of log-sum-exp", b), Entropy = memory.Put("of entropy", c) }, z);
+        };
+    }
+
+    private static Call Preference(bool large, bool withGradients)
+    {
+        int pairs = large ? 50_021 : 37;
+        float[][] inputs = [.. Enumerable.Range(0, 4).Select(i => Seeded.Normal(pairs, i, 20))];
+        float[] zeros = new float[pairs], metrics = new float[PreferenceMetrics.Count];
+        return (device, memory) => PreferenceLoss.Evaluate(device, new()
+        {
+            Chosen = memory.Put("chosen", inputs[0]),
+            Rejected = memory.Put("rejected", inputs[1]),
+            ReferenceChosen = memory.Put("reference chosen", inputs[2]),
+            ReferenceRejected = memory.Put("reference rejected", inputs[3]),
+        }, new DpoSigmoid(0.1f, 0.1f), new()
+        {
+            Loss = memory.Put("loss", zeros),
+            Chosen = withGradients ? memory.Put("of chosen", zeros) : default,
+            Rejected = withGradients ? memory.Put("of rejected", zeros) : default,
+            ReferenceChosen = withGradients ? memory.Put("of reference chosen", zeros) : default,
+            ChosenReward = memory.Put("chosen reward", zeros),
+        }, memory.Put("metrics", metrics), memory.Workspace(device));
+    }
+
+    private static Call Policy(bool large, TokenReduction reduction)
+    {
+        (int sequences, int tokens) = large ? (301, 173) : (3, 19);
+        int count = sequences * tokens;
+        float[] now = Seeded.Normal(count, 1), old = Seeded.Normal(count, 2), advantage = Seeded.Normal(sequences, 3), zeros = new float[count], metrics = new float[PolicyMetrics.Count];
+        bool[] mask = Seeded.Mask(count, 4);
+        return (device, memory) => PolicyLoss.Evaluate(device, new()
+        {
+            LogProb = memory.Put("log-prob", now, sequences, tokens),
+            OldLogProb = memory.Put("old log-prob", old, sequences, tokens),
+            Advantage = memory.Put("advantage", advantage, sequences, 1).Expand(1, tokens),
+            Mask = memory.Put("mask", mask, sequences, tokens),
+            Reduction = reduction,
+        }, new PpoClip(), new() { Loss = memory.Put("loss", zeros, sequences, tokens), LogProb = memory.Put("of log-prob", zeros, sequences, tokens) },
+            memory.Put("metrics", metrics), memory.Workspace(device));
+    }
+
+    private static Call Advantages(bool large, bool masked)
+    {
+        (int sequences, int tokens) = large ? (301, 173) : (19, 21);
+        float[] rewards = Seeded.Normal(sequences * tokens, 1), values = Seeded.Normal(sequences * tokens, 2), zeros = new float[sequences * tokens];
+        bool[] mask = Seeded.Mask(sequences * tokens, 3);
+        return (device, memory) => GeneralizedAdvantage.Estimate(device, new()
+        {
+            Rewards = memory.Put("rewards", rewards, sequences, tokens),
+            Values = memory.Put("values", values, sequences, tokens),
+            Mask = masked ? memory.Put("mask", mask, sequences, tokens) : default,
+            Gamma = 0.99f,
+            Lambda = 0.95f,
+        }, memory.Put("advantages", zeros, sequences, tokens), memory.Put("returns", zeros, sequences, tokens));
+    }
+
+    private static Call Whitening(bool large)
+    {
+        (int sequences, int tokens) = large ? (301, 173) : (3, 19);
+        float[] values = Seeded.Normal(sequences * tokens, 1);
+        bool[] mask = Seeded.Mask(sequences * tokens, 3);
+        return (device, memory) => GeneralizedAdvantage.Whiten(device, memory.Put("values", values, sequences, tokens), memory.Put("mask", mask, sequences, tokens));
+    }
+}
