@@ -306,6 +306,8 @@ internal sealed partial class CpuDevice
         private static TLanes Kept<TLanes>(TLanes weight, TLanes value) where TLanes : struct, ILanes<TLanes> =>
             TLanes.SelectEqual(weight, TLanes.Zero, TLanes.Zero, value);
 
+        // Not inlined: what lives across the calls here would live on the stack, in the callers' loops too.
+        [MethodImpl(MethodImplOptions.NoInlining)]
         private static void Add<TLanes>(LossTile<TLanes> tile, double* sums, TLanes total, TLanes clipped, TLanes dualClipped, TLanes oldKl)
             where TLanes : struct, ILanes<TLanes>
         {

@@ -356,8 +356,15 @@ internal sealed partial class CpuDevice
                 c += logChosen;
                 r += logRejected;
             }
-            if (sums is null)
-                return;
+            if (sums is not null)
+                Add(tile, sums, loss, ofChosen, ofRejected, margin, right, c, r);
+        }
+
+        // Not inlined: what lives across the calls here would live on the stack, in the caller's loop too.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void Add<TLanes>(LossTile<TLanes> tile, double* sums, TLanes loss, TLanes ofChosen, TLanes ofRejected, TLanes margin, TLanes right, TLanes c, TLanes r)
+            where TLanes : struct, ILanes<TLanes>
+        {
             sums[PreferenceMetrics.Loss] += tile.Total(loss);
             sums[PreferenceMetrics.ChosenReward] += tile.Total(ofChosen);
             sums[PreferenceMetrics.RejectedReward] += tile.Total(ofRejected);
