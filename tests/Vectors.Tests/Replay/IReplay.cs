@@ -41,15 +41,15 @@ public sealed class Results<T> where T : unmanaged
     /// <param name="values">Row-major.</param>
     /// <param name="batch">The tensor is [batch, heads, ...], and each head is judged by itself; 1 and 1 where there are none.</param>
     /// <param name="heads">See batch.</param>
-    /// <param name="within">Without an oracle: how far it may be off, as a share of the larger of 1 and the largest number.</param>
+    /// <param name="within">Without an oracle: how far it may be off, one number for all or one for each.</param>
     /// <param name="magnitude">The oracle's: of a number that is a sum, the sum of its terms' absolute values.</param>
-    public void Output(string name, T[] values, int batch = 1, int heads = 1, double? within = null, double magnitude = 0) =>
+    public void Output(string name, T[] values, int batch = 1, int heads = 1, double[]? within = null, double magnitude = 0) =>
         outputs.Add(name, new(values, batch, heads, within, magnitude));
 
     /// <summary>A gradient, likewise.</summary>
-    public void Gradient(string name, T[] values, int batch = 1, int heads = 1, double? within = null, double magnitude = 0) =>
+    public void Gradient(string name, T[] values, int batch = 1, int heads = 1, double[]? within = null, double magnitude = 0) =>
         gradients.Add(name, new(values, batch, heads, within, magnitude));
 }
 
 /// <summary>One tensor of <see cref="Results{T}"/>.</summary>
-public sealed record Result<T>(T[] Values, int Batch, int Heads, double? Within, double Magnitude);
+public sealed record Result<T>(T[] Values, int Batch, int Heads, double[]? Within, double Magnitude);

@@ -132,15 +132,15 @@ public static class Judge
         float[] values = result.Values;
         double[] exact = oracle.Values;
         if (result.Within is { } within)
-            return Within(entry, Sample(values, tensor), theirs, within);
+            return Near(entry, Sample(values, tensor), theirs, within);
         // A reference in float32 is no truth to measure rounding against: near it by its own error, and near the oracle by the contract.
         if (referenceError is { } error)
-            return Math.Max(Within(entry, Sample(values, tensor), theirs, error), Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude));
+            return Math.Max(Near(entry, Sample(values, tensor), theirs, [error * Scale(theirs)]), Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude));
         if (tensor.Indices is not { } indices)
             return Contract.Check(values, theirs, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude);
         // All of them against the oracle, which has to agree with the file; the samples and the sums against the file's, by what the whole tensor is allowed.
         double share = Contract.Check(values, exact, rough, factor, entry, result.Heads, result.Batch, oracle.Magnitude), allowed = Contract.Allowed(exact, rough, factor, oracle.Magnitude);
-        share = Math.Max(share, Near(entry, Sample(values, tensor), theirs, allowed));
+        share = Math.Max(share, Near(entry, Sample(values, tensor), theirs, [allowed]));
         foreach ((string name, double value) in Digests(Array.ConvertAll(values, x => (double)x)))
         {
             if (!(Math.Abs(value - tensor.Digest(name)) <= values.Length * allowed))
@@ -149,21 +149,20 @@ public static class Judge
         return share;
     }
 
-    private static double Within(string entry, double[] ours, double[] theirs, double within) => Near(entry, ours, theirs, within * Scale(theirs));
-
-    private static double Near(string entry, double[] ours, double[] theirs, double allowed)
+    // Allowed is one number for all, or one for each.
+    private static double Near(string entry, double[] ours, double[] theirs, double[] allowed)
     {
-        if (ours.Length != theirs.Length)
+        if (ours.Length != theirs.Length || allowed.Length != 1 && allowed.Length != theirs.Length)
             throw new ContractException($"{entry}: {ours.Length} numbers, the file has {theirs.Length}.");
         double worst = 0;
         for (int i = 0; i < theirs.Length; i++)
         {
-            double difference = ours[i].Equals(theirs[i]) ? 0 : Math.Abs(ours[i] - theirs[i]);
-            if (!(difference <= allowed))
-                throw new ContractException(FormattableString.Invariant($"{entry}: [{i}] is {ours[i]:G9}, the file says {theirs[i]:G12}; {allowed:G3} allowed."));
-            worst = Math.Max(worst, difference);
+            double difference = ours[i].Equals(theirs[i]) ? 0 : Math.Abs(ours[i] - theirs[i]), bound = allowed.Length == 1 ? allowed[0] : allowed[i];
+            if (!(difference <= bound))
+                throw new ContractException(FormattableString.Invariant($"{entry}: [{i}] is {ours[i]:G9}, the file says {theirs[i]:G12}; {bound:G3} allowed."));
+            worst = Math.Max(worst, difference == 0 ? 0 : difference / bound);
         }
-        return worst / allowed;
+        return worst;
     }
 
     private static IEnumerable<(string Entry, VectorTensor Tensor)> Entries(VectorCase vector, IReplay family) =>
