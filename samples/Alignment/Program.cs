@@ -1,0 +1,94 @@
+using System.CommandLine;
+using System.Diagnostics;
+using System.Globalization;
+using Alignment;
+using Spectre.Console;
+using TransformerKernels;
+
+const string cpu = "cpu";
+
+var seed = new Option<int>("--seed") { Description = "Where the random numbers begin; the same seed gives the same numbers.", DefaultValueFactory = _ => 1 };
+var deviceName = new Option<string>("--device") { Description = $"Where to run: {cpu}.", DefaultValueFactory = _ => cpu };
+var json = new Option<FileInfo?>("--json") { Description = "A file for the results, as one JSON object." };
+var plots = new Option<string>("--plots") { Description = "The folder for the plots.", DefaultValueFactory = _ => Path.Combine("artifacts", "alignment") };
+var model = new Option<FileInfo?>("--model") { Description = "Align this Llama checkpoint (GGUF) instead; needs --data." };
+var data = new Option<FileInfo?>("--data") { Description = "Preference pairs: one JSON object a line, with prompt, chosen and rejected." };
+var root = new RootCommand("Trains a small language model on noisy demonstrations and aligns it with preferences (DPO), on TransformerKernels.") { seed, deviceName, json, plots, model, data };
+root.SetAction(Run);
+return root.Parse(args).Invoke();
+
+int Run(ParseResult arguments)
+{
+    long start = Stopwatch.GetTimestamp();
+    if (arguments.GetValue(deviceName) != cpu)
+        return Refuse($"--device {arguments.GetValue(deviceName)}: this sample runs on {cpu} for now; OpenCL and CUDA devices come later.");
+    if (arguments.GetValue(model) is null != arguments.GetValue(data) is null)
+        return Refuse("--model and --data go together: a checkpoint, and the pairs to align it with.");
+
+    ComputeDevice device = ComputeDevice.Cpu;
+    using var team = new Team(Environment.ProcessorCount);
+    var screen = new Screen(AnsiConsole.Console);
+    screen.Line($"Device: {device.Name}. Seed: {arguments.GetValue(seed)}.");
+    try
+    {
+        JobSummary summary = arguments.GetValue(model) is { } checkpoint
+            ? Align(device, team, screen, checkpoint.FullName, arguments.GetValue(data)!.FullName, arguments.GetValue(seed), start)
+            : Add(device, team, screen, arguments.GetValue(seed), arguments.GetValue(plots)!, start);
+        if (arguments.GetValue(json) is { } file)
+            summary.Write(file.FullName);
+        return 0;
+    }
+    catch (Exception exception) when (exception is InvalidDataException or IOException or NotSupportedException or UnauthorizedAccessException)
+    {
+        return Refuse(exception.Message);
+    }
+}
+
+JobSummary Add(ComputeDevice device, Team team, Screen screen, int seed, string folder, long start)
+{
+    var settings = new AdditionSettings { Seed = seed };
+    using var job = new AdditionJob(device, team, settings, screen);
+    AdditionResult result = job.Run();
+    screen.Table($"{settings.TestQuestions} unseen questions, greedy answers judged whole", ["", "exact answers"],
+        ["after imitating noisy demonstrations", Percent(result.AccuracyBefore)],
+        [$"then {settings.PreferenceSteps} steps on preferences", Percent(result.AccuracyAfter)],
+        [$"or {settings.PreferenceSteps} further steps of imitation instead", Percent(result.AccuracyFurther)]);
+    Pairs(screen, "Held-out preference pairs", result.PairsBefore, result.PairsAfter);
+    screen.Line("Some of the questions answered wrongly before (digits from the ones up):");
+    foreach (string sample in result.Samples)
+        screen.Line("  " + sample);
+    (string png, string svg) = TrainingPlot.Save(result.Curves, settings.SupervisedSteps, folder, "training");
+    double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+    screen.Line($"Plots: {png} and {svg}");
+    screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {device.Name}."));
+    return new(result.AccuracyBefore, result.AccuracyAfter, result.PairsAfter.RewardMargin, result.PairsAfter.RewardAccuracy, result.TokensPerSecond, device.Name, seed, seconds);
+}
+
+JobSummary Align(ComputeDevice device, Team team, Screen screen, string modelPath, string dataPath, int seed, long start)
+{
+    CheckpointResult result = CheckpointJob.Run(device, team, modelPath, dataPath, new() { Seed = seed }, screen);
+    Pairs(screen, $"{result.HeldOutPairs} held-out pairs; aligned on {result.TrainingPairs}", result.Before, result.After);
+    double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+    screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {device.Name}."));
+    return new(result.Before.ChosenLikelier, result.After.ChosenLikelier, result.After.RewardMargin, result.After.RewardAccuracy, result.TokensPerSecond, device.Name, seed, seconds);
+}
+
+static void Pairs(Screen screen, string title, PairReport before, PairReport after) => screen.Table(title, ["", "before", "after"],
+    ["log p(chosen) > log p(rejected)", Percent(before.ChosenLikelier), Percent(after.ChosenLikelier)],
+    ["mean log p(chosen)", Number(before.ChosenLogProb), Number(after.ChosenLogProb)],
+    ["mean log p(rejected)", Number(before.RejectedLogProb), Number(after.RejectedLogProb)],
+    ["reward margin", Number(before.RewardMargin), Number(after.RewardMargin)],
+    // Before alignment the model is its own reference: all rewards are 0, all pairs ties.
+    ["reward accuracy", "-", Percent(after.RewardAccuracy)]);
+
+static int Refuse(string message)
+{
+    Console.Error.WriteLine(message);
+    return 1;
+}
+
+static string Percent(double share) => Invariant($"{100 * share:F1} %");
+
+static string Number(double value) => Invariant($"{value:F3}");
+
+static string Invariant(FormattableString text) => text.ToString(CultureInfo.InvariantCulture);

@@ -1,0 +1,110 @@
+using System.Diagnostics;
+using TransformerKernels;
+
+namespace Alignment;
+
+/// <summary>Takes steps of supervised learning and of preference optimisation, and counts tokens and time.</summary>
+internal sealed class Trainer(Llama model, Team team) : IDisposable
+{
+    private const double Beta2 = 0.99, LargestNorm = 1, SupervisedDecay = 0.01;
+
+    // Sequences scored at a time.
+    private const int ScoreBatch = 256;
+
+    private readonly AnswerLogProbs logProbs = new(model, trainable: true);
+    private long tokens;
+    private TimeSpan time;
+
+    /// <summary>Tokens per second over all steps so far, padding not counted.</summary>
+    public double TokensPerSecond => time > TimeSpan.Zero ? tokens / time.TotalSeconds : 0;
+
+    /// <summary>Imitates demonstrations.</summary>
+    /// <param name="steps">How many.</param>
+    /// <param name="rate">The learning rate of each.</param>
+    /// <param name="nextBatch">The demonstrations of each.</param>
+    /// <param name="done">Told step and loss after each.</param>
+    public void Imitate(int steps, Func<int, double> rate, Func<List<Example>> nextBatch, Action<int, float> done)
+    {
+        var loss = new SupervisedLoss(logProbs);
+        var optimiser = new AdamW(team, model.Parameters) { Beta2 = Beta2, LargestNorm = LargestNorm, WeightDecay = SupervisedDecay };
+        for (int step = 0; step < steps; step++)
+        {
+            List<Example> batch = nextBatch();
+            long start = Stopwatch.GetTimestamp();
+            model.Parameters.ClearGradients();
+            float value = loss.Step(batch);
+            optimiser.Step(rate(step));
+            Count(start, batch);
+            done(step, value);
+        }
+    }
+
+    /// <summary>Direct preference optimisation.</summary>
+    /// <param name="steps">How many.</param>
+    /// <param name="rate">The learning rate of each.</param>
+    /// <param name="formula">The loss.</param>
+    /// <param name="nextBatch">The pairs of each.</param>
+    /// <param name="done">Told step and <see cref="PreferenceMetrics"/> after each.</param>
+    public void Prefer(int steps, Func<int, double> rate, DpoSigmoid formula, Func<List<ScoredPair>> nextBatch, MetricsReceiver done)
+    {
+        var loss = new DirectPreferenceLoss(model, logProbs, formula);
+        var optimiser = new AdamW(team, model.Parameters) { Beta2 = Beta2, LargestNorm = LargestNorm, WeightDecay = 0 };
+        for (int step = 0; step < steps; step++)
+        {
+            List<ScoredPair> batch = nextBatch();
+            long start = Stopwatch.GetTimestamp();
+            model.Parameters.ClearGradients();
+            loss.Step(batch);
+            optimiser.Step(rate(step));
+            Count(start, batch.SelectMany(pair => (IEnumerable<Example>)[pair.Pair.Chosen, pair.Pair.Rejected]));
+            done(step, loss.Metrics);
+        }
+    }
+
+    /// <summary>The pairs with their log-probs under the model as it is: it becomes the reference.</summary>
+    public List<ScoredPair> Score(IReadOnlyList<PreferencePair> pairs)
+    {
+        float[] chosen = logProbs.Score([.. pairs.Select(pair => pair.Chosen)], ScoreBatch);
+        float[] rejected = logProbs.Score([.. pairs.Select(pair => pair.Rejected)], ScoreBatch);
+        return [.. pairs.Select((pair, i) => new ScoredPair(pair, chosen[i], rejected[i]))];
+    }
+
+    /// <summary><see cref="PreferenceMetrics"/> of the model as it is on pairs, and the share of pairs whose chosen answer it finds likelier.</summary>
+    public PairReport Report(IReadOnlyList<ScoredPair> pairs, DpoSigmoid formula)
+    {
+        List<ScoredPair> now = Score([.. pairs.Select(pair => pair.Pair)]);
+        float[] chosen = [.. now.Select(pair => pair.ReferenceChosen)], rejected = [.. now.Select(pair => pair.ReferenceRejected)];
+        var batch = new PairBatch
+        {
+            Chosen = TensorView.Of(chosen),
+            Rejected = TensorView.Of(rejected),
+            ReferenceChosen = TensorView.Of(pairs.Select(pair => pair.ReferenceChosen).ToArray()),
+            ReferenceRejected = TensorView.Of(pairs.Select(pair => pair.ReferenceRejected).ToArray()),
+        };
+        var metrics = new float[PreferenceMetrics.Count];
+        PreferenceLoss.Evaluate(model.Device, batch, formula, default, TensorView.Of(metrics), model.Workspace);
+        double likelier = now.Count(pair => pair.ReferenceChosen > pair.ReferenceRejected) / (double)now.Count;
+        return new(metrics[PreferenceMetrics.RewardMargin], metrics[PreferenceMetrics.RewardAccuracy], likelier,
+            metrics[PreferenceMetrics.ChosenLogProb], metrics[PreferenceMetrics.RejectedLogProb]);
+    }
+
+    private void Count(long start, IEnumerable<Example> batch)
+    {
+        time += Stopwatch.GetElapsedTime(start);
+        foreach (Example example in batch)
+            tokens += example.Tokens.Length;
+    }
+
+    public void Dispose() => logProbs.Dispose();
+}
+
+/// <summary>Told a step's number and its <see cref="PreferenceMetrics"/>.</summary>
+internal delegate void MetricsReceiver(int step, ReadOnlySpan<float> metrics);
+
+/// <summary>How a model judges preference pairs.</summary>
+/// <param name="RewardMargin">Mean difference of the rewards, which are 0 under the reference itself.</param>
+/// <param name="RewardAccuracy">Share of pairs whose chosen answer has the larger reward.</param>
+/// <param name="ChosenLikelier">Share of pairs with log p(chosen) above log p(rejected).</param>
+/// <param name="ChosenLogProb">Mean log p(chosen).</param>
+/// <param name="RejectedLogProb">Mean log p(rejected).</param>
+internal sealed record PairReport(double RewardMargin, double RewardAccuracy, double ChosenLikelier, double ChosenLogProb, double RejectedLogProb);
