@@ -57,7 +57,7 @@ JobSummary Add(ComputeDevice device, Team team, Screen screen, int seed, string 
     screen.Line("Some of the questions answered wrongly before (digits from the ones up):");
     foreach (string sample in result.Samples)
         screen.Line("  " + sample);
-    (string png, string svg) = TrainingPlot.Save(result.Curves, settings.SupervisedSteps, folder, "training");
+    (string png, string svg) = TrainingPlot.Save(result.Curves, folder, "training");
     double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
     screen.Line($"Plots: {png} and {svg}");
     screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {device.Name}."));

@@ -20,8 +20,8 @@ internal sealed unsafe class Team : IDisposable
     private readonly Thread[] helpers;
     private delegate*<void*, int, void> body;
     private void* work;
-    private int items, next, pending, generation;
-    private bool closed;
+    private int items, next, working, generation;
+    private bool open, closed;
 
     /// <param name="threads">How many threads there are, the calling one included.</param>
     public Team(int threads)
@@ -53,15 +53,18 @@ internal sealed unsafe class Team : IDisposable
         body = &Item<TWork>;
         items = count;
         next = 0;
-        Volatile.Write(ref pending, helpers.Length);
         lock (sleep)
         {
             generation++;
+            open = true;
             Monitor.PulseAll(sleep);
         }
         Share();
+        // A helper that hasn't come by now needn't come: only those at work are waited for.
+        lock (sleep)
+            open = false;
         SpinWait wait = default;
-        while (Volatile.Read(ref pending) != 0)
+        while (Volatile.Read(ref working) != 0)
             wait.SpinOnce(sleep1Threshold: -1);
     }
 
@@ -94,14 +97,18 @@ internal sealed unsafe class Team : IDisposable
                 Thread.SpinWait(SpinsPerLook);
             lock (sleep)
             {
-                while (generation == seen && !closed)
+                while (!closed && (generation == seen || !open))
+                {
+                    seen = generation;
                     Monitor.Wait(sleep);
-                if (generation == seen)
+                }
+                if (closed)
                     return;
                 seen = generation;
+                Interlocked.Increment(ref working);
             }
             Share();
-            Interlocked.Decrement(ref pending);
+            Interlocked.Decrement(ref working);
         }
     }
 }

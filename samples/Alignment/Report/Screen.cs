@@ -8,7 +8,8 @@ internal sealed class Screen(IAnsiConsole console)
     /// <summary>Whether bars are drawn: not into a file or pipe.</summary>
     private bool Draws => console.Profile.Capabilities.Interactive && console.Profile.Out.IsTerminal;
 
-    public void Line(string text) => console.WriteLine(text);
+    /// <summary>A line, not folded at the width of the screen.</summary>
+    public void Line(string text) => console.Profile.Out.Writer.WriteLine(text);
 
     public void Table(string title, string[] columns, params string[][] rows)
     {

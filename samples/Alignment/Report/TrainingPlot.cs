@@ -3,53 +3,57 @@ using SkiaSharp;
 
 namespace Alignment;
 
-/// <summary>Draws the main job's curves as three panels over the training steps.</summary>
+/// <summary>Draws the main job's curves: above while it imitates, below while it learns from preferences; losses on the left, accuracies on the right.</summary>
 internal static class TrainingPlot
 {
-    private const int Width = 1000, PanelHeight = 280, Panels = 3;
-    private const float LineWidth = 2, TitleSize = 15, LabelSize = 12;
+    private const int Width = 1200, Height = 760, Rows = 2, Columns = 2;
+    private const float LineWidth = 2, TitleSize = 16, LabelSize = 13, TickSize = 12;
+
+    // A little above 1, so that a line at 1 doesn't lie on the frame.
+    private const double AccuracyTop = 1.05;
 
     // Okabe and Ito's colours, told apart by colour-blind eyes too.
-    private static readonly Color Imitation = Color.FromHex("#0072B2"), Preference = Color.FromHex("#D55E00"), Further = Color.FromHex("#56B4E9"), Boundary = Color.FromHex("#888888");
+    private static readonly Color Imitation = Color.FromHex("#0072B2"), Preference = Color.FromHex("#D55E00"), Reward = Color.FromHex("#009E73"), Further = Color.FromHex("#56B4E9");
 
     /// <summary>Writes PNG and SVG.</summary>
     /// <param name="curves">What to draw.</param>
-    /// <param name="switchStep">The step at which preference optimisation begins.</param>
     /// <param name="folder">Where to; it is made if it isn't there.</param>
     /// <param name="name">The files' name, without ending.</param>
     /// <returns>The two paths.</returns>
-    public static (string Png, string Svg) Save(TrainingCurves curves, int switchStep, string folder, string name)
+    public static (string Png, string Svg) Save(TrainingCurves curves, string folder, string name)
     {
-        var all = new Multiplot();
-        all.AddPlots(Panels);
+        var all = new Multiplot { Layout = new ScottPlot.MultiplotLayouts.Grid(Rows, Columns) };
+        all.AddPlots(Rows * Columns);
 
-        Plot loss = all.GetPlot(0);
-        Add(loss, curves.SupervisedLoss, Imitation, "imitation: −ln p per answer token");
-        Add(loss, curves.PreferenceLoss, Preference, "preferences: DPO loss per pair");
-        Finish(loss, "Loss", "nats", switchStep);
+        Plot imitation = all.GetPlot(0);
+        Add(imitation, curves.SupervisedLoss, Imitation, "−ln p per answer token");
+        Finish(imitation, "Imitating noisy demonstrations", "loss (nats)", ScottPlot.Alignment.UpperRight);
 
-        Plot margin = all.GetPlot(1);
-        Add(margin, curves.Margin, Preference, "reward of the right answer less that of the wrong one");
-        Finish(margin, "Reward margin on training pairs", "β · log-ratio, nats", switchStep);
+        Plot before = all.GetPlot(1);
+        Add(before, curves.ImitationAccuracy, Imitation, "imitating");
+        Finish(before, "Accuracy while imitating", "exact answers (share)", ScottPlot.Alignment.LowerRight);
 
-        Plot accuracy = all.GetPlot(2);
-        Add(accuracy, curves.ImitationAccuracy, Imitation, "imitating noisy demonstrations");
-        Add(accuracy, curves.PreferenceAccuracy, Preference, "then preferences");
-        Add(accuracy, curves.FurtherAccuracy, Further, "imitating further instead");
-        accuracy.Axes.SetLimitsY(0, 1.05);
-        Finish(accuracy, "Exact answers to unseen questions", "share", switchStep);
-        accuracy.XLabel("training step", LabelSize);
+        Plot preference = all.GetPlot(2);
+        Add(preference, curves.PreferenceLoss, Preference, "DPO loss per pair");
+        Add(preference, curves.Margin, Reward, "reward margin");
+        Finish(preference, "Learning from preferences", "loss, margin (nats)", ScottPlot.Alignment.UpperLeft);
 
-        double last = switchStep + curves.PreferenceLoss.Steps.Count;
-        foreach (Plot plot in all.GetPlots())
-            plot.Axes.SetLimitsX(0, last);
+        Plot after = all.GetPlot(3);
+        Add(after, curves.PreferenceAccuracy, Preference, "preferences");
+        Add(after, curves.FurtherAccuracy, Further, "further imitation instead");
+        Finish(after, "Accuracy afterwards", "exact answers (share)", ScottPlot.Alignment.LowerRight);
+        before.Axes.SetLimitsY(0, AccuracyTop);
+        after.Axes.SetLimitsY(0, AccuracyTop);
 
         Directory.CreateDirectory(folder);
         string png = Path.Combine(folder, name + ".png"), svg = Path.Combine(folder, name + ".svg");
-        all.SavePng(png, Width, Panels * PanelHeight);
-        using (var stream = File.Create(svg))
-        using (SKCanvas canvas = SKSvgCanvas.Create(SKRect.Create(Width, Panels * PanelHeight), stream))
-            all.Render(canvas, new PixelRect(0, Width, Panels * PanelHeight, 0));
+        all.SavePng(png, Width, Height);
+        using (FileStream stream = File.Create(svg))
+        using (SKCanvas canvas = SKSvgCanvas.Create(SKRect.Create(Width, Height), stream))
+        {
+            canvas.Clear(SKColors.White);
+            all.Render(canvas, new PixelRect(0, Width, Height, 0));
+        }
         return (png, svg);
     }
 
@@ -60,12 +64,15 @@ internal static class TrainingPlot
         line.LegendText = name;
     }
 
-    private static void Finish(Plot plot, string title, string unit, int switchStep)
+    private static void Finish(Plot plot, string title, string unit, ScottPlot.Alignment legend)
     {
+        plot.Font.Set(Fonts.Sans);
         plot.Title(title, TitleSize);
+        plot.XLabel("training step", LabelSize);
         plot.YLabel(unit, LabelSize);
-        var boundary = plot.Add.VerticalLine(switchStep, width: 1, Boundary, LinePattern.Dashed);
-        boundary.ExcludeFromLegend = true;
-        plot.ShowLegend(ScottPlot.Alignment.UpperLeft);
+        plot.Axes.Bottom.TickLabelStyle.FontSize = TickSize;
+        plot.Axes.Left.TickLabelStyle.FontSize = TickSize;
+        plot.Legend.FontSize = LabelSize;
+        plot.ShowLegend(legend);
     }
 }
