@@ -32,7 +32,47 @@ public sealed class Workspace : IDisposable
     public long Bytes => buffer?.ByteCount ?? 0;
 
     /// <summary>Grows to at least so many bytes, so that a later call needn't.</summary>
-    public void Reserve(long bytes)
+    /// <exception cref="ArgumentException">That is more than <see cref="Limit"/>.</exception>
+    /// <exception cref="InvalidOperationException">A call is using the workspace at the moment.</exception>
+    public void Reserve(long bytes) => Rent(bytes).Dispose();
+
+    /// <summary>Frees the memory.</summary>
+    /// <exception cref="InvalidOperationException">A call is using the workspace at the moment.</exception>
+    public void Dispose()
+    {
+        Take();
+        disposed = true;
+        buffer?.Dispose();
+        buffer = null;
+        Volatile.Write(ref inUse, 0);
+    }
+
+    /// <summary>For devices: at least so many bytes, until the lease is disposed.</summary>
+    /// <exception cref="ArgumentException">That is more than <see cref="Limit"/>.</exception>
+    /// <exception cref="InvalidOperationException">A call is using the workspace at the moment.</exception>
+    public Lease Rent(long bytes)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(bytes);
+        Take();
+        try
+        {
+            Grow(bytes);
+            return new Lease(this);
+        }
+        catch
+        {
+            Volatile.Write(ref inUse, 0);
+            throw;
+        }
+    }
+
+    private void Take()
+    {
+        if (Interlocked.Exchange(ref inUse, 1) != 0)
+            throw new InvalidOperationException("Another call is using this workspace at the moment; give each thread its own.");
+    }
+
+    private void Grow(long bytes)
     {
         ObjectDisposedException.ThrowIf(disposed, this);
         if (bytes <= Bytes)
@@ -46,31 +86,6 @@ public sealed class Workspace : IDisposable
             buffer = null;
         }
         buffer = Device.Allocate(ElementType.Bool, bytes);
-    }
-
-    /// <summary>Frees the memory.</summary>
-    public void Dispose()
-    {
-        disposed = true;
-        buffer?.Dispose();
-        buffer = null;
-    }
-
-    /// <summary>For devices: at least so many bytes, until the lease is disposed.</summary>
-    public Lease Rent(long bytes)
-    {
-        if (Interlocked.Exchange(ref inUse, 1) != 0)
-            throw new InvalidOperationException("Another call is using this workspace at the moment; give each thread its own.");
-        try
-        {
-            Reserve(bytes);
-            return new Lease(this);
-        }
-        catch
-        {
-            Volatile.Write(ref inUse, 0);
-            throw;
-        }
     }
 
     /// <summary>The use of a workspace by one call.</summary>

@@ -83,11 +83,9 @@ internal sealed partial class CpuDevice : ComputeDevice
             NativeMemory.Clear(memory, (nuint)ByteCount);
         }
 
-        ~HostBuffer() => Free();
-
         protected override nint BaseAddress => (nint)memory;
 
-        protected override Span<byte> HostBytes => new(memory, checked((int)ByteCount));
+        protected override nint HostAddress => (nint)memory;
 
         public override void Clear()
         {

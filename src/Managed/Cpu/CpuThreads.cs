@@ -39,13 +39,9 @@ internal sealed unsafe class CpuThreads : IDisposable
     /// <summary>Runs body(state, item, scratch of the thread) for every item below <paramref name="count"/>. A call while another one is running works alone, on its own thread.</summary>
     public void Run(delegate*<void*, nint, byte*, void> body, void* state, nint count, byte* scratch, nint scratchStride, CancellationToken cancellation)
     {
-        if (helpers.Length == 0 || count <= 1 || closed || Interlocked.Exchange(ref calling, 1) != 0)
+        if (helpers.Length == 0 || count <= 1 || Interlocked.Exchange(ref calling, 1) != 0)
         {
-            for (nint item = 0; item < count; item++)
-            {
-                cancellation.ThrowIfCancellationRequested();
-                body(state, item, scratch);
-            }
+            Alone(body, state, count, scratch, cancellation);
             return;
         }
         try
@@ -59,18 +55,18 @@ internal sealed unsafe class CpuThreads : IDisposable
             next = 0;
             failure = null;
             Volatile.Write(ref pending, helpers.Length);
-            lock (sleep)
+            if (!Wake())
             {
-                generation++;
-                Monitor.PulseAll(sleep);
+                Alone(body, state, count, scratch, cancellation);
+                return;
             }
             Work(0);
             SpinWait wait = default;
             while (Volatile.Read(ref pending) != 0)
                 wait.SpinOnce(sleep1Threshold: -1);
             this.cancellation = default;
-            cancellation.ThrowIfCancellationRequested();
             failure?.Throw();
+            cancellation.ThrowIfCancellationRequested();
         }
         finally
         {
@@ -89,6 +85,28 @@ internal sealed unsafe class CpuThreads : IDisposable
             helper.Join();
     }
 
+    private static void Alone(delegate*<void*, nint, byte*, void> body, void* state, nint count, byte* scratch, CancellationToken cancellation)
+    {
+        for (nint item = 0; item < count; item++)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            body(state, item, scratch);
+        }
+    }
+
+    // Under the lock, so that no helper leaves between the question whether it is there and the call.
+    private bool Wake()
+    {
+        lock (sleep)
+        {
+            if (closed)
+                return false;
+            generation++;
+            Monitor.PulseAll(sleep);
+            return true;
+        }
+    }
+
     private void Work(int thread)
     {
         try
@@ -101,7 +119,7 @@ internal sealed unsafe class CpuThreads : IDisposable
         catch (Exception exception)
         {
             failure = ExceptionDispatchInfo.Capture(exception);
-            Volatile.Write(ref next, items);
+            Volatile.Write(ref next, items); // nobody takes another item
         }
     }
 

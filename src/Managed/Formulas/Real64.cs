@@ -88,7 +88,7 @@ public readonly struct Real64 : IReal<Real64>
     {
         // Kahan: ln(u)·x / (u − 1) with u = 1 + x rounded.
         double u = 1 + x.Value;
-        return new(u == 1 ? x.Value : double.IsInfinity(u) ? u : Math.Log(u) * x.Value / (u - 1));
+        return new(u == 1 ? x.Value : double.IsPositiveInfinity(u) ? u : Math.Log(u) * x.Value / (u - 1));
     }
 
     /// <inheritdoc/>

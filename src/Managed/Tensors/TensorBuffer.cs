@@ -5,7 +5,8 @@ namespace TransformerKernels;
 /// <summary>Owns the memory of one row-major tensor on one device, until it is disposed.</summary>
 /// <remarks>
 /// Made by <see cref="ComputeDevice.Allocate"/>, filled with zeros. A view of a disposed buffer throws <see cref="ObjectDisposedException"/>.
-/// Work queued on a GPU must be synchronised before its buffers are disposed. Not thread-safe.
+/// Work queued on a GPU must be synchronised before its buffers are disposed. Not thread-safe. The memory of a buffer that nobody disposes is not given
+/// back: a finalizer could free it under a call that only holds a view.
 /// </remarks>
 public abstract class TensorBuffer : IDisposable
 {
@@ -39,7 +40,7 @@ public abstract class TensorBuffer : IDisposable
     public long ElementCount { get; }
 
     /// <summary>The number of bytes.</summary>
-    public long ByteCount => ElementCount * Type.Size();
+    public long ByteCount => checked(ElementCount * Type.Size());
 
     /// <summary>Whether <see cref="Dispose()"/> was called.</summary>
     public bool IsDisposed { get; private set; }
@@ -92,10 +93,10 @@ public abstract class TensorBuffer : IDisposable
 
     /// <summary>The elements themselves, without a copy: host memory only.</summary>
     /// <exception cref="InvalidOperationException">The buffer lies in device memory.</exception>
-    public Span<T> AsSpan<T>() where T : unmanaged
+    public unsafe Span<T> AsSpan<T>() where T : unmanaged
     {
         CheckCopy<T>(ElementCount, nameof(T));
-        return MemoryMarshal.Cast<byte, T>(HostBytes);
+        return new Span<T>((void*)HostAddress, checked((int)ElementCount));
     }
 
     /// <summary>Sets all bytes to zero.</summary>
@@ -108,11 +109,10 @@ public abstract class TensorBuffer : IDisposable
             return;
         IsDisposed = true;
         Free();
-        GC.SuppressFinalize(this);
     }
 
-    /// <summary>The memory, for devices of host memory; others throw <see cref="InvalidOperationException"/>.</summary>
-    protected virtual Span<byte> HostBytes =>
+    /// <summary>Where the memory lies, for devices of host memory; others throw <see cref="InvalidOperationException"/>.</summary>
+    protected virtual nint HostAddress =>
         throw new InvalidOperationException($"This tensor lies in the memory of {Device.Name}; copy it with CopyTo.");
 
     /// <summary>Copies host bytes into the buffer.</summary>

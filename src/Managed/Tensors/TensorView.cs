@@ -295,9 +295,9 @@ public readonly ref struct TensorView
             return false;
 
         // The ranges meet. For a step that both share and all larger steps are multiples of, compare the places within one step.
-        for (int axis = 0; axis < Rank; axis++)
+        for (int axis = 0; axis < Rank + other.Rank; axis++)
         {
-            long step = Math.Abs(strides[axis]) * Type.Size();
+            long step = axis < Rank ? Math.Abs(strides[axis]) * Type.Size() : Math.Abs(other.strides[axis - Rank]) * other.Type.Size();
             if (step == 0 || !OuterStepsAreMultiplesOf(step) || !other.OuterStepsAreMultiplesOf(step))
                 continue;
             (first, end) = ReachBelow(step);

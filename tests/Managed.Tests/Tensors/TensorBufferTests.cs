@@ -1,0 +1,107 @@
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+public class TensorBufferTests
+{
+    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+
+    [Fact]
+    public void A_new_buffer_holds_zeros_in_its_shape()
+    {
+        using TensorBuffer buffer = Device.Allocate(ElementType.Int64, 2, 3);
+        Assert.Equal((ElementType.Int64, 6L, 48L, Device, false), (buffer.Type, buffer.ElementCount, buffer.ByteCount, buffer.Device, buffer.IsDisposed));
+        Assert.Equal([2L, 3L], buffer.Shape.ToArray());
+        Assert.Equal(new long[6], buffer.ToArray<long>());
+        Assert.Same(buffer, buffer.View.Owner);
+        Assert.Equal(0, buffer.View.Address % 64);
+    }
+
+    [Fact]
+    public void What_is_copied_in_comes_out_and_is_seen_through_the_span()
+    {
+        using TensorBuffer buffer = Device.Upload<float>([1, 2, 3]);
+        Assert.Equal([3L], buffer.Shape.ToArray());
+        buffer.AsSpan<float>()[1] = 7;
+        float[] copy = new float[3];
+        buffer.CopyTo(copy.AsSpan());
+        Assert.Equal([1f, 7f, 3f], copy);
+        buffer.CopyFrom<float>([4, 5, 6]);
+        Assert.Equal([4f, 5f, 6f], buffer.ToArray<float>());
+        buffer.Clear();
+        Assert.Equal(new float[3], buffer.ToArray<float>());
+    }
+
+    [Fact]
+    public void Buffers_of_nothing_and_of_one_number_work()
+    {
+        using TensorBuffer nothing = Device.Allocate(ElementType.Float32, 3, 0), one = Device.Allocate(ElementType.Float32);
+        Assert.Empty(nothing.ToArray<float>());
+        Assert.Equal((0, 1L), (one.View.Rank, one.ElementCount));
+        nothing.Clear();
+    }
+
+    [Fact]
+    public void Wrong_types_counts_and_shapes_throw()
+    {
+        using TensorBuffer buffer = Device.Allocate(ElementType.Float32, 3);
+        Assert.Throws<ArgumentException>("source", () => buffer.CopyFrom<int>([1, 2, 3]));
+        Assert.Throws<ArgumentException>("source", () => buffer.CopyFrom<float>([1, 2]));
+        Assert.Throws<ArgumentException>("destination", () => buffer.CopyTo(new float[4].AsSpan()));
+        Assert.Throws<ArgumentException>(() => buffer.AsSpan<long>().Length);
+        Assert.Throws<ArgumentOutOfRangeException>("shape", () => Device.Allocate(ElementType.Float32, 2, -1));
+        Assert.Throws<OverflowException>(() => Device.Allocate(ElementType.Float32, long.MaxValue, 3));
+        Assert.Throws<OverflowException>(() => Device.Allocate(ElementType.Float32, long.MaxValue / 2));
+        Assert.Throws<ArgumentException>("source", () => Device.Upload<float>([1, 2], 3));
+        Assert.Throws<ArgumentNullException>(() => ((TensorView)(TensorBuffer)null!).Rank);
+    }
+
+    [Fact]
+    public void A_disposed_buffer_throws_and_disposing_it_again_does_nothing()
+    {
+        TensorBuffer buffer = Device.Allocate(ElementType.Float32, 3);
+        buffer.Dispose();
+        buffer.Dispose();
+        Assert.True(buffer.IsDisposed);
+        Assert.Throws<ObjectDisposedException>(() => buffer.View.Rank);
+        Assert.Throws<ObjectDisposedException>(() => ((TensorView)buffer).Rank);
+        Assert.Throws<ObjectDisposedException>(() => buffer.CopyFrom<float>([1, 2, 3]));
+        Assert.Throws<ObjectDisposedException>(() => buffer.ToArray<float>());
+        Assert.Throws<ObjectDisposedException>(() => buffer.AsSpan<float>().Length);
+        Assert.Throws<ObjectDisposedException>(buffer.Clear);
+    }
+
+    [Fact]
+    public void A_view_taken_before_its_owner_was_disposed_is_refused_by_operations()
+    {
+        using RotaryTable table = RotaryTable.Build(Device, 2, 1);
+        Assert.Throws<ObjectDisposedException>(() =>
+        {
+            TensorBuffer buffer = Device.Allocate(ElementType.Float32, 1, 1, 1, 2);
+            TensorView view = buffer.View.Slice(1, 0, 1).Permute(1, 0, 2, 3);
+            buffer.Dispose();
+            RotaryEmbedding.Apply(Device, view, default, table);
+        });
+    }
+
+    [Fact]
+    public void Memory_that_only_a_view_knows_survives_a_collection()
+    {
+        TensorView view = Forgotten();
+        for (int i = 0; i < 3; i++)
+        {
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+        }
+        float[] gradient = new float[5];
+        LogProbs.FromLogits(Device, new() { Logits = view, Targets = TensorView.Of(new long[5]) }, new() { LogProb = TensorView.Of(gradient) });
+        Assert.All(gradient, value => Assert.Equal(-MathF.Log(1000), value, 1e-5f));
+
+        static TensorView Forgotten()
+        {
+            TensorBuffer buffer = Device.Allocate(ElementType.Float32, 5, 1000);
+            buffer.AsSpan<float>().Fill(3);
+            return buffer;
+        }
+    }
+}
