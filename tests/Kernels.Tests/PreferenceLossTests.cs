@@ -121,6 +121,20 @@ public class PreferenceLossTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void Calls_from_several_threads_don_t_disturb_each_other()
+    {
+        gpu.NeedsOpenCl();
+        (float[] Losses, float[] Metrics)[] expected = [.. Enumerable.Range(1000, 8).Select(pairs => Run(new Batch(pairs, withReference: false)))];
+        Parallel.For(0, 3 * expected.Length, call =>
+        {
+            int which = call % expected.Length;
+            (float[] losses, float[] metrics) = Run(new Batch(1000 + which, withReference: false));
+            Assert.Equal(expected[which].Losses, losses);
+            Assert.Equal(expected[which].Metrics, metrics);
+        });
+    }
+
+    [Fact]
     public void A_NaN_pair_surfaces_and_leaves_the_others_alone()
     {
         gpu.NeedsOpenCl();

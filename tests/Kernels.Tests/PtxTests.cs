@@ -20,8 +20,14 @@ public class PtxTests(ITestOutputHelper output)
     [MemberData(nameof(Kernels))]
     public void Text_has_no_calls_no_local_memory_and_no_false_uniform_branch(string name)
     {
+        // Left there for people and for nvdisasm to read.
+        string folder = Directory.CreateDirectory(Path.Combine(AppContext.BaseDirectory, "ptx")).FullName;
         foreach (int architecture in Architectures)
-            Assert.Empty(Ptx.Faults(Text(name, architecture)));
+        {
+            string text = Text(name, architecture);
+            File.WriteAllText(Path.Combine(folder, $"{name.Replace('<', '(').Replace('>', ')')}.sm_{architecture}.ptx"), text);
+            Assert.Empty(Ptx.Faults(text));
+        }
     }
 
     [Theory]
