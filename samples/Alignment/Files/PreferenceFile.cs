@@ -24,7 +24,11 @@ internal static class PreferenceFile
                 using JsonDocument document = JsonDocument.Parse(line);
                 pairs.Add(new(Text(document.RootElement, "prompt"), Text(document.RootElement, "chosen"), Text(document.RootElement, "rejected")));
             }
-            catch (Exception exception) when (exception is JsonException or InvalidDataException)
+            catch (JsonException exception)
+            {
+                throw new InvalidDataException($"{path}, line {number}: not a JSON object, at byte {exception.BytePositionInLine}.", exception);
+            }
+            catch (InvalidDataException exception)
             {
                 throw new InvalidDataException($"{path}, line {number}: {exception.Message}", exception);
             }

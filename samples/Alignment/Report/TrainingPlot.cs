@@ -9,6 +9,9 @@ internal static class TrainingPlot
     private const int Width = 1200, Height = 760, Rows = 2, Columns = 2;
     private const float LineWidth = 2, TitleSize = 16, LabelSize = 13, TickSize = 12;
 
+    // Without serifs, the first that the machine has.
+    private static readonly string[] Families = ["Segoe UI", "Helvetica Neue", "Open Sans", "DejaVu Sans", "Liberation Sans", "Arial"];
+
     // A little above 1, so that a line at 1 doesn't lie on the frame.
     private const double AccuracyTop = 1.05;
 
@@ -66,7 +69,7 @@ internal static class TrainingPlot
 
     private static void Finish(Plot plot, string title, string unit, ScottPlot.Alignment legend)
     {
-        plot.Font.Set(Fonts.Sans);
+        plot.Font.Set(Array.Find(Families, family => Fonts.GetTypeface(family, bold: false, italic: false) is { } face && face.FamilyName == family) ?? Fonts.Default);
         plot.Title(title, TitleSize);
         plot.XLabel("training step", LabelSize);
         plot.YLabel(unit, LabelSize);
