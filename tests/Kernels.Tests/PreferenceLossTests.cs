@@ -121,6 +121,17 @@ public class PreferenceLossTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void A_tie_of_the_rewards_counts_as_wrong()
+    {
+        gpu.NeedsOpenCl();
+        using var workspace = new Workspace(gpu.Device);
+        using TensorBuffer chosen = gpu.Device.Upload<float>([-1, -2]), rejected = gpu.Device.Upload<float>([-1, -3]);
+        using TensorBuffer metrics = gpu.Device.Allocate(ElementType.Float32, PreferenceMetrics.Count);
+        PreferenceLoss.Evaluate(gpu.Device, new PairBatch { Chosen = chosen, Rejected = rejected }, new DpoSigmoid(), default, metrics, workspace);
+        Assert.Equal(0.5f, metrics.ToArray<float>()[PreferenceMetrics.RewardAccuracy]);
+    }
+
+    [Fact]
     public void Calls_from_several_threads_don_t_disturb_each_other()
     {
         gpu.NeedsOpenCl();
