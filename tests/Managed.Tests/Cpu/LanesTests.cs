@@ -1,4 +1,3 @@
-using System.Runtime.CompilerServices;
 using System.Text.RegularExpressions;
 using Xunit;
 
@@ -16,7 +15,7 @@ public partial class LanesTests
 
     private static string Text(int bits, int count)
     {
-        string text = File.ReadAllText(Path.Combine(SourceFolder(), $"Lanes{bits}.cs"));
+        string text = DocumentTests.Read($"src/Managed/Cpu/Lanes{bits}.cs");
         text = text.Replace($"Vector{bits}", "Vector", StringComparison.Ordinal).Replace($"Lanes{bits}", "Lanes", StringComparison.Ordinal);
         text = text.Replace($"get => {count};", "get => N;", StringComparison.Ordinal).Replace($"<summary>{count} floats", "<summary>N floats", StringComparison.Ordinal);
         text = text.Replace("using System.Runtime.Intrinsics.X86;\n", "", StringComparison.Ordinal);
@@ -27,8 +26,6 @@ public partial class LanesTests
     // if (Avx512F.IsSupported) return ...; or { ... }
     [GeneratedRegex(@" *if \(\w+\.IsSupported\)\n( *return [^;]*;\n| *\{\n[^}]*\}\n)")]
     private static partial Regex OneInstructionSet();
-
-    private static string SourceFolder([CallerFilePath] string here = "") => Path.GetFullPath(Path.Combine(Path.GetDirectoryName(here)!, "../../../src/Managed/Cpu"));
 
     [Fact]
     public void Operations_between_lanes_do_what_they_say()
