@@ -1,10 +1,11 @@
 using System.Globalization;
+using System.Text.RegularExpressions;
 using Xunit;
 
 namespace TransformerKernels.Tests;
 
 /// <summary>The elementary functions in float32, on vectors of every width and on numbers, against double.</summary>
-public class ElementaryTests(ITestOutputHelper output)
+public partial class ElementaryTests(ITestOutputHelper output)
 {
     // Primes, so that the samples meet all low bits.
     private const uint Coarse = 20_011, Fine = 2_003;
@@ -27,6 +28,17 @@ public class ElementaryTests(ITestOutputHelper output)
     [MemberData(nameof(Names))]
     [Trait("Grid", "Full")]
     public void Error_stays_below_the_documented_bound_densely(string name) => Check(name, Fine);
+
+    [Fact]
+    public void The_error_table_of_the_documents_names_every_inexact_function_and_its_bound()
+    {
+        IEnumerable<(string, double)> table = TableRow().Matches(DocumentTests.Read("docs/numerics.md"))
+            .Select(row => (row.Groups["function"].Value, double.Parse(row.Groups["ulp"].Value, CultureInfo.InvariantCulture)));
+        Assert.Equal(Functions.Where(f => f.Bound > 0).Select(f => (f.Name, f.Bound)).Order(), table.Order());
+    }
+
+    [GeneratedRegex(@"^\| `(?<function>\w+)` \|[^|]*\| (?<ulp>[\d.]+) \|", RegexOptions.Multiline)]
+    private static partial Regex TableRow();
 
     [Theory]
     [MemberData(nameof(Names))]
