@@ -154,20 +154,21 @@ public class PolicyLossTests
     [Fact]
     public void Any_nonzero_byte_of_a_mask_is_true_and_NaN_that_counts_surfaces()
     {
-        float[] now = Seeded.Normal(40, 1), first = new float[40], second = new float[40];
+        float[] now = Seeded.Normal(40, 1);
         byte[] bytes = [.. Enumerable.Range(0, 40).Select(i => (byte)(i % 3 == 0 ? 0 : i))];
         bool[] mask = Array.ConvertAll(bytes, b => b != 0);
         now[4] = float.NaN;
-        Evaluate(TensorView.Of(mask, 2, 20), first);
-        Evaluate(TensorView.Of(System.Runtime.InteropServices.MemoryMarshal.Cast<byte, bool>(bytes.AsSpan()), 2, 20), second);
-        Assert.Equal(first, second);
-        Assert.True(float.IsNaN(first[4]) && float.IsFinite(first[5]));
+        float[] losses = Evaluate(TensorView.Of(mask, 2, 20));
+        Assert.Equal(losses, Evaluate(TensorView.Of(System.Runtime.InteropServices.MemoryMarshal.Cast<byte, bool>(bytes.AsSpan()), 2, 20)));
+        Assert.True(float.IsNaN(losses[4]) && float.IsFinite(losses[5]));
 
-        void Evaluate(TensorView kept, float[] losses)
+        float[] Evaluate(TensorView kept)
         {
+            float[] each = new float[40], gradient = new float[40], metrics = new float[PolicyMetrics.Count];
             using var workspace = new Workspace(Device);
             PolicyLoss.Evaluate(Device, new() { LogProb = TensorView.Of(now, 2, 20), OldLogProb = TensorView.Of(new float[40], 2, 20), Advantage = TensorView.Of(Seeded.Normal(40, 2), 2, 20), Mask = kept },
-                new PpoClip(), new() { Loss = TensorView.Of(losses, 2, 20) }, default, workspace);
+                new PpoClip(), new() { Loss = TensorView.Of(each, 2, 20), LogProb = TensorView.Of(gradient, 2, 20) }, TensorView.Of(metrics), workspace);
+            return [.. each, .. gradient, metrics[PolicyMetrics.Tokens]];
         }
     }
 
