@@ -40,25 +40,34 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     public void Copies_are_right_while_the_garbage_collector_moves_arrays()
     {
         gpu.NeedsOpenCl();
-        using var stop = new CancellationTokenSource();
+        // One collection a round, somewhere in its copies: collections without a pause between them would hardly let the copies run.
+        const int rounds = 500, longestDelay = 2000;
+        int started = 0;
         var mover = new Thread(() =>
         {
-            while (!stop.IsCancellationRequested)
+            var random = new Random(1);
+            for (int round = 1; round <= rounds; round++)
+            {
+                while (Volatile.Read(ref started) < round)
+                    Thread.SpinWait(1);
+                Thread.SpinWait(random.Next(longestDelay));
                 GC.Collect(1, GCCollectionMode.Forced, blocking: true, compacting: true);
+            }
         });
         mover.Start();
         try
         {
-            for (int round = 0; round < 500; round++)
+            for (int round = 0; round < rounds; round++)
             {
                 float[] data = Enumerable.Range(round, 4000).Select(i => (float)i).ToArray();
+                Volatile.Write(ref started, round + 1);
                 using TensorBuffer buffer = gpu.Device.Upload<float>(data);
                 Assert.Equal(data, buffer.ToArray<float>());
             }
         }
         finally
         {
-            stop.Cancel();
+            Volatile.Write(ref started, rounds);
             mover.Join();
         }
     }
