@@ -11,8 +11,11 @@ public sealed class GpuUnderTest : IDisposable
     // Set where OpenCL must be there, so that a broken driver can't pass as a machine without one.
     private const string RequireOpenCl = "TRANSFORMERKERNELS_REQUIRE_OPENCL";
 
+    private static GpuUnderTest? current;
+
     public GpuUnderTest()
     {
+        current = this;
         Listing = GpuDevice.ListOpenCl();
         if (Listing.FirstOrDefault(device => device.Refusal is null) is { } usable)
         {
@@ -29,6 +32,9 @@ public sealed class GpuUnderTest : IDisposable
             IsSimulator = true;
         }
     }
+
+    /// <summary>The fixture of this run.</summary>
+    public static GpuUnderTest Current => current ?? throw new InvalidOperationException("The assembly's fixture isn't there yet.");
 
     public GpuDevice Device { get; }
 

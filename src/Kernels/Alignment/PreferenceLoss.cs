@@ -17,8 +17,7 @@ public sealed partial class GpuDevice
         long pairs = batch.Chosen.Length(0);
         int groups = PairLossKernels.Groups(pairs);
         using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(1, pairs));
-        ArrayView<float> scratch = lease.Buffer is GpuBuffer buffer ? buffer.Use<float>() : GpuVector.Memory(batch.Chosen, "batch.Chosen"); // no pairs need none
-        PairArguments arguments = new(batch, outputs, metrics, scratch, loss.RewardScale, groups);
+        PairArguments arguments = new(this, batch, outputs, metrics, Queue.Scratch<float>(lease), loss.RewardScale, groups);
         cancellation.ThrowIfCancellationRequested();
         if (groups > 0)
             Queue.Launch(PairLossKernels.Evaluate, groups, PairLossKernels.GroupSize, loss, arguments);
@@ -30,8 +29,8 @@ public sealed partial class GpuDevice
 /// <summary>What the pair-loss kernels read and write.</summary>
 internal readonly struct PairArguments
 {
-    public readonly GpuVector Chosen, Rejected, ReferenceChosen, ReferenceRejected;
-    public readonly GpuVector Loss, ChosenGradient, RejectedGradient, ReferenceChosenGradient, ReferenceRejectedGradient, ChosenReward, RejectedReward, Metrics;
+    public readonly GpuTensor<float> Chosen, Rejected, ReferenceChosen, ReferenceRejected;
+    public readonly GpuTensor<float> Loss, ChosenGradient, RejectedGradient, ReferenceChosenGradient, ReferenceRejectedGradient, ChosenReward, RejectedReward, Metrics;
 
     /// <summary>[metric, group].</summary>
     public readonly ArrayView<float> Partial;
@@ -39,20 +38,20 @@ internal readonly struct PairArguments
     public readonly long Pairs;
     public readonly float RewardScale, GradientScale, LossDivisor, MeanDivisor;
 
-    public PairArguments(in PairBatch batch, in PairOutputs outputs, TensorView metrics, ArrayView<float> partial, float rewardScale, int groups)
+    public PairArguments(GpuDevice device, in PairBatch batch, in PairOutputs outputs, TensorView metrics, ArrayView<float> partial, float rewardScale, int groups)
     {
-        Chosen = new(batch.Chosen, "batch.Chosen", partial);
-        Rejected = new(batch.Rejected, "batch.Rejected", partial);
-        ReferenceChosen = new(batch.ReferenceChosen, "batch.ReferenceChosen", partial);
-        ReferenceRejected = new(batch.ReferenceRejected, "batch.ReferenceRejected", partial);
-        Loss = new(outputs.Loss, "outputs.Loss", partial);
-        ChosenGradient = new(outputs.Chosen, "outputs.Chosen", partial);
-        RejectedGradient = new(outputs.Rejected, "outputs.Rejected", partial);
-        ReferenceChosenGradient = new(outputs.ReferenceChosen, "outputs.ReferenceChosen", partial);
-        ReferenceRejectedGradient = new(outputs.ReferenceRejected, "outputs.ReferenceRejected", partial);
-        ChosenReward = new(outputs.ChosenReward, "outputs.ChosenReward", partial);
-        RejectedReward = new(outputs.RejectedReward, "outputs.RejectedReward", partial);
-        Metrics = new(metrics, "metrics", partial);
+        Chosen = new(device, batch.Chosen, "batch.Chosen");
+        Rejected = new(device, batch.Rejected, "batch.Rejected");
+        ReferenceChosen = new(device, batch.ReferenceChosen, "batch.ReferenceChosen");
+        ReferenceRejected = new(device, batch.ReferenceRejected, "batch.ReferenceRejected");
+        Loss = new(device, outputs.Loss, "outputs.Loss");
+        ChosenGradient = new(device, outputs.Chosen, "outputs.Chosen");
+        RejectedGradient = new(device, outputs.Rejected, "outputs.Rejected");
+        ReferenceChosenGradient = new(device, outputs.ReferenceChosen, "outputs.ReferenceChosen");
+        ReferenceRejectedGradient = new(device, outputs.ReferenceRejected, "outputs.ReferenceRejected");
+        ChosenReward = new(device, outputs.ChosenReward, "outputs.ChosenReward");
+        RejectedReward = new(device, outputs.RejectedReward, "outputs.RejectedReward");
+        Metrics = new(device, metrics, "metrics");
         Partial = partial;
         Pairs = batch.Chosen.Length(0);
         RewardScale = rewardScale;
@@ -129,7 +128,7 @@ internal static class PairLossKernels
             float sum = 0f;
             for (int group = Group.IdxX; group < groups; group += GroupSize)
                 sum += a.Partial[(long)metric * groups + group];
-            sum = GroupSum(sums, sum);
+            sum = GroupSums.Sum(sums, GroupSize, sum);
             if (Group.IdxX == 0)
                 Store(a.Metrics, metric, sum / (metric == PreferenceMetrics.Loss ? a.LossDivisor : a.MeanDivisor));
         }
@@ -146,7 +145,7 @@ internal static class PairLossKernels
         };
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Store(GpuVector vector, long i, float value)
+    private static void Store(GpuTensor<float> vector, long i, float value)
     {
         if (vector.IsPresent)
             vector[i] = value;
@@ -155,25 +154,8 @@ internal static class PairLossKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void SumOfGroup(in PairArguments a, ArrayView<float> sums, int metric, float value)
     {
-        float sum = GroupSum(sums, value);
+        float sum = GroupSums.Sum(sums, GroupSize, value);
         if (Group.IdxX == 0)
             a.Partial[(long)metric * Grid.DimX + Grid.IdxX] = sum;
-    }
-
-    // The sum over a group's threads, valid in thread 0: halves are added to halves.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float GroupSum(ArrayView<float> sums, float value)
-    {
-        int thread = Group.IdxX;
-        sums[thread] = value;
-        for (int half = GroupSize / 2; half > 0; half /= 2)
-        {
-            Group.Barrier();
-            if (thread < half)
-                sums[thread] += sums[thread + half];
-        }
-        float sum = sums[0];
-        Group.Barrier();
-        return sum;
     }
 }

@@ -9,12 +9,17 @@ namespace TransformerKernels;
 /// <remarks>ILGPU's accelerators are not thread-safe; every use holds the lock.</remarks>
 internal sealed class GpuQueue : IDisposable
 {
+    // The words of faults, and room for one element of any type.
+    private const int SpareBytes = 64;
+
     private readonly object gate = new();
     private readonly Context context;
     private readonly Accelerator accelerator;
     private readonly AcceleratorStream stream;
     private readonly Dictionary<MethodInfo, Delegate> launchers = [];
+    private readonly MemoryBuffer1D<int, Stride1D.Dense> faults;
     private string? failedKernel;
+
     private bool disposed;
     private long queued, finished;
 
@@ -23,6 +28,8 @@ internal sealed class GpuQueue : IDisposable
         this.context = context;
         this.accelerator = accelerator;
         stream = accelerator.DefaultStream;
+        faults = accelerator.Allocate1D<int>(SpareBytes / sizeof(int));
+        faults.MemSetToZero(stream);
     }
 
     /// <summary>A context as every kernel here needs it; <paramref name="register"/> adds the device.</summary>
@@ -78,11 +85,29 @@ internal sealed class GpuQueue : IDisposable
         }
     }
 
+    /// <summary>Where kernels report indices that lie outside.</summary>
+    public GpuFaults Faults => new(faults.View.BaseView);
+
+    /// <summary>Memory for the place of an absent tensor, which no kernel touches.</summary>
+    public ArrayView<T> Spare<T>() where T : unmanaged => faults.View.BaseView.Cast<T>();
+
+    /// <summary>The memory of a workspace that a call has rented, for a kernel that is about to be queued; spare memory if nothing was asked for yet.</summary>
+    public ArrayView<T> Scratch<T>(Workspace.Lease lease) where T : unmanaged => lease.Buffer is GpuBuffer buffer ? buffer.Use<T>() : Spare<T>();
+
+    /// <summary>Waits for what is queued, then throws what its kernels reported.</summary>
     public void Synchronize()
     {
-        using Use use = new(this);
-        stream.Synchronize();
-        finished = queued;
+        Span<int> words = stackalloc int[GpuFaults.Words];
+        using (Use use = new(this))
+        {
+            faults.View.BaseView.SubView(0, words.Length).CopyToCPU(stream, words);
+            stream.Synchronize();
+            finished = queued;
+            if (words[0] != 0)
+                faults.MemSetToZero(stream);
+        }
+        if (GpuFaults.Read(words) is { } fault)
+            throw fault;
     }
 
     /// <summary>Queues a kernel, compiling it on its first use: a kernel with a user's struct once per struct.</summary>
@@ -102,6 +127,7 @@ internal sealed class GpuQueue : IDisposable
             if (disposed)
                 return;
             disposed = true;
+            faults.Dispose();
             accelerator.Dispose();
             context.Dispose();
         }

@@ -6,26 +6,14 @@ public sealed class RotaryTable : IDisposable
 {
     private readonly TensorBuffer cosines, sines;
 
-    private RotaryTable(ComputeDevice device, ReadOnlySpan<double> inverseFrequencies, int positions, double attentionFactor)
+    /// <summary>A table of cosines and sines that are there, which it owns from now on; both [position, pair], float32, in this device's memory.</summary>
+    internal RotaryTable(ComputeDevice device, TensorBuffer cosines, TensorBuffer sines)
     {
-        int pairs = inverseFrequencies.Length;
         Device = device;
-        RotarySize = 2 * pairs;
-        Positions = positions;
-        var cos = new float[(long)positions * pairs];
-        var sin = new float[(long)positions * pairs];
-        for (int position = 0; position < positions; position++)
-        {
-            for (int pair = 0; pair < pairs; pair++)
-            {
-                (double sine, double cosine) = Math.SinCos(position * inverseFrequencies[pair]);
-                long at = (long)position * pairs + pair;
-                cos[at] = (float)(attentionFactor * cosine);
-                sin[at] = (float)(attentionFactor * sine);
-            }
-        }
-        cosines = device.Upload<float>(cos, positions, pairs);
-        sines = device.Upload<float>(sin, positions, pairs);
+        Positions = (int)cosines.Shape[0];
+        RotarySize = 2 * (int)cosines.Shape[1];
+        this.cosines = cosines;
+        this.sines = sines;
     }
 
     /// <summary>The table of the original recipe, θ^(−2m/rotarySize).</summary>
@@ -60,7 +48,7 @@ public sealed class RotaryTable : IDisposable
             Require.Finite(frequency, nameof(inverseFrequencies));
         ArgumentOutOfRangeException.ThrowIfLessThan(positions, 1);
         Require.Finite(attentionFactor);
-        return new(device, inverseFrequencies, positions, attentionFactor);
+        return Compute(device, inverseFrequencies, positions, attentionFactor);
     }
 
     /// <summary>The device whose memory holds it.</summary>
@@ -83,5 +71,23 @@ public sealed class RotaryTable : IDisposable
     {
         cosines.Dispose();
         sines.Dispose();
+    }
+
+    private static RotaryTable Compute(ComputeDevice device, ReadOnlySpan<double> inverseFrequencies, int positions, double attentionFactor)
+    {
+        int pairs = inverseFrequencies.Length;
+        var cos = new float[(long)positions * pairs];
+        var sin = new float[(long)positions * pairs];
+        for (int position = 0; position < positions; position++)
+        {
+            for (int pair = 0; pair < pairs; pair++)
+            {
+                (double sine, double cosine) = Math.SinCos(position * inverseFrequencies[pair]);
+                long at = (long)position * pairs + pair;
+                cos[at] = (float)(attentionFactor * cosine);
+                sin[at] = (float)(attentionFactor * sine);
+            }
+        }
+        return new(device, device.Upload<float>(cos, positions, pairs), device.Upload<float>(sin, positions, pairs));
     }
 }

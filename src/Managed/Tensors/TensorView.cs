@@ -122,7 +122,10 @@ public readonly ref struct TensorView
     }
 
     internal static TensorView OfBuffer(TensorBuffer owner, nint address, ElementType type, scoped ReadOnlySpan<long> shape) =>
-        new(ref Unsafe.NullRef<byte>(), address, owner.Device.MemorySpace, owner, type, false, shape, RowMajor(shape, stackalloc long[MaximumRank]));
+        OfBuffer(owner, address, type, shape, RowMajor(shape, stackalloc long[MaximumRank]));
+
+    internal static TensorView OfBuffer(TensorBuffer owner, nint address, ElementType type, scoped ReadOnlySpan<long> shape, scoped ReadOnlySpan<long> strides) =>
+        new(ref Unsafe.NullRef<byte>(), address, owner.Device.MemorySpace, owner, type, false, shape, strides);
 
     /// <summary>The same elements with the axes in another order.</summary>
     /// <param name="axes">For each new axis, the old one.</param>

@@ -5,7 +5,7 @@ namespace TransformerKernels.Tests;
 
 public class PolicyLossTests
 {
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     public static TheoryData<int, int> Shapes() => new()
     {

@@ -6,7 +6,7 @@ namespace TransformerKernels.Tests;
 
 public class PreferenceLossTests
 {
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     [Theory]
     [InlineData(1)]
@@ -40,7 +40,7 @@ public class PreferenceLossTests
     }
 
     // Every input enters in its own way, so that a gradient taken for another one's shows.
-    private readonly struct Lopsided : IPairLoss
+    public readonly struct Lopsided : IPairLoss
     {
         public float RewardScale => 0.5f;
 

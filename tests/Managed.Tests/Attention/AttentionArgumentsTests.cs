@@ -7,7 +7,7 @@ public class AttentionArgumentsTests
 {
     private const int Batch = 2, Heads = 4, KeyHeads = 2, Queries = 3, Keys = 5, Size = 4, ValueSize = 6;
 
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     private readonly float[] output = new float[Batch * Heads * Queries * ValueSize], logSumExp = new float[Batch * Heads * Queries];
 

@@ -5,7 +5,7 @@ namespace TransformerKernels.Tests;
 
 public class AttentionTests
 {
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     // Head sizes and lengths around the edges of vectors, register tiles, blocks and tiles.
     private static readonly int[] HeadSizes = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 40, 63, 64, 65, 80, 127, 128, 130];

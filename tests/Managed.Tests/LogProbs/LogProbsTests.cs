@@ -6,7 +6,7 @@ namespace TransformerKernels.Tests;
 
 public class LogProbsTests
 {
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     public static TheoryData<int, string> Rows()
     {

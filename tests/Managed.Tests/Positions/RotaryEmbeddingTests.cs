@@ -6,7 +6,7 @@ namespace TransformerKernels.Tests;
 
 public class RotaryEmbeddingTests
 {
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     // The orders in which the axes batch, head, position, feature lie in memory.
     private static readonly int[][] Orders = [[0, 1, 2, 3], [0, 2, 1, 3], [2, 1, 0, 3], [0, 1, 3, 2], [3, 2, 1, 0]];

@@ -4,7 +4,7 @@ using Xunit;
 namespace TransformerKernels.Tests;
 
 /// <summary>DPO through the public verb on a GPU: against the oracle, and the dispatch from the CPU assembly to the GPU's.</summary>
-public class PreferenceLossTests(GpuUnderTest gpu)
+public class GpuPreferenceLossTests(GpuUnderTest gpu)
 {
     private const float Beta = 0.3f, Smoothing = 0.1f;
 

@@ -1,0 +1,29 @@
+using System.Runtime.CompilerServices;
+using ILGPU;
+
+namespace TransformerKernels;
+
+/// <summary>Reductions over the threads of a group through shared memory and barriers, in an order that the group's size fixes.</summary>
+internal static class GroupSums
+{
+    /// <summary>The sum of every thread's value, in every thread: halves are added to halves.</summary>
+    /// <param name="shared">As many floats as the group has threads, a power of two.</param>
+    /// <param name="groupSize">The threads of the group.</param>
+    /// <param name="value">This thread's value.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Sum(ArrayView<float> shared, int groupSize, float value)
+    {
+        int thread = Group.IdxX;
+        shared[thread] = value;
+        for (int half = groupSize / 2; half > 0; half /= 2)
+        {
+            Group.Barrier();
+            if (thread < half)
+                shared[thread] += shared[thread + half];
+        }
+        Group.Barrier();
+        float sum = shared[0];
+        Group.Barrier();
+        return sum;
+    }
+}
