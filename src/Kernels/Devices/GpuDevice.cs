@@ -25,10 +25,14 @@ public sealed partial class GpuDevice : ComputeDevice
     private readonly CancellationToken cancellation;
     private readonly bool ownsQueue;
 
-    internal GpuDevice(string kind, Context context, Accelerator accelerator)
+    internal GpuDevice(string kind, Context context, Accelerator accelerator) : this($"{kind}, {accelerator.Name}", new GpuQueue(context, accelerator))
     {
-        Name = $"{kind}, {accelerator.Name}";
-        Queue = new GpuQueue(context, accelerator);
+    }
+
+    internal GpuDevice(string name, GpuQueue queue)
+    {
+        Name = name;
+        Queue = queue;
         ownsQueue = true;
     }
 

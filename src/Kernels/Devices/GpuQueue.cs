@@ -7,7 +7,7 @@ namespace TransformerKernels;
 
 /// <summary>One opened GPU: its context, its stream, and the kernels compiled for it. Everything that ILGPU's runtime does is asked for here.</summary>
 /// <remarks>ILGPU's accelerators are not thread-safe; every use holds the lock.</remarks>
-internal sealed class GpuQueue : IDisposable
+internal class GpuQueue : IDisposable
 {
     // The words of faults, and room for one element of any type.
     private const int SpareBytes = 64;
@@ -114,9 +114,7 @@ internal sealed class GpuQueue : IDisposable
     public void Launch<T1, T2>(Action<T1, T2> kernel, int groups, int groupSize, T1 first, T2 second) where T1 : struct where T2 : struct
     {
         using Use use = new(this);
-        if (!launchers.TryGetValue(kernel.Method, out Delegate? launcher))
-            launchers.Add(kernel.Method, launcher = Compile(kernel));
-        ((Action<AcceleratorStream, KernelConfig, T1, T2>)launcher)(stream, (groups, groupSize), first, second);
+        Run(kernel, (groups, groupSize), first, second);
         queued++;
     }
 
@@ -131,6 +129,14 @@ internal sealed class GpuQueue : IDisposable
             accelerator.Dispose();
             context.Dispose();
         }
+    }
+
+    /// <summary>Hands a kernel to the accelerator. Tests put an interpreter of its PTX here.</summary>
+    protected virtual void Run<T1, T2>(Action<T1, T2> kernel, KernelConfig size, T1 first, T2 second) where T1 : struct where T2 : struct
+    {
+        if (!launchers.TryGetValue(kernel.Method, out Delegate? launcher))
+            launchers.Add(kernel.Method, launcher = Compile(kernel));
+        ((Action<AcceleratorStream, KernelConfig, T1, T2>)launcher)(stream, size, first, second);
     }
 
     private Action<AcceleratorStream, KernelConfig, T1, T2> Compile<T1, T2>(Action<T1, T2> kernel) where T1 : struct where T2 : struct
