@@ -114,7 +114,17 @@ internal class GpuQueue : IDisposable
     public void Launch<T1, T2>(Action<T1, T2> kernel, int groups, int groupSize, T1 first, T2 second) where T1 : struct where T2 : struct
     {
         using Use use = new(this);
+        CheckGroup(kernel.Method, groupSize);
         Run(kernel, (groups, groupSize), first, second);
+        queued++;
+    }
+
+    /// <summary>Queues a kernel of one argument.</summary>
+    public void Launch<T>(Action<T> kernel, int groups, int groupSize, T argument) where T : struct
+    {
+        using Use use = new(this);
+        CheckGroup(kernel.Method, groupSize);
+        Run(kernel, (groups, groupSize), argument);
         queued++;
     }
 
@@ -135,23 +145,40 @@ internal class GpuQueue : IDisposable
     protected virtual void Run<T1, T2>(Action<T1, T2> kernel, KernelConfig size, T1 first, T2 second) where T1 : struct where T2 : struct
     {
         if (!launchers.TryGetValue(kernel.Method, out Delegate? launcher))
-            launchers.Add(kernel.Method, launcher = Compile(kernel));
+            launchers.Add(kernel.Method, launcher = Compile(kernel.Method, () => accelerator.LoadKernel(kernel)));
         ((Action<AcceleratorStream, KernelConfig, T1, T2>)launcher)(stream, size, first, second);
     }
 
-    private Action<AcceleratorStream, KernelConfig, T1, T2> Compile<T1, T2>(Action<T1, T2> kernel) where T1 : struct where T2 : struct
+    /// <inheritdoc cref="Run{T1, T2}"/>
+    protected virtual void Run<T>(Action<T> kernel, KernelConfig size, T argument) where T : struct
     {
-        Type[] structs = kernel.Method.GetGenericArguments();
-        string name = string.Join(", ", structs.Select(type => type.Name));
-        // CUDA's launcher is generated into another assembly, which has to name the struct. One rule for all devices.
-        if (!structs.All(type => type.IsVisible))
-            throw new NotSupportedException($"{name} isn't public: a GPU runs only public structs.");
+        if (!launchers.TryGetValue(kernel.Method, out Delegate? launcher))
+            launchers.Add(kernel.Method, launcher = Compile(kernel.Method, () => accelerator.LoadKernel(kernel)));
+        ((Action<AcceleratorStream, KernelConfig, T>)launcher)(stream, size, argument);
+    }
+
+    private void CheckGroup(MethodInfo kernel, int groupSize)
+    {
+        if (groupSize > accelerator.MaxNumThreadsPerGroup)
+            throw new NotSupportedException($"{Describe(kernel)} wants groups of {groupSize} threads; {accelerator.Name} has at most {accelerator.MaxNumThreadsPerGroup} in one.");
+    }
+
+    private static string Describe(MethodInfo kernel) =>
+        $"{kernel.DeclaringType?.Name}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(", ", kernel.GetGenericArguments().Select(type => type.Name))}>" : "")}";
+
+    private Delegate Compile(MethodInfo kernel, Func<Delegate> load)
+    {
+        string name = Describe(kernel);
+        // CUDA's launcher is generated into another assembly, which has to name the structs; this assembly lets it. One rule for all devices.
+        IEnumerable<Type> structs = kernel.GetGenericArguments().Concat(kernel.GetParameters().Select(parameter => parameter.ParameterType));
+        if (structs.FirstOrDefault(type => !type.IsVisible && type.Assembly != typeof(GpuQueue).Assembly) is { } hidden)
+            throw new NotSupportedException($"{hidden.Name} isn't public: a GPU runs only public structs.");
         // After a failure ILGPU's context answers every compilation with a null reference.
         if (failedKernel is not null)
             throw new InvalidOperationException($"{failedKernel} failed to compile on this device before, which leaves its compiler unusable; open the device again.");
         try
         {
-            return accelerator.LoadKernel(kernel);
+            return load();
         }
         catch (Exception failure)
         {
