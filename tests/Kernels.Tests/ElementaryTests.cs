@@ -124,7 +124,7 @@ public class ElementaryTests(GpuUnderTest gpu, ITestOutputHelper output)
 
     private void Check<TFunction>(TFunction function, Func<double, double> exact, double bound) where TFunction : unmanaged, ITabulated
     {
-        uint step = gpu.IsSimulator ? TinyStep : Step;
+        uint step = gpu.IsInterpreted ? TinyStep : Step;
         var arguments = new List<float> { 0f, -0f, 1f, -1f, float.NaN, float.PositiveInfinity, float.NegativeInfinity, float.Epsilon, float.MaxValue, float.MinValue };
         for (ulong bits = 0; bits <= uint.MaxValue; bits += step)
             arguments.Add(BitConverter.UInt32BitsToSingle((uint)bits));

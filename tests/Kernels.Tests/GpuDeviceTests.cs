@@ -39,7 +39,6 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     [Fact]
     public void Copies_are_right_while_the_garbage_collector_moves_arrays()
     {
-        gpu.NeedsOpenCl();
         // One collection a round, somewhere in its copies: collections without a pause between them would hardly let the copies run.
         const int rounds = 500, longestDelay = 2000;
         int started = 0;

@@ -5,11 +5,14 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>The device that the tests run on: the first usable OpenCL device, or ILGPU's simulator, which is so slow that sizes must be tiny.</summary>
+/// <summary>The device that the tests run on: the first usable OpenCL device; without one, the PTX that CUDA would get, interpreted.</summary>
 public sealed class GpuUnderTest : IDisposable
 {
     // Set where OpenCL must be there, so that a broken driver can't pass as a machine without one.
     private const string RequireOpenCl = "TRANSFORMERKERNELS_REQUIRE_OPENCL";
+
+    // Set to interpret although there is OpenCL.
+    private const string Interpret = "TRANSFORMERKERNELS_INTERPRET";
 
     private static GpuUnderTest? current;
 
@@ -17,10 +20,9 @@ public sealed class GpuUnderTest : IDisposable
     {
         current = this;
         Listing = GpuDevice.ListOpenCl();
-        if (Listing.FirstOrDefault(device => device.Refusal is null) is { } usable)
+        if (Environment.GetEnvironmentVariable(Interpret) is not "1" && Listing.FirstOrDefault(device => device.Refusal is null) is { } usable)
         {
             Device = GpuDevice.OpenOpenCl(usable.Index);
-            IsSimulator = false;
         }
         else if (Environment.GetEnvironmentVariable(RequireOpenCl) is "1")
         {
@@ -28,8 +30,8 @@ public sealed class GpuUnderTest : IDisposable
         }
         else
         {
-            Device = OpenSimulator();
-            IsSimulator = true;
+            Device = InterpretedDevice.Open().Device;
+            IsInterpreted = true;
         }
     }
 
@@ -38,17 +40,18 @@ public sealed class GpuUnderTest : IDisposable
 
     public GpuDevice Device { get; }
 
-    public bool IsSimulator { get; }
+    public bool IsInterpreted { get; }
 
     public IReadOnlyList<GpuListing> Listing { get; }
 
-    /// <summary>A size for the device: the first for OpenCL, the second for the simulator.</summary>
-    public int Size(int full, int tiny) => IsSimulator ? tiny : full;
+    /// <summary>A size for the device: the first for OpenCL, the second for the interpreter, which does some ten million instructions of a thread in a second.</summary>
+    public int Size(int full, int tiny) => IsInterpreted ? tiny : full;
 
-    /// <summary>Skips the test, aloud, without OpenCL: it is too slow for the simulator, whose barriers take milliseconds.</summary>
-    /// <param name="smallEnough">Whether the simulator can do this one.</param>
-    public void NeedsOpenCl(bool smallEnough = false) => Assert.SkipWhen(IsSimulator && !smallEnough, WhyNoOpenCl);
+    /// <summary>Skips the test, aloud, without OpenCL: it is too long for the interpreter.</summary>
+    /// <param name="smallEnough">Whether the interpreter can do this one.</param>
+    public void NeedsOpenCl(bool smallEnough = false) => Assert.SkipWhen(IsInterpreted && !smallEnough, WhyNoOpenCl);
 
+    /// <summary>ILGPU's own simulator: it compiles for no device and takes milliseconds for a barrier, but is another device.</summary>
     public static GpuDevice OpenSimulator()
     {
         // Groups of 4 x 64 threads, on one processor.

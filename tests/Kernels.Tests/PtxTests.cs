@@ -66,7 +66,7 @@ public class PtxTests(ITestOutputHelper output)
     }
 
     /// <summary>The library's kernels with every built-in loss, and the ones of the test project.</summary>
-    private static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
+    internal static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
     {
         IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.EndsWith("Kernels", StringComparison.Ordinal))
             .SelectMany(type => KernelsOf(type).SelectMany(kernel => Instances(kernel).Select(instance => (instance, GroupSize(type)))));
@@ -90,7 +90,7 @@ public class PtxTests(ITestOutputHelper output)
 
     private static int GroupSize(Type type) => (int)type.GetField("GroupSize")!.GetRawConstantValue()!;
 
-    private static string Name(MethodInfo kernel) =>
+    internal static string Name(MethodInfo kernel) =>
         $"{kernel.DeclaringType!.Name}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(",", kernel.GetGenericArguments().Select(Short))}>" : "")}";
 
     private static string Short(Type type) =>

@@ -166,13 +166,19 @@ internal class GpuQueue : IDisposable
     private static string Describe(MethodInfo kernel) =>
         $"{kernel.DeclaringType?.Name}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(", ", kernel.GetGenericArguments().Select(type => type.Name))}>" : "")}";
 
-    private Delegate Compile(MethodInfo kernel, Func<Delegate> load)
+    /// <summary>Throws if a kernel has a struct that isn't public.</summary>
+    // CUDA's launcher is generated into another assembly, which has to name the structs; this assembly lets it. One rule for all devices.
+    protected static void RefuseHiddenStructs(MethodInfo kernel)
     {
-        string name = Describe(kernel);
-        // CUDA's launcher is generated into another assembly, which has to name the structs; this assembly lets it. One rule for all devices.
         IEnumerable<Type> structs = kernel.GetGenericArguments().Concat(kernel.GetParameters().Select(parameter => parameter.ParameterType));
         if (structs.FirstOrDefault(type => !type.IsVisible && type.Assembly != typeof(GpuQueue).Assembly) is { } hidden)
             throw new NotSupportedException($"{hidden.Name} isn't public: a GPU runs only public structs.");
+    }
+
+    private Delegate Compile(MethodInfo kernel, Func<Delegate> load)
+    {
+        string name = Describe(kernel);
+        RefuseHiddenStructs(kernel);
         // After a failure ILGPU's context answers every compilation with a null reference.
         if (failedKernel is not null)
             throw new InvalidOperationException($"{failedKernel} failed to compile on this device before, which leaves its compiler unusable; open the device again.");
