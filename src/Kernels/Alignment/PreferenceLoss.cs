@@ -9,7 +9,7 @@ public sealed partial class GpuDevice
 {
     /// <inheritdoc/>
     protected internal override long LossWorkspaceBytes(long rows, long columns) =>
-        PairLossKernels.Groups(checked(rows * columns)) * (long)PreferenceMetrics.Count * sizeof(float);
+        Math.Max(PairLossKernels.Groups(checked(rows * columns)) * (long)PreferenceMetrics.Count * sizeof(float), TokenLossKernels.WorkspaceBytes(rows, columns));
 
     /// <inheritdoc/>
     protected internal override void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace)

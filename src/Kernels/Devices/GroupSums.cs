@@ -26,4 +26,31 @@ internal static class GroupSums
         Group.Barrier();
         return sum;
     }
+
+    /// <summary>The same of whole numbers.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static long Sum(ArrayView<long> shared, int groupSize, long value)
+    {
+        shared[Group.IdxX] = value;
+        SumParts(shared, groupSize);
+        long sum = shared[0];
+        Group.Barrier();
+        return sum;
+    }
+
+    /// <summary>Adds up each part of the group by itself, into the part's first place. Begin another use of the memory with a barrier.</summary>
+    /// <param name="shared">What the threads have put there.</param>
+    /// <param name="width">The threads of a part, a power of two.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void SumParts(ArrayView<long> shared, int width)
+    {
+        int thread = Group.IdxX;
+        for (int half = width / 2; half > 0; half /= 2)
+        {
+            Group.Barrier();
+            if (thread % width < half)
+                shared[thread] += shared[thread + half];
+        }
+        Group.Barrier();
+    }
 }

@@ -18,10 +18,6 @@ public sealed partial class GpuDevice
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace) => throw NotOffered("attention backward");
 
     /// <inheritdoc/>
-    protected internal override void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics,
-        Workspace workspace) => throw NotOffered("policy losses");
-
-    /// <inheritdoc/>
     protected internal override void EstimateAdvantages(in AdvantageProblem problem, TensorView advantages, TensorView returns) =>
         throw NotOffered("advantage estimation");
 

@@ -243,13 +243,12 @@ internal static class LogProbsKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Store(in LogProbsArguments a, long row, float logProb, float logSumExp, float entropy)
     {
-        GpuTensor<float> toLogProb = a.LogProb, toLogSumExp = a.LogSumExp, toEntropy = a.Entropy;
-        if (toLogProb.IsPresent)
-            toLogProb[row] = logProb;
-        if (toLogSumExp.IsPresent)
-            toLogSumExp[row] = logSumExp;
-        if (toEntropy.IsPresent)
-            toEntropy[row] = entropy;
+        if (a.LogProb.IsPresent)
+            a.LogProb[row] = logProb;
+        if (a.LogSumExp.IsPresent)
+            a.LogSumExp[row] = logSumExp;
+        if (a.Entropy.IsPresent)
+            a.Entropy[row] = entropy;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -46,7 +46,7 @@ public class PolicyLossTests
     }
 
     // Reads all its inputs and counts in its own way.
-    private readonly struct Weighted : ITokenLoss
+    public readonly struct Weighted : ITokenLoss
     {
         public TokenTerms<T> Loss<T>(in TokenInputs<T> token) where T : struct, IReal<T>
         {

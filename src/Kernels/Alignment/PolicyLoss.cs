@@ -1,0 +1,268 @@
+using System.Runtime.CompilerServices;
+using ILGPU;
+
+namespace TransformerKernels;
+
+// A thread takes the tokens of its own number, that plus all threads, and so on, row by row: neighbouring threads read neighbouring tokens of a row.
+// With a mask, what the reduction divides by is known on the GPU alone: a first launch counts the tokens that are kept (of each sequence, where the reduction
+// needs that), a second one adds up the groups' counts. Then value, gradient and the sums of the metrics in one launch, and a last group adds up the groups'
+// sums. How many groups there are depends on the number of tokens alone, and every sum has a fixed order: the bits are the same every time.
+public sealed partial class GpuDevice
+{
+    /// <inheritdoc/>
+    protected internal override void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics, Workspace workspace)
+    {
+        long sequences = batch.LogProb.Length(0), tokens = batch.LogProb.Length(1);
+        using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(sequences, tokens));
+        TokenLossArguments arguments = new(this, batch, outputs, metrics, lease);
+        cancellation.ThrowIfCancellationRequested();
+        int groups = arguments.Groups;
+        if (groups > 0 && batch.Mask.IsPresent)
+        {
+            if (batch.Reduction is TokenReduction.TokenMean or TokenReduction.TokenSum)
+                Queue.Launch(TokenLossKernels.CountTokens, groups, TokenLossKernels.GroupSize, arguments);
+            else
+                Queue.Launch(TokenLossKernels.CountSequences, groups, TokenLossKernels.GroupSize, arguments);
+            Queue.Launch(TokenLossKernels.Share, 1, TokenLossKernels.GroupSize, arguments);
+        }
+        if (groups > 0)
+            Queue.Launch(TokenLossKernels.Evaluate, groups, TokenLossKernels.GroupSize, loss, arguments);
+        if (metrics.IsPresent)
+            Queue.Launch(TokenLossKernels.SumMetrics, 1, TokenLossKernels.GroupSize, arguments);
+    }
+}
+
+/// <summary>What the token-loss kernels read and write.</summary>
+internal readonly struct TokenLossArguments
+{
+    public readonly GpuTensor<float> LogProb, OldLogProb, Advantage, Loss, Gradient, Metrics;
+    public readonly GpuTensor<byte> Mask;
+
+    /// <summary>The workspace: first, as whole numbers, how many tokens and how many sequences with tokens each group counted, [2, group].</summary>
+    public readonly ArrayView<long> Counts;
+
+    /// <summary>The same workspace: behind the counts the sums of the metrics, [metric, group], the weight, the number of tokens, and each sequence's.</summary>
+    public readonly ArrayView<float> Floats;
+
+    public readonly long Sequences, Tokens;
+    public readonly int Groups;
+
+    /// <summary>How many sequences and tokens further the next token of a thread is.</summary>
+    public readonly long SequenceStep, TokenStep;
+
+    /// <summary>A power of two: so many threads count a sequence's tokens.</summary>
+    public readonly int Width;
+
+    public readonly int PerSequence, CountsSequences;
+
+    /// <summary>What the losses are divided by; 0: by what <see cref="CountsSequences"/> says.</summary>
+    public readonly float Divisor;
+
+    public TokenLossArguments(GpuDevice device, in TokenBatch batch, in TokenLossOutputs outputs, TensorView metrics, Workspace.Lease lease)
+    {
+        LogProb = new(device, batch.LogProb, "batch.LogProb");
+        OldLogProb = new(device, batch.OldLogProb, "batch.OldLogProb");
+        Advantage = new(device, batch.Advantage, "batch.Advantage");
+        Mask = new(device, batch.Mask, "batch.Mask");
+        Loss = new(device, outputs.Loss, "outputs.Loss");
+        Gradient = new(device, outputs.LogProb, "outputs.LogProb");
+        Metrics = new(device, metrics, "metrics");
+        Counts = device.Queue.Scratch<long>(lease);
+        Floats = device.Queue.Scratch<float>(lease);
+        Sequences = batch.LogProb.Length(0);
+        Tokens = batch.LogProb.Length(1);
+        Groups = TokenLossKernels.Groups(checked(Sequences * Tokens));
+        (SequenceStep, TokenStep) = Math.DivRem((long)Groups * TokenLossKernels.GroupSize, Math.Max(Tokens, 1));
+        Width = 1;
+        while (Width < TokenLossKernels.GroupSize && Width < Tokens)
+            Width *= 2;
+        PerSequence = batch.Reduction == TokenReduction.SequenceMeanTokenMean ? 1 : 0;
+        CountsSequences = batch.Reduction is TokenReduction.SequenceMeanTokenSum or TokenReduction.SequenceMeanTokenMean ? 1 : 0;
+        Divisor = batch.Divisor ?? (batch.Reduction == TokenReduction.TokenSum ? 1f : 0f);
+    }
+
+    /// <summary>Where a group's sum of a metric lies in <see cref="Floats"/>.</summary>
+    public long Partial(int metric, int group) => TokenLossKernels.CountWords * (long)Groups + (long)metric * Groups + group;
+
+    /// <summary>Where the weight lies in <see cref="Floats"/>; the number of tokens behind it.</summary>
+    public long Weight => Partial(TokenLossKernels.SummedMetrics, 0);
+
+    /// <summary>Where the sequences' numbers of tokens begin in <see cref="Floats"/>.</summary>
+    public long Lengths => Weight + 2;
+
+    /// <summary>What the losses are multiplied by.</summary>
+    public float WeightOf(long tokens, long sequences) => 1f / (Divisor > 0f ? Divisor : CountsSequences != 0 ? sequences : tokens);
+}
+
+internal static class TokenLossKernels
+{
+    public const int GroupSize = 256;
+
+    /// <summary>All metrics but the last one, the number of tokens.</summary>
+    public const int SummedMetrics = PolicyMetrics.Tokens;
+
+    /// <summary>The words that two counts of a group take.</summary>
+    public const int CountWords = 2 * sizeof(long) / sizeof(float);
+
+    // Enough threads for any GPU of today; more tokens give each thread more of them, not the last group more sums.
+    private const int MaximumGroups = 1024;
+
+    public static int Groups(long elements) => (int)Math.Min(MaximumGroups, (elements + GroupSize - 1) / GroupSize);
+
+    public static long WorkspaceBytes(long sequences, long tokens) =>
+        checked(((CountWords + SummedMetrics) * (long)Groups(checked(sequences * tokens)) + 2 + sequences) * sizeof(float));
+
+    /// <summary>How many tokens are kept in all.</summary>
+    public static void CountTokens(TokenLossArguments a)
+    {
+        ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
+        long first = (long)Grid.IdxX * GroupSize + Group.IdxX, sequence = first / a.Tokens, token = first - sequence * a.Tokens, kept = 0;
+        while (sequence < a.Sequences)
+        {
+            kept += a.Mask[sequence, token] != 0 ? 1 : 0;
+            sequence += a.SequenceStep;
+            token += a.TokenStep;
+            if (token >= a.Tokens)
+            {
+                token -= a.Tokens;
+                sequence++;
+            }
+        }
+        StoreCounts(a, GroupSums.Sum(shared, GroupSize, kept), 0);
+    }
+
+    /// <summary>How many tokens of each sequence are kept, and how many sequences have any. A part of the group takes a sequence.</summary>
+    public static void CountSequences(TokenLossArguments a)
+    {
+        ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
+        int parts = GroupSize / a.Width, part = Group.IdxX / a.Width, lane = Group.IdxX % a.Width;
+        long kept = 0, filled = 0;
+        for (long block = Grid.IdxX; block * parts < a.Sequences; block += Grid.DimX)
+        {
+            long sequence = block * parts + part, count = 0;
+            if (sequence < a.Sequences)
+            {
+                for (long token = lane; token < a.Tokens; token += a.Width)
+                    count += a.Mask[sequence, token] != 0 ? 1 : 0;
+            }
+            shared[Group.IdxX] = count;
+            GroupSums.SumParts(shared, a.Width);
+            if (lane == 0 && sequence < a.Sequences)
+            {
+                long length = shared[Group.IdxX];
+                a.Floats[a.Lengths + sequence] = length;
+                kept += length;
+                filled += length > 0 ? 1 : 0;
+            }
+            Group.Barrier();
+        }
+        kept = GroupSums.Sum(shared, GroupSize, kept);
+        StoreCounts(a, kept, GroupSums.Sum(shared, GroupSize, filled));
+    }
+
+    /// <summary>The weight of the losses and the number of tokens, from what the groups counted.</summary>
+    public static void Share(TokenLossArguments a)
+    {
+        ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
+        long kept = 0, filled = 0;
+        for (int group = Group.IdxX; group < a.Groups; group += GroupSize)
+        {
+            kept += a.Counts[group];
+            filled += a.Counts[a.Groups + group];
+        }
+        kept = GroupSums.Sum(shared, GroupSize, kept);
+        filled = GroupSums.Sum(shared, GroupSize, filled);
+        if (Group.IdxX == 0)
+        {
+            a.Floats[a.Weight] = a.WeightOf(kept, filled);
+            a.Floats[a.Weight + 1] = kept;
+        }
+    }
+
+    /// <summary>Everything about each token, and the sums of the metrics over each group.</summary>
+    public static void Evaluate<TLoss>(TLoss loss, TokenLossArguments a) where TLoss : unmanaged, ITokenLoss
+    {
+        float total = 0f, clipped = 0f, dualClipped = 0f, oldKl = 0f;
+        bool masked = a.Mask.IsPresent;
+        float weight = masked ? a.Floats[a.Weight] : a.WeightOf(a.Sequences * a.Tokens, a.Sequences);
+        long first = (long)Grid.IdxX * GroupSize + Group.IdxX, sequence = first / a.Tokens, token = first - sequence * a.Tokens;
+        while (sequence < a.Sequences)
+        {
+            float value = 0f, derivative = 0f;
+            // Not multiplied by 0: what lies in a masked token may be NaN.
+            if (!masked || a.Mask[sequence, token] != 0)
+            {
+                float now = a.LogProb[sequence, token], old = a.OldLogProb[sequence, token], own = weight;
+                if (a.PerSequence != 0)
+                    own = weight / (masked ? a.Floats[a.Lengths + sequence] : a.Tokens);
+                TokenTerms<Dual<Real32>> terms = loss.Loss(new TokenInputs<Dual<Real32>>
+                {
+                    LogProb = new(new(now), Real32.One),
+                    OldLogProb = new(new(old), Real32.Zero),
+                    Advantage = new(new(a.Advantage[sequence, token]), Real32.Zero),
+                });
+                value = terms.Loss.Value.Value;
+                derivative = own * terms.Loss.Derivative.Value;
+                total += own * value;
+                clipped += terms.Clipped.Value.Value;
+                dualClipped += terms.DualClipped.Value.Value;
+                oldKl += old - now;
+            }
+            if (a.Loss.IsPresent)
+                a.Loss[sequence, token] = value;
+            if (a.Gradient.IsPresent)
+                a.Gradient[sequence, token] = derivative;
+            sequence += a.SequenceStep;
+            token += a.TokenStep;
+            if (token >= a.Tokens)
+            {
+                token -= a.Tokens;
+                sequence++;
+            }
+        }
+
+        if (!a.Metrics.IsPresent)
+            return;
+        ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
+        SumOfGroup(a, sums, PolicyMetrics.Loss, total);
+        SumOfGroup(a, sums, PolicyMetrics.ClipFraction, clipped);
+        SumOfGroup(a, sums, PolicyMetrics.DualClipFraction, dualClipped);
+        SumOfGroup(a, sums, PolicyMetrics.OldKl, oldKl);
+    }
+
+    /// <summary>The metrics from the sums of the groups.</summary>
+    public static void SumMetrics(TokenLossArguments a)
+    {
+        ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
+        float tokens = a.Groups > 0 && a.Mask.IsPresent ? a.Floats[a.Weight + 1] : a.Sequences * a.Tokens;
+        for (int metric = 0; metric < SummedMetrics; metric++)
+        {
+            float sum = 0f;
+            for (int group = Group.IdxX; group < a.Groups; group += GroupSize)
+                sum += a.Floats[a.Partial(metric, group)];
+            sum = GroupSums.Sum(sums, GroupSize, sum);
+            if (Group.IdxX == 0)
+                a.Metrics[metric] = metric == PolicyMetrics.Loss || tokens == 0f ? sum : sum / tokens;
+        }
+        if (Group.IdxX == 0)
+            a.Metrics[PolicyMetrics.Tokens] = tokens;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void StoreCounts(in TokenLossArguments a, long kept, long filled)
+    {
+        if (Group.IdxX == 0)
+        {
+            a.Counts[Grid.IdxX] = kept;
+            a.Counts[a.Groups + Grid.IdxX] = filled;
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void SumOfGroup(in TokenLossArguments a, ArrayView<float> sums, int metric, float value)
+    {
+        float sum = GroupSums.Sum(sums, GroupSize, value);
+        if (Group.IdxX == 0)
+            a.Floats[a.Partial(metric, Grid.IdxX)] = sum;
+    }
+}
