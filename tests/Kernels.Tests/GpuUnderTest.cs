@@ -1,3 +1,4 @@
+using ILGPU.Runtime;
 using ILGPU.Runtime.CPU;
 using Xunit;
 
@@ -51,12 +52,17 @@ public sealed class GpuUnderTest : IDisposable
     /// <param name="smallEnough">Whether the interpreter can do this one.</param>
     public void NeedsOpenCl(bool smallEnough = false) => Assert.SkipWhen(IsInterpreted && !smallEnough, WhyNoOpenCl);
 
-    /// <summary>ILGPU's own simulator: it compiles for no device and takes milliseconds for a barrier, but is another device.</summary>
-    public static GpuDevice OpenSimulator()
+    /// <summary>The GPU that is tested, opened once more.</summary>
+    public GpuDevice OpenAnother() => IsInterpreted ? InterpretedDevice.Open().Device : GpuDevice.OpenOpenCl(Listing.First(device => device.Refusal is null).Index);
+
+    /// <summary>A device of its own on ILGPU's simulator: it compiles for no device and takes milliseconds for a barrier.</summary>
+    /// <param name="queue">Makes a queue that behaves as a test needs it.</param>
+    internal static GpuDevice OpenSimulator(Func<ILGPU.Context, Accelerator, GpuQueue>? queue = null)
     {
         // Groups of 4 x 64 threads, on one processor.
         ILGPU.Context context = GpuQueue.CreateContext(builder => builder.CPU(new CPUDevice(numThreadsPerWarp: 4, numWarpsPerMultiprocessor: 64, numMultiprocessors: 1)));
-        return new GpuDevice("ILGPU's simulator", context, context.CreateCPUAccelerator(0));
+        Accelerator accelerator = context.CreateCPUAccelerator(0);
+        return new GpuDevice("ILGPU's simulator", queue?.Invoke(context, accelerator) ?? new GpuQueue(context, accelerator));
     }
 
     public void Dispose() => Device.Dispose();

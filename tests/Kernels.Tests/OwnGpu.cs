@@ -3,7 +3,7 @@ namespace TransformerKernels.Tests;
 /// <summary>A device that no other test class uses: for tests that count launches or expect faults, which are thrown to whoever synchronizes next.</summary>
 public sealed class OwnGpu(GpuUnderTest shared) : IDisposable
 {
-    private readonly Lazy<GpuDevice> device = new(() => shared.IsInterpreted ? InterpretedDevice.Open().Device : GpuDevice.OpenOpenCl(shared.Listing.First(listed => listed.Refusal is null).Index));
+    private readonly Lazy<GpuDevice> device = new(shared.OpenAnother);
 
     /// <summary>Skips the test, aloud, without OpenCL: they are too long for the interpreter.</summary>
     public GpuDevice Device

@@ -7,10 +7,11 @@ namespace TransformerKernels;
 
 /// <summary>A GPU and a queue on it, reached by OpenCL or CUDA.</summary>
 /// <remarks>
-/// Calls are queued and return at once, except copies to and from the host; <see cref="Synchronize"/> waits. A tensor must outlive the work that is queued
-/// on it (Debug builds of this library check). Each operation compiles on its first use, which takes some tenths of a second; with a rule or loss of the
-/// user's, once per struct; such a struct must be public.
-/// Every opened device has its own memory, also if it is the same GPU. Thread-safe; work from several threads is queued one after the other.
+/// Calls are queued and return at once, except copies to and from the host; <see cref="Synchronize"/> waits. They run in the order in which they were made. A
+/// tensor may be disposed while queued work still uses it: what gets its memory next is queued later. Each operation compiles on its first use, which takes
+/// some tenths of a second; with a rule or loss of the user's, once per struct; such a struct must be public.
+/// Every opened device has its own memory and its own queue, also if it is the same GPU; the handles of <see cref="With"/> share them. Thread-safe; work from
+/// several threads is queued one after the other. When a device breaks, it throws <see cref="DeviceLostException"/> from then on.
 /// <para>Not offered yet: everything but <see cref="PreferenceLoss"/>, and views of foreign pointers. Both throw <see cref="NotSupportedException"/>.</para>
 /// </remarks>
 public sealed partial class GpuDevice : ComputeDevice
@@ -101,8 +102,64 @@ public sealed partial class GpuDevice : ComputeDevice
     /// <inheritdoc/>
     public override void Synchronize() => Queue.Synchronize();
 
-    /// <inheritdoc/>
+    /// <summary>Allocates a row-major tensor in the device's memory, filled with zeros. Memory of disposed tensors is used again, without asking the driver.</summary>
+    /// <param name="type">The type of the elements.</param>
+    /// <param name="shape">The lengths of the axes, at most <see cref="TensorView.MaximumRank"/>.</param>
+    /// <exception cref="InsufficientMemoryException">The device has too little memory; the message says how much is asked for, how much there is, and how much this handle holds.</exception>
     public override TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape) => new GpuBuffer(this, Queue, type, shape);
+
+    /// <summary>Allocates a row-major tensor in the host's memory that <see cref="Copy"/> copies from and to without waiting.</summary>
+    /// <remarks>
+    /// It is a tensor of <see cref="ComputeDevice.Cpu"/>: <see cref="TensorBuffer.AsSpan{T}"/> gives its elements. On CUDA its pages are locked, which takes them from other
+    /// programs; OpenCL knows no such thing, there it only saves the wait. Disposing it waits for the copies queued on it.
+    /// </remarks>
+    /// <param name="type">The type of the elements.</param>
+    /// <param name="shape">The lengths of the axes.</param>
+    /// <exception cref="InsufficientMemoryException">So many pages can't be locked.</exception>
+    public TensorBuffer AllocatePinned(ElementType type, params ReadOnlySpan<long> shape) => new PinnedBuffer(Queue, type, shape);
+
+    /// <summary>Queues a copy between tensors of this device, or between one and a pinned tensor (<see cref="AllocatePinned"/>), and returns at once.</summary>
+    /// <remarks>The pinned tensor must not be read or written before the next <see cref="Synchronize"/>.</remarks>
+    /// <param name="source">Row-major without gaps: a whole tensor, or a slice of its first axis.</param>
+    /// <param name="destination">The same, of the same type and as many elements.</param>
+    /// <exception cref="ArgumentException">They differ in type or number, have gaps, overlap, or lie in other memory; the message says which.</exception>
+    public void Copy(TensorView source, TensorView destination)
+    {
+        CheckCopy(source, nameof(source));
+        CheckCopy(destination, nameof(destination));
+        if (source.Type != destination.Type || source.ElementCount != destination.ElementCount)
+            throw new ArgumentException($"{source.ElementCount} elements of {source.Type} can't be copied to {destination.ElementCount} of {destination.Type}.", nameof(destination));
+        Require.Disjoint(source, nameof(source), destination, nameof(destination));
+        cancellation.ThrowIfCancellationRequested();
+        long bytes = source.ElementCount * source.Type.Size();
+        if (bytes == 0)
+            return;
+        switch (source.Owner, destination.Owner)
+        {
+            case (GpuBuffer from, GpuBuffer to):
+                Queue.Copy(from.Memory, source.Address, to.Memory, destination.Address, bytes);
+                break;
+            case (PinnedBuffer from, GpuBuffer to):
+                Queue.Upload(to.Memory, destination.Address, source.Address, bytes);
+                from.LastUse = Queue.LastQueued;
+                break;
+            case (GpuBuffer from, PinnedBuffer to):
+                Queue.Download(from.Memory, source.Address, destination.Address, bytes);
+                to.LastUse = Queue.LastQueued;
+                break;
+            default:
+                throw new ArgumentException("Both tensors lie in the host's memory; no device is needed to copy them.", nameof(destination));
+        }
+    }
+
+    /// <summary>What was done on the device since it was opened, by all handles of it.</summary>
+    public GpuCounts Counts => Queue.Counts;
+
+    /// <summary>The memory that the device holds for this program.</summary>
+    public GpuMemory Memory => Queue.Memory;
+
+    /// <summary>Waits for what is queued and gives the memory of disposed tensors back to the driver, for other programs.</summary>
+    public void Trim() => Queue.Trim();
 
     /// <inheritdoc/>
     protected internal override object MemorySpace => Queue;
@@ -114,6 +171,17 @@ public sealed partial class GpuDevice : ComputeDevice
     {
         if (ownsQueue)
             Queue.Dispose();
+    }
+
+    private void CheckCopy(in TensorView tensor, string name)
+    {
+        if (!tensor.IsPresent)
+            throw new ArgumentNullException(name, $"{name} is required.");
+        ObjectDisposedException.ThrowIf(tensor.Owner is { IsDisposed: true }, typeof(TensorBuffer));
+        if (tensor.Owner is not (GpuBuffer or PinnedBuffer) || (tensor.Owner as GpuBuffer)?.Queue != Queue && (tensor.Owner as PinnedBuffer)?.Queue != Queue)
+            throw new ArgumentException($"{name} is neither a tensor of {Name} nor pinned for it: use CopyFrom and CopyTo, or AllocatePinned.", name);
+        if (!tensor.IsContiguous)
+            throw new ArgumentException($"{name} has gaps or another order than row-major.", name);
     }
 
     private static GpuDevice Open(GpuListing listing, Device device, Action<Context.Builder> register)

@@ -93,17 +93,9 @@ internal sealed partial class CpuDevice : ComputeDevice
             NativeMemory.Clear(memory, (nuint)ByteCount);
         }
 
-        protected override void Upload(ReadOnlySpan<byte> source)
-        {
-            fixed (byte* from = source)
-                NativeMemory.Copy(from, memory, (nuint)ByteCount);
-        }
+        protected override void Upload(ReadOnlySpan<byte> source, long offset) => source.CopyTo(new Span<byte>(memory + offset, source.Length));
 
-        protected override void Download(Span<byte> destination)
-        {
-            fixed (byte* to = destination)
-                NativeMemory.Copy(memory, to, (nuint)ByteCount);
-        }
+        protected override void Download(Span<byte> destination, long offset) => new ReadOnlySpan<byte>(memory + offset, destination.Length).CopyTo(destination);
 
         protected override void Free()
         {

@@ -104,4 +104,62 @@ public class TensorBufferTests
             return buffer;
         }
     }
+
+    [Fact]
+    public unsafe void A_copy_of_more_bytes_than_a_span_can_have_is_made_in_parts()
+    {
+        const int elements = int.MaxValue / 4 + 1000;
+        using var buffer = new Recorder(ElementType.Float32, elements);
+        // No such memory is needed: nothing touches it.
+        buffer.CopyFrom(new ReadOnlySpan<float>((void*)Recorder.Nowhere, elements));
+        buffer.CopyTo(new Span<float>((void*)Recorder.Nowhere, elements));
+        (long, long)[] parts = [(0L, 1L << 30), (1L << 30, 1L << 30), (1L << 31, 4L * elements - (1L << 31))];
+        Assert.Equal([.. parts, .. parts], buffer.Parts);
+    }
+
+    [Fact]
+    public void More_elements_than_an_array_or_a_span_can_have_are_refused_with_the_way_to_read_them()
+    {
+        using var buffer = new Recorder(ElementType.Bool, 1L << 32);
+        Assert.Contains("CopyTo(span, start)", Assert.Throws<InvalidOperationException>(() => buffer.ToArray<bool>()).Message);
+        Assert.Contains("CopyTo(span, start)", Assert.Throws<InvalidOperationException>(() => buffer.AsSpan<bool>()).Message);
+    }
+
+    [Fact]
+    public void Parts_are_copied_to_and_from()
+    {
+        using TensorBuffer buffer = ComputeDevice.Cpu.Allocate(ElementType.Int32, 2, 3);
+        buffer.CopyFrom<int>([7, 8], start: 2);
+        Assert.Equal([0, 0, 7, 8, 0, 0], buffer.ToArray<int>());
+        int[] part = new int[3];
+        buffer.CopyTo(part.AsSpan(), start: 3);
+        Assert.Equal([8, 0, 0], part);
+        Assert.Throws<ArgumentOutOfRangeException>("start", () => buffer.CopyTo(part.AsSpan(), start: 4));
+        Assert.Throws<ArgumentOutOfRangeException>("start", () => buffer.CopyFrom<int>(part, start: -1));
+        Assert.Throws<ArgumentException>("source", () => buffer.CopyFrom<float>([1], start: 0));
+    }
+
+    /// <summary>Writes down which bytes are copied, and copies none.</summary>
+    private sealed class Recorder(ElementType type, long elements) : TensorBuffer(ComputeDevice.Cpu, type, [elements])
+    {
+        public static readonly nint Nowhere = 4096;
+
+        public List<(long Offset, long Bytes)> Parts { get; } = [];
+
+        protected override nint BaseAddress => Nowhere;
+
+        protected override nint HostAddress => Nowhere;
+
+        public override void Clear()
+        {
+        }
+
+        protected override void Upload(ReadOnlySpan<byte> source, long offset) => Parts.Add((offset, source.Length));
+
+        protected override void Download(Span<byte> destination, long offset) => Parts.Add((offset, destination.Length));
+
+        protected override void Free()
+        {
+        }
+    }
 }

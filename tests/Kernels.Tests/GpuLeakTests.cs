@@ -1,0 +1,48 @@
+using System.Diagnostics;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>Long use of a device. Alone: what other tests allocate meanwhile would count.</summary>
+[Collection(nameof(Alone))]
+public class GpuLeakTests(GpuUnderTest gpu)
+{
+    [Fact]
+    public void Ten_thousand_calls_leak_nothing()
+    {
+        gpu.NeedsOpenCl();
+        const int calls = 10_000, pairs = 300, warmUp = 1000;
+        using GpuDevice device = gpu.OpenAnother();
+        using var workspace = new Workspace(device);
+        using TensorBuffer pinned = device.AllocatePinned(ElementType.Float32, pairs);
+        Call(warmUp);
+        GpuMemory before = device.Memory;
+        long managed = GC.GetTotalMemory(forceFullCollection: true), resident = Resident();
+        Call(calls);
+        Assert.Equal(before, device.Memory);
+        Assert.InRange(GC.GetTotalMemory(forceFullCollection: true) - managed, long.MinValue, 1 << 20);
+        // A buffer of each call would be 12 MB, an OpenCL event of each 2 MB and more.
+        Assert.InRange(Resident() - resident, long.MinValue, 8 << 20);
+
+        void Call(int times)
+        {
+            for (int time = 0; time < times; time++)
+            {
+                using TensorBuffer chosen = device.Allocate(ElementType.Float32, pairs), losses = device.Allocate(ElementType.Float32, pairs);
+                device.Copy(pinned, chosen);
+                PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = chosen }, new DpoSigmoid(), new PairOutputs { Loss = losses }, default, workspace);
+                if (time % 100 == 99)
+                    device.Synchronize();
+            }
+        }
+
+        static long Resident()
+        {
+            using var process = Process.GetCurrentProcess();
+            return process.WorkingSet64;
+        }
+    }
+}
+
+[CollectionDefinition(nameof(Alone), DisableParallelization = true)]
+public sealed class Alone;

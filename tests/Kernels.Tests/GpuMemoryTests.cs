@@ -1,0 +1,195 @@
+using ILGPU;
+using ILGPU.Runtime;
+using ILGPU.Runtime.OpenCL;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>Memory of a GPU: reuse, bounds, too little of it, pinned memory, copies, and what is counted of them.</summary>
+public class GpuMemoryTests(GpuUnderTest gpu)
+{
+    [Fact]
+    public void Memory_of_a_disposed_tensor_is_used_again_filled_with_zeros()
+    {
+        int asked = 0;
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => new SmallDevice(context, accelerator, long.MaxValue, () => asked++));
+        for (int time = 0; time < 100; time++)
+        {
+            using TensorBuffer tensor = device.Allocate(ElementType.Float32, 1000 + time % 3);
+            Assert.Equal(new float[1000 + time % 3], tensor.ToArray<float>());
+            tensor.CopyFrom<float>(Enumerable.Repeat(42f, 1000 + time % 3).ToArray());
+        }
+        Assert.Equal(1, asked);
+        Assert.Equal(0, device.Memory.Tensors);
+        Assert.InRange(device.Memory.CachedBytes, 4000, 4600);
+        Assert.Equal(device.Memory.CachedBytes, device.Memory.PeakBytes);
+    }
+
+    [Fact]
+    public void A_tensor_disposed_while_work_is_queued_on_it_still_gets_its_work_done()
+    {
+        gpu.NeedsOpenCl();
+        const int rows = 300, columns = 1000;
+        for (int time = 0; time < 20; time++)
+        {
+            using TensorBuffer kept = gpu.Device.Allocate(ElementType.Float32, rows, columns);
+            TensorBuffer passing = gpu.Device.Upload<float>(Enumerable.Range(0, rows * columns).Select(i => (float)i).ToArray(), rows, columns);
+            gpu.Device.Launch(UserKernels.Scale, (rows * columns + 63) / 64, 64,
+                new Scaling { Values = gpu.Device.Tensor<float>(passing), Factor = 2f, Rows = rows, Columns = columns });
+            gpu.Device.Copy(passing, kept);
+            passing.Dispose();
+            using TensorBuffer next = gpu.Device.Allocate(ElementType.Float32, rows, columns); // the same memory, and zeros go into it
+            gpu.Device.Synchronize();
+            Assert.Equal(2f * (rows * columns - 1), kept.ToArray<float>()[^1]);
+            Assert.Equal(0f, next.ToArray<float>()[^1]);
+        }
+    }
+
+    [Fact]
+    public void What_is_held_stays_within_a_quarter_more_than_what_was_needed_and_trim_gives_it_back()
+    {
+        using GpuDevice device = GpuUnderTest.OpenSimulator();
+        var random = new Random(5);
+        var tensors = new List<TensorBuffer>();
+        for (int time = 0; time < 2000; time++)
+        {
+            if (tensors.Count > 0 && random.Next(3) == 0)
+            {
+                int which = random.Next(tensors.Count);
+                tensors[which].Dispose();
+                tensors.RemoveAt(which);
+            }
+            if (tensors.Count < 20)
+                tensors.Add(device.Allocate(ElementType.Bool, random.Next(1, 50_000)));
+            GpuMemory memory = device.Memory;
+            Assert.Equal(tensors.Count, memory.Tensors);
+            Assert.InRange(memory.TensorBytes, tensors.Sum(tensor => tensor.ByteCount), (long)(1.13 * tensors.Sum(tensor => tensor.ByteCount)) + 256 * tensors.Count);
+            Assert.InRange(memory.TensorBytes + memory.CachedBytes, 0, memory.PeakBytes * 5 / 4);
+        }
+        tensors.ForEach(tensor => tensor.Dispose());
+        Assert.NotEqual(0, device.Memory.CachedBytes);
+        device.Trim();
+        Assert.Equal(default, device.Memory);
+    }
+
+    [Fact]
+    public void Idle_memory_is_given_up_before_a_tensor_is_refused()
+    {
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => new SmallDevice(context, accelerator, capacity: 100_000));
+        device.Allocate(ElementType.Bool, 60_000).Dispose();
+        using TensorBuffer other = device.Allocate(ElementType.Bool, 90_000);
+        Assert.Equal(0, device.Memory.CachedBytes);
+        using TensorBuffer exact = device.Allocate(ElementType.Bool, 100_000 - (int)device.Memory.TensorBytes);
+        Assert.InRange(exact.ByteCount, 1, 10_000);
+    }
+
+    [Fact]
+    public void Too_little_memory_is_told_with_what_was_asked_what_there_is_and_what_is_held()
+    {
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => new SmallDevice(context, accelerator, capacity: 100_000));
+        using TensorBuffer held = device.Allocate(ElementType.Float32, 16_384);
+        var thrown = Assert.Throws<InsufficientMemoryException>(() => device.Allocate(ElementType.Float32, 10_000));
+        Assert.Contains("has no room for 40000 bytes", thrown.Message);
+        Assert.Contains($"it has {long.MaxValue} in all", thrown.Message);
+        Assert.Contains("holds 65536 in 1 tensors", thrown.Message);
+        held.Clear();
+        device.Synchronize();
+    }
+
+    [Fact]
+    public void More_memory_than_the_device_has_is_refused_and_the_device_stays_usable()
+    {
+        gpu.NeedsOpenCl();
+        long memory = gpu.Listing.First(listing => listing.Refusal is null).MemoryBytes;
+        var thrown = Assert.Throws<InsufficientMemoryException>(() => gpu.Device.Allocate(ElementType.Int64, memory / 8 + 1));
+        Assert.Contains($"no room for {memory / 8 * 8 + 8} bytes: it has {memory} in all", thrown.Message);
+        using TensorBuffer small = gpu.Device.Upload<float>([1]);
+        Assert.Equal([1f], small.ToArray<float>());
+    }
+
+    [Fact]
+    public void Pinned_memory_is_copied_without_waiting_and_is_the_hosts()
+    {
+        const int count = 10_000;
+        using GpuDevice device = gpu.OpenAnother(); // tests that run at the same time don't count here
+        using TensorBuffer pinned = device.AllocatePinned(ElementType.Float32, count), back = device.AllocatePinned(ElementType.Float32, 2, count / 2);
+        using TensorBuffer tensor = device.Allocate(ElementType.Float32, 2, count / 2), copy = device.Allocate(ElementType.Float32, count);
+        Span<float> values = pinned.AsSpan<float>();
+        for (int i = 0; i < values.Length; i++)
+            values[i] = i;
+        GpuCounts before = device.Counts;
+        device.Copy(pinned, tensor);
+        device.Copy(tensor, copy);
+        device.Copy(copy.View.Slice(0, count / 2, count / 2), back.View.Select(0, 1));
+        device.Copy(tensor.View.Select(0, 1), back.View.Select(0, 0));
+        device.Synchronize();
+        Assert.Equal(new GpuCounts(0, 4 * count, 4 * count), device.Counts - before);
+        Assert.Equal(Enumerable.Range(0, count).Select(i => (float)(count / 2 + i % (count / 2))), back.ToArray<float>());
+        Assert.Same(ComputeDevice.Cpu, back.Device);
+    }
+
+    [Fact]
+    public void A_copy_that_cannot_be_is_refused_by_name()
+    {
+        using GpuDevice other = GpuUnderTest.OpenSimulator();
+        using TensorBuffer tensor = gpu.Device.Allocate(ElementType.Float32, 2, 3), ints = gpu.Device.Allocate(ElementType.Int32, 6), pinned = gpu.Device.AllocatePinned(ElementType.Float32, 6);
+        using TensorBuffer theirs = other.Allocate(ElementType.Float32, 6), theirPinned = other.AllocatePinned(ElementType.Float32, 6), host = ComputeDevice.Cpu.Allocate(ElementType.Float32, 6);
+        Assert.Contains("6 elements of Float32 can't be copied to 6 of Int32", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(tensor, ints)).Message);
+        Assert.Contains("6 elements of Float32 can't be copied to 3", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(pinned, tensor.View.Select(0, 0))).Message);
+        Assert.Contains("source has gaps", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(tensor.View.Permute(1, 0), pinned)).Message);
+        Assert.Contains("source is neither a tensor of", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(theirs, tensor)).Message);
+        Assert.Contains("destination is neither a tensor of", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(tensor, theirPinned)).Message);
+        Assert.Contains("use CopyFrom and CopyTo", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(tensor, host)).Message);
+        Assert.Contains("share memory", Assert.Throws<ArgumentException>(() => gpu.Device.Copy(tensor, tensor)).Message);
+        Assert.Throws<ArgumentException>(() => gpu.Device.Copy(pinned, pinned));
+    }
+
+    [Fact]
+    public void Parts_of_a_tensor_are_written_and_read()
+    {
+        using TensorBuffer tensor = gpu.Device.Allocate(ElementType.Float32, 3, 4);
+        tensor.CopyFrom<float>([1, 2, 3], start: 3);
+        Assert.Equal([0, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0, 0], tensor.ToArray<float>());
+        var part = new float[2];
+        tensor.CopyTo(part.AsSpan(), start: 4);
+        Assert.Equal([2, 3], part);
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.CopyTo(part.AsSpan(), start: 11));
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.CopyFrom<float>(part, start: -1));
+    }
+
+    [Fact]
+    public void Counts_tell_launches_and_bytes_and_nothing_else_happens()
+    {
+        const int pairs = 100;
+        using GpuDevice device = gpu.OpenAnother();
+        using var workspace = new Workspace(device);
+        float[] data = new float[pairs];
+        GpuCounts start = device.Counts;
+        using TensorBuffer chosen = device.Upload<float>(data), rejected = device.Upload<float>(data), losses = device.Allocate(ElementType.Float32, pairs);
+        Assert.Equal(new GpuCounts(0, 8 * pairs, 0), device.Counts - start);
+        start = device.Counts;
+        PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = rejected }, new DpoSigmoid(), new PairOutputs { Loss = losses }, default, workspace);
+        device.Synchronize();
+        Assert.Equal(new GpuCounts(1, 0, 0), device.Counts - start);
+        losses.ToArray<float>();
+        Assert.Equal(new GpuCounts(1, 0, 4 * pairs), device.Counts - start);
+        using ComputeDevice cancellable = device.With(CancellationToken.None);
+        Assert.Equal(device.Counts, ((GpuDevice)cancellable).Counts);
+    }
+
+    /// <summary>A device whose driver gives no more than so many bytes in all.</summary>
+    private sealed class SmallDevice(Context context, Accelerator accelerator, long capacity, Action? asked = null) : GpuQueue(context, accelerator)
+    {
+        private readonly List<MemoryBuffer1D<byte, Stride1D.Dense>> given = [];
+
+        protected override MemoryBuffer1D<byte, Stride1D.Dense> AllocateMemory(long bytes)
+        {
+            asked?.Invoke();
+            if (bytes > capacity - given.Where(memory => !memory.IsDisposed).Sum(memory => memory.Length))
+                throw new CLException(CLError.CL_MEM_OBJECT_ALLOCATION_FAILURE);
+            MemoryBuffer1D<byte, Stride1D.Dense> memory = base.AllocateMemory(bytes);
+            given.Add(memory);
+            return memory;
+        }
+    }
+}
