@@ -65,17 +65,24 @@ public class PtxTests(ITestOutputHelper output)
         Assert.Empty(Ptx.Faults("\t@%p3 bra L_2;\n\tbra.uni L_3;\n\t.shared .align 4 .b8 tile[49152];\n\tst.shared.f32 [%r1], %f1;"));
     }
 
-    /// <summary>The library's kernels with every built-in loss, and the ones of the test project.</summary>
+    /// <summary>The library's kernels with every built-in loss or rule and a rule that does everything, and the ones of the test project.</summary>
     private static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
     {
-        Type[] losses = typeof(IPairLoss).Assembly.GetExportedTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(IPairLoss))).ToArray();
         IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.EndsWith("Kernels", StringComparison.Ordinal))
-            .SelectMany(type => KernelsOf(type).SelectMany(kernel => (kernel.IsGenericMethod ? losses.Select(loss => kernel.MakeGenericMethod(loss)) : [kernel])
-                .Select(instance => (instance, GroupSize(type)))));
+            .SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
         IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
         IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
             .SelectMany(type => KernelsOf(typeof(TabulateKernels)).Select(kernel => (kernel.MakeGenericMethod(type), GroupSize(typeof(TabulateKernels)))));
         return library.Concat(proof).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
+    }
+
+    private static IEnumerable<MethodInfo> Instances(MethodInfo kernel)
+    {
+        if (!kernel.IsGenericMethod)
+            return [kernel];
+        Type formula = kernel.GetGenericArguments()[0].GetGenericParameterConstraints().Single(constraint => constraint.IsInterface);
+        return formula.Assembly.GetExportedTypes().Append(Rule).Where(type => type.IsValueType && !type.IsGenericTypeDefinition && type.IsAssignableTo(formula))
+            .Select(type => kernel.MakeGenericMethod(type));
     }
 
     private static IEnumerable<MethodInfo> KernelsOf(Type type) =>
