@@ -65,24 +65,25 @@ public class PtxTests(ITestOutputHelper output)
         Assert.Empty(Ptx.Faults("\t@%p3 bra L_2;\n\tbra.uni L_3;\n\t.shared .align 4 .b8 tile[49152];\n\tst.shared.f32 [%r1], %f1;"));
     }
 
-    /// <summary>The library's kernels with every built-in loss, and the ones of the test project.</summary>
+    /// <summary>The library's kernels with every built-in loss or rule and a rule that does everything, and the ones of the test project.</summary>
     internal static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
     {
         IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.EndsWith("Kernels", StringComparison.Ordinal))
-            .SelectMany(type => KernelsOf(type).SelectMany(kernel => Instances(kernel).Select(instance => (instance, GroupSize(type)))));
+            .SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
         IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
         IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
             .SelectMany(type => KernelsOf(typeof(TabulateKernels)).Select(kernel => (kernel.MakeGenericMethod(type), GroupSize(typeof(TabulateKernels)))));
         return library.Concat(proof).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
     }
 
-    // A kernel that takes a struct, with every built-in one of the kind that it asks for.
+    // A kernel that takes a struct, with every built-in one of the kind that it asks for, and with the proof rule.
     private static IEnumerable<MethodInfo> Instances(MethodInfo kernel)
     {
         if (!kernel.IsGenericMethod)
             return [kernel];
-        Type kind = kernel.GetGenericArguments().Single().GetGenericParameterConstraints().Single(constraint => constraint.IsInterface);
-        return kind.Assembly.GetExportedTypes().Where(type => type.IsValueType && type.IsAssignableTo(kind)).Select(type => kernel.MakeGenericMethod(type));
+        Type formula = kernel.GetGenericArguments()[0].GetGenericParameterConstraints().Single(constraint => constraint.IsInterface);
+        return formula.Assembly.GetExportedTypes().Append(Rule).Where(type => type.IsValueType && !type.IsGenericTypeDefinition && type.IsAssignableTo(formula))
+            .Select(type => kernel.MakeGenericMethod(type));
     }
 
     private static IEnumerable<MethodInfo> KernelsOf(Type type) =>

@@ -216,8 +216,8 @@ public class AttentionArgumentsTests
     public void A_workspace_with_too_low_a_limit_says_what_is_needed()
     {
         AttentionProblem problem = Good();
-        using var workspace = new Workspace(Device, limit: 1000);
         long needed = TransformerKernels.Attention.ForwardWorkspaceBytes(Device, problem);
+        using var workspace = new Workspace(Device, limit: Math.Max(0, needed - 1));
         ArgumentException? thrown = null;
         try
         {
@@ -227,7 +227,9 @@ public class AttentionArgumentsTests
         {
             thrown = exception;
         }
-        Assert.Contains(needed.ToString(), thrown!.Message);
+        Assert.Equal(needed > 0, thrown is not null); // GPUs need none in a forward pass
+        if (thrown is not null)
+            Assert.Contains(needed.ToString(), thrown.Message);
         using var enough = new Workspace(Device, needed);
         TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(output, Batch, Heads, Queries, ValueSize), default, enough);
         Assert.Equal(needed, enough.Bytes);

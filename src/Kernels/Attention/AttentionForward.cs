@@ -1,0 +1,233 @@
+using System.Runtime.CompilerServices;
+using ILGPU;
+
+namespace TransformerKernels;
+
+// A group of 256 threads takes 64 queries of a head and up to 128 columns of the output, and walks over the keys that they see, 64 at a time:
+//
+//     S = Q Kᵀ       both staged in slices of 32 columns, summed in registers (4 x 4 a thread), left in the tile in shared memory
+//     row stage      four threads a row: scale, rule, bias, hidden pairs; the row's running maximum and sum; e^(s − maximum) in place of S
+//     O += P V       V staged 32 rows at a time, summed in registers (4 x 8 a thread) after they are scaled to the new maximum
+//
+// Values of more than 128 columns take several groups, each of which computes the scores again. Tiles that causality hides are not visited.
+//
+// Traffic: a tile reads 64 · (2d + dv) floats, since Q is staged again for each tile of keys (d and dv up to 128): with n tiles visited of a head,
+// 256 · n · (2d + dv) bytes, and once per query 4 · dv written. For Sq = Sk = S without causality n = (S / 64)²: per key of a head, S / 64 times
+// 4 · (2d + dv) bytes; half as high a tile would read twice as much.
+//
+// Shared memory 38 KB. No workspace.
+public sealed partial class GpuDevice
+{
+    /// <inheritdoc/>
+    protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) => 0;
+
+    /// <inheritdoc/>
+    protected internal override void AttentionForward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp,
+        Workspace workspace)
+    {
+        AttentionShape shape = AttentionShape.Of(problem);
+        LaunchForward(rule, shape, new(this, problem, shape, output, logSumExp));
+    }
+
+    private void LaunchForward<TRule>(TRule rule, in AttentionShape shape, in ForwardArguments arguments) where TRule : unmanaged, IScoreRule
+    {
+        cancellation.ThrowIfCancellationRequested();
+        int groups = checked((int)(shape.Batch * shape.Heads * ScoreTile.Blocks(shape.Queries) * ScoreTile.Slices(shape.ValueSize)));
+        if (groups > 0)
+            Queue.Launch(AttentionForwardKernels.Forward, groups, AttentionForwardKernels.GroupSize, rule, arguments);
+    }
+}
+
+/// <summary>What the forward kernel reads and writes.</summary>
+internal readonly struct ForwardArguments
+{
+    public readonly ScoreArguments Score;
+    public readonly GpuMatrices Value, Output, LogSumExp;
+
+    /// <summary>How many columns <see cref="LogSumExp"/> has: none if it isn't wanted, one, or two with what rounding took from the first.</summary>
+    public readonly int LogSumExpColumns;
+
+    public ForwardArguments(GpuDevice device, in AttentionProblem problem, in AttentionShape shape, in TensorView output, in TensorView logSumExp)
+    {
+        Score = new(device, problem, shape);
+        Value = new(device, problem.Value, "problem.Value");
+        Output = new(device, output, "output");
+        LogSumExp = new(device, logSumExp, "logSumExp");
+        LogSumExpColumns = !logSumExp.IsPresent ? 0 : logSumExp.Rank == 4 ? 2 : 1;
+    }
+}
+
+internal static class AttentionForwardKernels
+{
+    public const int GroupSize = ScoreTile.GroupSize;
+
+    /// <summary>Output and log-sum-exp of 64 queries.</summary>
+    public static void Forward<TRule>(TRule rule, ForwardArguments a) where TRule : unmanaged, IScoreRule
+    {
+        ArrayView<float> tile = SharedMemory.Allocate<float>(ScoreTile.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(ScoreTile.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(ScoreTile.LinesFloats);
+        ArrayView<float> exchange = SharedMemory.Allocate<float>(GroupSize);
+        ArrayView<float> factors = SharedMemory.Allocate<float>(ScoreTile.Side);
+        ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
+
+        int thread = Group.IdxX, row = thread / ScoreTile.ThreadsPerRow, part = thread % ScoreTile.ThreadsPerRow, y = thread / ScoreTile.Threads;
+        long queries = a.Score.Queries, blocks = (queries + ScoreTile.Side - 1) / ScoreTile.Side;
+        int valueSize = a.Score.ValueSize, slices = valueSize == 0 ? 1 : (valueSize + ScoreTile.OutputColumns - 1) / ScoreTile.OutputColumns;
+        long item = Grid.IdxX;
+        int column = (int)(item % slices) * ScoreTile.OutputColumns;
+        item /= slices;
+        long i0 = item % blocks * ScoreTile.Side;
+        item /= blocks;
+        long head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
+        int rows = (int)(queries - i0 < ScoreTile.Side ? queries - i0 : ScoreTile.Side);
+        long end = a.Score.EndOfKeys(i0, rows);
+        GpuMatrix query = a.Score.Query.Of(batch, head), key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
+
+        RegisterTile low = default, high = default;
+        float maximum = float.NegativeInfinity, sum = 0f;
+        for (long j0 = 0; j0 < end; j0 += ScoreTile.Side)
+        {
+            int columns = (int)(end - j0 < ScoreTile.Side ? end - j0 : ScoreTile.Side);
+            RegisterTile scores = default;
+            ScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
+            ScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, a.Score.HeadSize);
+            ScoreTile.Store(scores, tile);
+            Group.Barrier();
+
+            float highest = maximum;
+            int hides = 0;
+            for (int c = part; c < columns && row < rows; c += ScoreTile.ThreadsPerRow)
+            {
+                int at = row * ScoreTile.RowStep + c;
+                float z = ScoreTile.Score(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at]);
+                tile[at] = z;
+                highest = z > highest ? z : highest;
+                hides |= z == float.NegativeInfinity ? 1 : 0;
+            }
+            exchange[thread] = highest;
+            flags[thread] = hides;
+            Group.Barrier();
+
+            int first = row * ScoreTile.ThreadsPerRow;
+            highest = Larger(Larger(exchange[first], exchange[first + 1]), Larger(exchange[first + 2], exchange[first + 3]));
+            float reference = highest == float.NegativeInfinity ? 0f : highest;
+            float shrink = Real32.Exp(new(maximum - reference)).Value, tileSum = 0f;
+            for (int c = part; c < columns && row < rows; c += ScoreTile.ThreadsPerRow)
+            {
+                int at = row * ScoreTile.RowStep + c;
+                float z = tile[at];
+                float p = Real32.Exp(new(z - reference)).Value;
+                tile[at] = z == float.NegativeInfinity ? ScoreTile.Hidden : p;
+                tileSum += p;
+            }
+            sum = sum * shrink + tileSum;
+            maximum = highest;
+            if (part == 0)
+                factors[row] = shrink;
+            Group.Barrier();
+
+            float f0 = factors[y], f1 = factors[y + ScoreTile.Threads], f2 = factors[y + 2 * ScoreTile.Threads], f3 = factors[y + 3 * ScoreTile.Threads];
+            ScoreTile.ScaleRows(ref low, f0, f1, f2, f3);
+            ScoreTile.ScaleRows(ref high, f0, f1, f2, f3);
+            if (valueSize > 0)
+                ScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, ScoreTile.RowsHide(flags));
+        }
+
+        exchange[thread] = sum;
+        Group.Barrier();
+        int own = row * ScoreTile.ThreadsPerRow;
+        float total = exchange[own] + exchange[own + 1] + exchange[own + 2] + exchange[own + 3];
+        if (part == 0)
+            factors[row] = total;
+        Group.Barrier();
+        GpuMatrix output = a.Output.Of(batch, head);
+        WriteRows(low, output, factors, i0, rows, column, valueSize);
+        WriteRows(high, output, factors, i0, rows, column + ScoreTile.Side, valueSize);
+
+        if (part != 0 || row >= rows || column != 0 || a.LogSumExpColumns == 0)
+            return;
+        GpuMatrix logSumExp = a.LogSumExp.Of(batch, head);
+        float rounded = LogSumExp(maximum, total, out float remainder);
+        logSumExp[i0 + row, 0] = rounded;
+        if (a.LogSumExpColumns == 2)
+            logSumExp[i0 + row, 1] = remainder;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Larger(float a, float b) => a > b ? a : b;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void WriteRows(in RegisterTile t, in GpuMatrix output, ArrayView<float> totals, long i0, int rows, int column, int size)
+    {
+        int y = Group.IdxX / ScoreTile.Threads, x = column + Group.IdxX % ScoreTile.Threads;
+        WriteRow(output, totals, i0, y, rows, x, size, t.S00, t.S01, t.S02, t.S03);
+        WriteRow(output, totals, i0, y + ScoreTile.Threads, rows, x, size, t.S10, t.S11, t.S12, t.S13);
+        WriteRow(output, totals, i0, y + 2 * ScoreTile.Threads, rows, x, size, t.S20, t.S21, t.S22, t.S23);
+        WriteRow(output, totals, i0, y + 3 * ScoreTile.Threads, rows, x, size, t.S30, t.S31, t.S32, t.S33);
+    }
+
+    // Σ p v / Σ p; 0 where no key is seen.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void WriteRow(in GpuMatrix output, ArrayView<float> totals, long i0, int row, int rows, int x, int size, float s0, float s1, float s2, float s3)
+    {
+        if (row >= rows)
+            return;
+        float total = totals[row];
+        if (x < size)
+            output[i0 + row, x] = total == 0f ? 0f : s0 / total;
+        if (x + ScoreTile.Threads < size)
+            output[i0 + row, x + ScoreTile.Threads] = total == 0f ? 0f : s1 / total;
+        if (x + 2 * ScoreTile.Threads < size)
+            output[i0 + row, x + 2 * ScoreTile.Threads] = total == 0f ? 0f : s2 / total;
+        if (x + 3 * ScoreTile.Threads < size)
+            output[i0 + row, x + 3 * ScoreTile.Threads] = total == 0f ? 0f : s3 / total;
+    }
+
+    // maximum + ln(sum), to about 1e-9 in two floats. A log-sum-exp that is off by its own rounding would shift all weights of a row in the backward pass.
+    //
+    // sum = m · 2^e with √½ ≤ m < √2; ln m = 2 (s + s³/3 + s⁵/5 + ...) with s = (m − 1) / (m + 1), of which the first term is carried in two floats.
+    // Every product that must be exact is one of numbers of 12 bits, so that it stays exact where a compiler fuses it with an addition.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float LogSumExp(float maximum, float sum, out float remainder)
+    {
+        const float ln2High = 0.693359375f, ln2Low = -2.12194440e-4f; // as in Elementary: e · ln2High is exact
+        remainder = 0f;
+        if (sum == 0f)
+            return float.NegativeInfinity;
+        int bits = BitConverter.SingleToInt32Bits(sum), exponent = (bits - LanesConstants.SqrtHalfBits) >> 23;
+        float m = BitConverter.Int32BitsToSingle(bits - (exponent << 23));
+        float numerator = m - 1f, denominator = m + 1f, lost = m - (denominator - 1f);
+        float s = numerator / denominator;
+        float sHigh = Upper(s), sLow = s - sHigh, dHigh = Upper(denominator), dLow = denominator - dHigh;
+        float rest = (numerator - sHigh * dHigh - sHigh * dLow - sLow * dHigh - sLow * dLow - s * lost) / denominator;
+        float square = s * s;
+        float tail = 2f / 13f;
+        tail = tail * square + 2f / 11f;
+        tail = tail * square + 2f / 9f;
+        tail = tail * square + 2f / 7f;
+        tail = tail * square + 2f / 5f;
+        tail = tail * square + 2f / 3f;
+        float small = tail * square * s + 2f * rest + exponent * ln2Low;
+
+        float partial = AddExactly(maximum, exponent * ln2High, out float error0);
+        partial = AddExactly(partial, 2f * s, out float error1);
+        float rounded = AddExactly(partial, small + error1 + error0, out float error2);
+        bool finite = rounded - rounded == 0f;
+        remainder = finite ? error2 : 0f;
+        return finite ? rounded : maximum + sum;
+    }
+
+    // The upper 12 bits.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Upper(float x) => BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(x) & ~0xFFF);
+
+    // Knuth's two-sum.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float AddExactly(float a, float b, out float error)
+    {
+        float sum = a + b, second = sum - a;
+        error = a - (sum - second) + (b - second);
+        return sum;
+    }
+}

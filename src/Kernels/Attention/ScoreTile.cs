@@ -1,0 +1,352 @@
+using System.Runtime.CompilerServices;
+using ILGPU;
+
+namespace TransformerKernels;
+
+/// <summary>Four rows by four columns of sums in registers: thread (x, y) of 16 x 16 has rows y + 16·i and columns x + 16·j.</summary>
+internal struct RegisterTile
+{
+    public float S00, S01, S02, S03, S10, S11, S12, S13, S20, S21, S22, S23, S30, S31, S32, S33;
+}
+
+/// <summary>The parts of which attention's kernels are made: a group of 256 threads works on a tile of 64 x 64 pairs.</summary>
+/// <remarks>
+/// <code>
+///   products     thread (x, y): x = t % 16, y = t / 16, a register tile (rows y + 16·i, columns x + 16·j). Both operands lie in shared memory: reads
+///                are broadcasts or 16 neighbours, without bank conflicts.
+///   row stage    thread t: row t / 4, columns t % 4 + 4·c. A row's numbers (maximum, sum, position) live in its four threads' registers, and what
+///                a score is made of is written once, in a loop, however long a rule is.
+///   tile         [row, column], rows of 68 floats: the eight rows that a warp reads in the row stage lie in different banks
+///   staging      two slices of 32 columns of 64 rows, transposed: [column, row], rows of 65 floats; a warp reads 128 bytes that lie together.
+///                Or 32 rows of up to 128 columns, as they are.
+///   lines        five times 128 floats: the bias, and each captured tensor, by row, by column or by diagonal of the tile
+/// </code>
+/// Every element is summed in the order of its terms, so its bits depend neither on the tile nor on the group.
+/// </remarks>
+internal static class ScoreTile
+{
+    public const int GroupSize = 256;
+
+    /// <summary>Rows and columns of the tile.</summary>
+    public const int Side = 64;
+
+    /// <summary>The threads that share a row in the row stage.</summary>
+    public const int ThreadsPerRow = GroupSize / Side;
+
+    /// <summary>Floats from one row of the tile to the next.</summary>
+    public const int RowStep = Side + 4;
+
+    public const int TileFloats = Side * RowStep;
+
+    /// <summary>Terms of a product that are staged at a time.</summary>
+    public const int Slice = 32;
+
+    /// <summary>Floats from one column of a transposed slice to the next.</summary>
+    public const int SliceStep = Side + 1;
+
+    public const int StagingFloats = 2 * Slice * SliceStep;
+
+    /// <summary>Columns of an output that a group sums up: two register tiles.</summary>
+    public const int OutputColumns = 2 * Side;
+
+    /// <summary>Floats of a line: a tile has 127 diagonals.</summary>
+    public const int Line = 2 * Side;
+
+    public const int LinesFloats = 5 * Line;
+
+    /// <summary>Threads along one side of the group in products, and how far apart the rows and columns of a register tile are.</summary>
+    public const int Threads = 16;
+
+    /// <summary>
+    /// Stands in the tile for a hidden pair, which contributes nothing whatever its key and value hold. No weight is negative, and a gradient that is
+    /// the most negative float there is would be infinite a rounding later.
+    /// </summary>
+    public const float Hidden = float.MinValue;
+
+    public static long Blocks(long length) => (length + Side - 1) / Side;
+
+    /// <summary>How many groups share the columns of an output; at least one.</summary>
+    public static long Slices(long size) => Math.Max(1, (size + OutputColumns - 1) / OutputColumns);
+
+    /// <summary>Adds the products of up to 64 rows of a and of b: tile[i, j] += Σ aᵢ · bⱼ. Rows beyond the given ones count as 0.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProducts(ref RegisterTile sums, ArrayView<float> staging, in GpuMatrix a, long aFirst, int aRows, in GpuMatrix b, long bFirst, int bRows,
+        int size)
+    {
+        int x = Group.IdxX % Threads, y = Group.IdxX / Threads;
+        for (int first = 0; first < size; first += Slice)
+        {
+            Group.Barrier(); // what was staged before has been read
+            StageTransposed(staging, 0, a, aFirst, aRows, first, size);
+            StageTransposed(staging, Slice * SliceStep, b, bFirst, bRows, first, size);
+            Group.Barrier();
+            int terms = size - first < Slice ? size - first : Slice;
+            Add(ref sums, staging, y, Threads, SliceStep, staging, Slice * SliceStep + x, SliceStep, terms);
+        }
+    }
+
+    /// <summary>Adds the tile times rows of a matrix: sums[i, column] += Σ tile[i, j] · mⱼ[column], for up to 128 columns from the given one on.</summary>
+    /// <param name="low">The first 64 columns.</param>
+    /// <param name="high">The columns from 64 on.</param>
+    /// <param name="tile">The tile.</param>
+    /// <param name="staging">Overwritten.</param>
+    /// <param name="m">Row j belongs to column j of the tile.</param>
+    /// <param name="first">The first row.</param>
+    /// <param name="rows">How many there are.</param>
+    /// <param name="column">The first column.</param>
+    /// <param name="size">How many columns the matrix has.</param>
+    /// <param name="hides">Whether this thread's rows of the tile may hold <see cref="Hidden"/>.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddTileTimesRows(ref RegisterTile low, ref RegisterTile high, ArrayView<float> tile, ArrayView<float> staging, in GpuMatrix m, long first,
+        int rows, int column, int size, bool hides)
+    {
+        int x = Group.IdxX % Threads, y = Group.IdxX / Threads;
+        bool wide = size - column > Side;
+        int width = wide ? OutputColumns : Side;
+        for (int chunk = 0; chunk < rows; chunk += Slice)
+        {
+            Group.Barrier();
+            int terms = rows - chunk < Slice ? rows - chunk : Slice;
+            for (int e = Group.IdxX; e < terms * width; e += GroupSize)
+            {
+                int row = wide ? e / OutputColumns : e / Side, at = wide ? e % OutputColumns : e % Side;
+                staging[row * OutputColumns + at] = column + at < size ? m[first + chunk + row, column + at] : 0f;
+            }
+            Group.Barrier();
+            if (hides)
+            {
+                AddVisible(ref low, tile, y * RowStep + chunk, staging, x, terms);
+                if (wide)
+                    AddVisible(ref high, tile, y * RowStep + chunk, staging, x + Side, terms);
+            }
+            else
+            {
+                Add(ref low, tile, y * RowStep + chunk, Threads * RowStep, 1, staging, x, OutputColumns, terms);
+                if (wide)
+                    Add(ref high, tile, y * RowStep + chunk, Threads * RowStep, 1, staging, x + Side, OutputColumns, terms);
+            }
+        }
+    }
+
+    /// <summary>Writes each thread's sums into the tile.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Store(in RegisterTile sums, ArrayView<float> tile)
+    {
+        int at = Group.IdxX / Threads * RowStep + Group.IdxX % Threads;
+        StoreRow(tile, at, sums.S00, sums.S01, sums.S02, sums.S03);
+        StoreRow(tile, at + Threads * RowStep, sums.S10, sums.S11, sums.S12, sums.S13);
+        StoreRow(tile, at + 2 * Threads * RowStep, sums.S20, sums.S21, sums.S22, sums.S23);
+        StoreRow(tile, at + 3 * Threads * RowStep, sums.S30, sums.S31, sums.S32, sums.S33);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void StoreRow(ArrayView<float> tile, int at, float s0, float s1, float s2, float s3)
+    {
+        tile[at] = s0;
+        tile[at + Threads] = s1;
+        tile[at + 2 * Threads] = s2;
+        tile[at + 3 * Threads] = s3;
+    }
+
+    /// <summary>Multiplies rows: row y + 16·i by the i-th factor.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void ScaleRows(ref RegisterTile t, float f0, float f1, float f2, float f3)
+    {
+        t.S00 *= f0;
+        t.S01 *= f0;
+        t.S02 *= f0;
+        t.S03 *= f0;
+        t.S10 *= f1;
+        t.S11 *= f1;
+        t.S12 *= f1;
+        t.S13 *= f1;
+        t.S20 *= f2;
+        t.S21 *= f2;
+        t.S22 *= f2;
+        t.S23 *= f2;
+        t.S30 *= f3;
+        t.S31 *= f3;
+        t.S32 *= f3;
+        t.S33 *= f3;
+    }
+
+    /// <summary>Whether this thread's rows of the tile hold hidden pairs: what the row stage left in a flag per thread.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool RowsHide(ArrayView<int> flags)
+    {
+        int y = Group.IdxX / Threads, any = 0;
+        for (int row = y; row < Side; row += Threads)
+        {
+            for (int part = 0; part < ThreadsPerRow; part++)
+                any |= flags[row * ThreadsPerRow + part];
+        }
+        return any != 0;
+    }
+
+    /// <summary>Lays out what scores are made of along the rows, columns and diagonals of a tile.</summary>
+    /// <remarks>Diagonal c − r + 63 has query r and key c of the tile.</remarks>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void FillLines(in ScoreArguments a, ArrayView<float> lines, long batch, long head, long firstQuery, long firstKey)
+    {
+        int t = Group.IdxX;
+        if (t >= Line)
+            return;
+        long distance = firstKey - firstQuery - a.QueryOffset + t - (Side - 1);
+        lines[t] = a.Bias(batch, head, distance);
+        FillLine(a, a.Captured0, lines, Line + t, batch, head, firstQuery + t, firstKey + t, distance);
+        FillLine(a, a.Captured1, lines, 2 * Line + t, batch, head, firstQuery + t, firstKey + t, distance);
+        FillLine(a, a.Captured2, lines, 3 * Line + t, batch, head, firstQuery + t, firstKey + t, distance);
+        FillLine(a, a.Captured3, lines, 4 * Line + t, batch, head, firstQuery + t, firstKey + t, distance);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void FillLine(in ScoreArguments a, in GpuCaptured captured, ArrayView<float> lines, int at, long batch, long head, long query, long key, long distance)
+    {
+        float value = 0f;
+        if (captured.Structure != GpuCaptured.Absent && !captured.IsDense)
+            value = captured[captured.At(batch, head, query < a.Queries ? query : a.Queries - 1, key < a.Keys ? key : a.Keys - 1, distance)];
+        lines[at] = value;
+    }
+
+    /// <summary>The captured value of a pair: query and key counted in the tile, and where they stand.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Lookup(in GpuCaptured captured, ArrayView<float> lines, int line, long batch, long head, long firstQuery, long firstKey, int query, int key)
+    {
+        if (captured.IsDense)
+            return captured[captured.At(batch, head, firstQuery + query, firstKey + key, 0)];
+        int at = captured.Structure == (int)CapturedStructure.PerQuery ? query : captured.Structure == (int)CapturedStructure.PerKey ? key : key - query + Side - 1;
+        return lines[line * Line + at];
+    }
+
+    /// <summary>The final score of a pair, −∞ if it is hidden.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Score<TRule>(TRule rule, in ScoreArguments a, ArrayView<float> lines, long batch, long head, long firstQuery, long firstKey, int query, int key,
+        float product) where TRule : unmanaged, IScoreRule
+    {
+        float score = rule.Score(new Real32(product * a.Scale), new ScorePlace<Real32>
+        {
+            QueryPosition = new(firstQuery + query + a.QueryOffset),
+            KeyPosition = new(firstKey + key),
+            Head = new(head),
+            Batch = new(batch),
+            Captured0 = new(Lookup(a.Captured0, lines, 1, batch, head, firstQuery, firstKey, query, key)),
+            Captured1 = new(Lookup(a.Captured1, lines, 2, batch, head, firstQuery, firstKey, query, key)),
+            Captured2 = new(Lookup(a.Captured2, lines, 3, batch, head, firstQuery, firstKey, query, key)),
+            Captured3 = new(Lookup(a.Captured3, lines, 4, batch, head, firstQuery, firstKey, query, key)),
+        }).Value;
+        return Final(a, lines, firstQuery, firstKey, query, key, score);
+    }
+
+    /// <summary>The final score of a pair, −∞ if it is hidden, and the derivative of the rule: by the score where the seed is −1, else by that captured value.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Differentiate<TRule>(TRule rule, in ScoreArguments a, ArrayView<float> lines, long batch, long head, long firstQuery, long firstKey, int query,
+        int key, float product, int seed, out float derivative) where TRule : unmanaged, IScoreRule
+    {
+        Dual<Real32> score = rule.Score(new Dual<Real32>(new(product * a.Scale), new(seed < 0 ? 1f : 0f)), new ScorePlace<Dual<Real32>>
+        {
+            QueryPosition = Dual<Real32>.From(firstQuery + query + a.QueryOffset),
+            KeyPosition = Dual<Real32>.From(firstKey + key),
+            Head = Dual<Real32>.From(head),
+            Batch = Dual<Real32>.From(batch),
+            Captured0 = new(new(Lookup(a.Captured0, lines, 1, batch, head, firstQuery, firstKey, query, key)), new(seed == 0 ? 1f : 0f)),
+            Captured1 = new(new(Lookup(a.Captured1, lines, 2, batch, head, firstQuery, firstKey, query, key)), new(seed == 1 ? 1f : 0f)),
+            Captured2 = new(new(Lookup(a.Captured2, lines, 3, batch, head, firstQuery, firstKey, query, key)), new(seed == 2 ? 1f : 0f)),
+            Captured3 = new(new(Lookup(a.Captured3, lines, 4, batch, head, firstQuery, firstKey, query, key)), new(seed == 3 ? 1f : 0f)),
+        });
+        derivative = score.Derivative.Value;
+        return Final(a, lines, firstQuery, firstKey, query, key, score.Value.Value);
+    }
+
+    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Final(in ScoreArguments a, ArrayView<float> lines, long firstQuery, long firstKey, int query, int key, float score)
+    {
+        float bias = lines[key - query + Side - 1];
+        bool hidden = score == float.NegativeInfinity || bias == float.NegativeInfinity
+            || (a.Causal != 0 && firstKey + key > firstQuery + query + a.QueryOffset);
+        return hidden ? float.NegativeInfinity : score + bias;
+    }
+
+    // Warps read 32 columns of one row; what they write transposed lies in 32 banks.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void StageTransposed(ArrayView<float> staging, int start, in GpuMatrix m, long first, int rows, int firstColumn, int size)
+    {
+        int column = Group.IdxX % Slice;
+        bool there = firstColumn + column < size;
+        for (int row = Group.IdxX / Slice; row < Side; row += GroupSize / Slice)
+            staging[start + column * SliceStep + row] = there && row < rows ? m[first + row, firstColumn + column] : 0f;
+    }
+
+    // sums[i, j] += Σ a[start + i·row + k·term] · b[start + 16·j + k·term].
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Add(ref RegisterTile t, ArrayView<float> a, int aStart, int aRow, int aTerm, ArrayView<float> b, int bStart, int bTerm, int terms)
+    {
+        for (int k = 0; k < terms; k++)
+        {
+            float a0 = a[aStart], a1 = a[aStart + aRow], a2 = a[aStart + 2 * aRow], a3 = a[aStart + 3 * aRow];
+            float b0 = b[bStart], b1 = b[bStart + Threads], b2 = b[bStart + 2 * Threads], b3 = b[bStart + 3 * Threads];
+            t.S00 += a0 * b0;
+            t.S01 += a0 * b1;
+            t.S02 += a0 * b2;
+            t.S03 += a0 * b3;
+            t.S10 += a1 * b0;
+            t.S11 += a1 * b1;
+            t.S12 += a1 * b2;
+            t.S13 += a1 * b3;
+            t.S20 += a2 * b0;
+            t.S21 += a2 * b1;
+            t.S22 += a2 * b2;
+            t.S23 += a2 * b3;
+            t.S30 += a3 * b0;
+            t.S31 += a3 * b1;
+            t.S32 += a3 * b2;
+            t.S33 += a3 * b3;
+            aStart += aTerm;
+            bStart += bTerm;
+        }
+    }
+
+    // The same of a tile with hidden pairs: what they are multiplied with may be NaN, so they are left out, not multiplied by 0.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddVisible(ref RegisterTile t, ArrayView<float> tile, int aStart, ArrayView<float> b, int bStart, int terms)
+    {
+        for (int k = 0; k < terms; k++)
+        {
+            float b0 = b[bStart], b1 = b[bStart + Threads], b2 = b[bStart + 2 * Threads], b3 = b[bStart + 3 * Threads];
+            float a0 = tile[aStart];
+            if (a0 != Hidden)
+            {
+                t.S00 += a0 * b0;
+                t.S01 += a0 * b1;
+                t.S02 += a0 * b2;
+                t.S03 += a0 * b3;
+            }
+            float a1 = tile[aStart + Threads * RowStep];
+            if (a1 != Hidden)
+            {
+                t.S10 += a1 * b0;
+                t.S11 += a1 * b1;
+                t.S12 += a1 * b2;
+                t.S13 += a1 * b3;
+            }
+            float a2 = tile[aStart + 2 * Threads * RowStep];
+            if (a2 != Hidden)
+            {
+                t.S20 += a2 * b0;
+                t.S21 += a2 * b1;
+                t.S22 += a2 * b2;
+                t.S23 += a2 * b3;
+            }
+            float a3 = tile[aStart + 3 * Threads * RowStep];
+            if (a3 != Hidden)
+            {
+                t.S30 += a3 * b0;
+                t.S31 += a3 * b1;
+                t.S32 += a3 * b2;
+                t.S33 += a3 * b3;
+            }
+            aStart++;
+            bStart += OutputColumns;
+        }
+    }
+}
