@@ -25,15 +25,14 @@ int Run(ParseResult arguments)
     if (arguments.GetValue(model) is null != arguments.GetValue(data) is null)
         return Refuse("--model and --data go together: a checkpoint, and the pairs to align it with.");
 
-    ComputeDevice device = ComputeDevice.Cpu;
-    using var team = new Team(Environment.ProcessorCount);
+    using ModelMaths maths = new CpuMaths(ComputeDevice.Cpu, Environment.ProcessorCount);
     var screen = new Screen(AnsiConsole.Console);
-    screen.Line($"Device: {device.Name}. Seed: {arguments.GetValue(seed)}.");
+    screen.Line($"Device: {maths.Device.Name}. Seed: {arguments.GetValue(seed)}.");
     try
     {
         JobSummary summary = arguments.GetValue(model) is { } checkpoint
-            ? Align(device, team, screen, checkpoint.FullName, arguments.GetValue(data)!.FullName, arguments.GetValue(seed), start)
-            : Add(device, team, screen, arguments.GetValue(seed), arguments.GetValue(plots)!, start);
+            ? Align(maths, screen, checkpoint.FullName, arguments.GetValue(data)!.FullName, arguments.GetValue(seed), start)
+            : Add(maths, screen, arguments.GetValue(seed), arguments.GetValue(plots)!, start);
         if (arguments.GetValue(json) is { } file)
             summary.Write(file.FullName);
         return 0;
@@ -44,10 +43,10 @@ int Run(ParseResult arguments)
     }
 }
 
-JobSummary Add(ComputeDevice device, Team team, Screen screen, int seed, string folder, long start)
+JobSummary Add(ModelMaths maths, Screen screen, int seed, string folder, long start)
 {
     var settings = new AdditionSettings { Seed = seed };
-    using var job = new AdditionJob(device, team, settings, screen);
+    using var job = new AdditionJob(maths, settings, screen);
     AdditionResult result = job.Run();
     screen.Table($"{settings.TestQuestions} unseen questions, greedy answers judged whole", ["", "exact answers"],
         ["after imitating noisy demonstrations", Percent(result.AccuracyBefore)],
@@ -60,17 +59,17 @@ JobSummary Add(ComputeDevice device, Team team, Screen screen, int seed, string 
     (string png, string svg) = TrainingPlot.Save(result.Curves, folder, "training");
     double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
     screen.Line($"Plots: {png} and {svg}");
-    screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {device.Name}."));
-    return new(result.AccuracyBefore, result.AccuracyAfter, result.PairsAfter.RewardMargin, result.PairsAfter.RewardAccuracy, result.TokensPerSecond, device.Name, seed, seconds);
+    screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {maths.Device.Name}."));
+    return new(result.AccuracyBefore, result.AccuracyAfter, result.PairsAfter.RewardMargin, result.PairsAfter.RewardAccuracy, result.TokensPerSecond, maths.Device.Name, seed, seconds);
 }
 
-JobSummary Align(ComputeDevice device, Team team, Screen screen, string modelPath, string dataPath, int seed, long start)
+JobSummary Align(ModelMaths maths, Screen screen, string modelPath, string dataPath, int seed, long start)
 {
-    CheckpointResult result = CheckpointJob.Run(device, team, modelPath, dataPath, new() { Seed = seed }, screen);
+    CheckpointResult result = CheckpointJob.Run(maths, modelPath, dataPath, new() { Seed = seed }, screen);
     Pairs(screen, $"{result.HeldOutPairs} held-out pairs; aligned on {result.TrainingPairs}", result.Before, result.After);
     double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
-    screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {device.Name}."));
-    return new(result.Before.ChosenLikelier, result.After.ChosenLikelier, result.After.RewardMargin, result.After.RewardAccuracy, result.TokensPerSecond, device.Name, seed, seconds);
+    screen.Line(Invariant($"{result.TokensPerSecond:N0} training tokens per second, {seconds:F1} seconds in all, on {maths.Device.Name}."));
+    return new(result.Before.ChosenLikelier, result.After.ChosenLikelier, result.After.RewardMargin, result.After.RewardAccuracy, result.TokensPerSecond, maths.Device.Name, seed, seconds);
 }
 
 static void Pairs(Screen screen, string title, PairReport before, PairReport after) => screen.Table(title, ["", "before", "after"],

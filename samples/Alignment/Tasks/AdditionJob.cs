@@ -57,7 +57,7 @@ internal sealed record AdditionResult
 }
 
 /// <summary>The main job: a small model imitates noisy demonstrations of addition, then learns from preference pairs which of its answers are right.</summary>
-internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSettings settings, Screen screen) : IDisposable
+internal sealed class AdditionJob(ModelMaths maths, AdditionSettings settings, Screen screen) : IDisposable
 {
     private const int WatchQuestions = 200, HeldOutPairQuestions = 256, AnswersPerQuestion = 4, SampleCount = 6;
 
@@ -85,7 +85,7 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
     // Wide enough that three layers leave the first plateau soon, whatever the seed.
     private const float InitialDeviation = 0.1f;
 
-    private readonly Llama model = new(device, team, Shape);
+    private readonly Llama model = new(maths, Shape);
     private readonly HashSet<int> reserved = [], trainedOn = [];
     private readonly TrainingCurves curves = new();
 
@@ -96,12 +96,13 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
         List<int> test = Reserve(settings.TestQuestions, draw), watch = Reserve(WatchQuestions, draw), heldOut = Reserve(HeldOutPairQuestions, draw);
         screen.Line($"A model of {model.Parameters.Count:N0} weights learns to add from a pupil who forgets to carry.");
 
-        using var trainer = new Trainer(model, team);
+        using var trainer = new Trainer(model);
         Random demonstrations = Stream(3);
         Imitate(trainer, demonstrations, watch);
         double before = Accuracy(test);
         List<int>[] answersBefore = Answers(test);
-        float[] imitator = model.Parameters.Values.ToArray();
+        using TensorBuffer imitator = maths.Device.Allocate(ElementType.Float32, model.Parameters.Values.ElementCount);
+        maths.Copy(model.Parameters.Values, imitator);
 
         List<ScoredPair> pairs = MakePairs(trainer, Questions(settings.PairQuestions, Stream(4)), Stream(5), "Drawing and judging answers");
         List<ScoredPair> heldOutPairs = MakePairs(trainer, heldOut, Stream(6), "Drawing held-out pairs");
@@ -113,7 +114,7 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
         List<int>[] answersAfter = Answers(test);
         double tokensPerSecond = trainer.TokensPerSecond;
 
-        imitator.CopyTo(model.Parameters.Values);
+        maths.Copy(imitator, model.Parameters.Values);
         ImitateFurther(trainer, demonstrations, watch);
         double further = Accuracy(test);
 

@@ -26,12 +26,12 @@ internal static class CheckpointJob
     private const int HeldOutShare = 10;
     private const double WarmUpShare = 0.1, FinalShare = 0.1;
 
-    public static CheckpointResult Run(ComputeDevice device, Team team, string modelPath, string dataPath, CheckpointSettings settings, Screen screen)
+    public static CheckpointResult Run(ModelMaths maths, string modelPath, string dataPath, CheckpointSettings settings, Screen screen)
     {
         List<PreferenceText> texts = PreferenceFile.Read(dataPath);
         using var file = new GgufFile(modelPath);
         var tokenizer = new SentencePieceTokenizer(file);
-        using Llama model = LlamaCheckpoint.Load(file, device, team);
+        using Llama model = LlamaCheckpoint.Load(file, maths);
         screen.Line($"{Path.GetFileName(modelPath)}: {model.Parameters.Count:N0} weights, {model.Shape.Layers} layers, context {model.Shape.Context}, vocabulary {model.Shape.Vocabulary}.");
 
         List<PreferencePair> pairs = [.. texts.Select(text => Pair(tokenizer, text)).Where(pair => Fits(pair, model.Shape.Context))];
@@ -45,7 +45,7 @@ internal static class CheckpointJob
         random.Shuffle(shuffled);
         int heldOutCount = shuffled.Length / HeldOutShare;
 
-        using var trainer = new Trainer(model, team);
+        using var trainer = new Trainer(model);
         List<ScoredPair> heldOut = trainer.Score(shuffled[..heldOutCount]), training = trainer.Score(shuffled[heldOutCount..]);
         var formula = new DpoSigmoid(settings.Beta);
         PairReport before = trainer.Report(heldOut, formula);
