@@ -60,5 +60,5 @@ public sealed class GpuUnderTest : IDisposable
 
     private string WhyNoOpenCl =>
         Listing.Count == 0 ? "No OpenCL device on this machine; .ci/opencl runs these tests on PoCL." :
-        "No usable OpenCL device: " + string.Join("; ", Listing.Select(device => $"{device.Name}: {device.Refusal}"));
+        "No usable OpenCL device: " + string.Join("; ", Listing.Select(device => $"{device}: {device.Refusal}"));
 }

@@ -68,14 +68,21 @@ public class PtxTests(ITestOutputHelper output)
     /// <summary>The library's kernels with every built-in loss, and the ones of the test project.</summary>
     private static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
     {
-        Type[] losses = typeof(IPairLoss).Assembly.GetExportedTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(IPairLoss))).ToArray();
         IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.EndsWith("Kernels", StringComparison.Ordinal))
-            .SelectMany(type => KernelsOf(type).SelectMany(kernel => (kernel.IsGenericMethod ? losses.Select(loss => kernel.MakeGenericMethod(loss)) : [kernel])
-                .Select(instance => (instance, GroupSize(type)))));
+            .SelectMany(type => KernelsOf(type).SelectMany(kernel => Instances(kernel).Select(instance => (instance, GroupSize(type)))));
         IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
         IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
             .SelectMany(type => KernelsOf(typeof(TabulateKernels)).Select(kernel => (kernel.MakeGenericMethod(type), GroupSize(typeof(TabulateKernels)))));
         return library.Concat(proof).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
+    }
+
+    // A kernel that takes a struct, with every built-in one of the kind that it asks for.
+    private static IEnumerable<MethodInfo> Instances(MethodInfo kernel)
+    {
+        if (!kernel.IsGenericMethod)
+            return [kernel];
+        Type kind = kernel.GetGenericArguments().Single().GetGenericParameterConstraints().Single(constraint => constraint.IsInterface);
+        return kind.Assembly.GetExportedTypes().Where(type => type.IsValueType && type.IsAssignableTo(kind)).Select(type => kernel.MakeGenericMethod(type));
     }
 
     private static IEnumerable<MethodInfo> KernelsOf(Type type) =>

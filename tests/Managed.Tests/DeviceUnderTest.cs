@@ -4,4 +4,7 @@ namespace TransformerKernels.Tests;
 public static class DeviceUnderTest
 {
     public static ComputeDevice Device => ComputeDevice.Cpu;
+
+    /// <summary>Whether a multiplication and an addition may be rounded once, by a compiler that isn't ours.</summary>
+    public static bool Fuses => false;
 }

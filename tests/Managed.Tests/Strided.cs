@@ -47,15 +47,15 @@ public sealed class Strided
         }
     }
 
-    public ref float this[params ReadOnlySpan<long> index]
+    public ref float this[params ReadOnlySpan<long> index] => ref Data[At(index)];
+
+    /// <summary>Where an element lies in <see cref="Data"/>.</summary>
+    public long At(params ReadOnlySpan<long> index)
     {
-        get
-        {
-            long at = start;
-            for (int axis = 0; axis < index.Length; axis++)
-                at += index[axis] * strides[axis];
-            return ref Data[at];
-        }
+        long at = start;
+        for (int axis = 0; axis < index.Length; axis++)
+            at += index[axis] * strides[axis];
+        return at;
     }
 
     public Strided Fill(int seed, float scale = 1)

@@ -1,16 +1,9 @@
 using ILGPU;
-using ILGPU.Backends.OpenCL;
 using ILGPU.Runtime;
 using ILGPU.Runtime.Cuda;
 using ILGPU.Runtime.OpenCL;
 
 namespace TransformerKernels;
-
-/// <summary>A GPU that this machine has, and why it can't be used if it can't.</summary>
-/// <param name="Index">What <see cref="GpuDevice.OpenOpenCl"/> or <see cref="GpuDevice.OpenCuda"/> takes.</param>
-/// <param name="Name">The device's name, as its driver tells it.</param>
-/// <param name="Refusal">Why it can't be opened; null if it can.</param>
-public sealed record GpuListing(int Index, string Name, string? Refusal);
 
 /// <summary>A GPU and a queue on it, reached by OpenCL or CUDA.</summary>
 /// <remarks>
@@ -22,6 +15,9 @@ public sealed record GpuListing(int Index, string Name, string? Refusal);
 /// </remarks>
 public sealed partial class GpuDevice : ComputeDevice
 {
+    private const string NeedsOfCuda = "CUDA needs NVIDIA's driver";
+    private const string NeedsOfOpenCl = "OpenCL needs a driver and the loader's library, libOpenCL.so (Debian: ocl-icd-opencl-dev) or OpenCL.dll";
+
     private readonly CancellationToken cancellation;
     private readonly bool ownsQueue;
 
@@ -44,29 +40,56 @@ public sealed partial class GpuDevice : ComputeDevice
     }
 
     /// <summary>The OpenCL devices of this machine. Empty if there is no OpenCL library (libOpenCL.so, OpenCL.dll) or no driver.</summary>
-    public static IReadOnlyList<GpuListing> ListOpenCl() => OpenClDevices().Select((device, index) => new GpuListing(index, device.Name, Refusal(device))).ToArray();
+    public static IReadOnlyList<GpuListing> ListOpenCl() => OpenClDevices().Select(GpuListing.Of).ToArray();
 
     /// <summary>The CUDA devices of this machine. Empty if there is no NVIDIA driver.</summary>
-    public static IReadOnlyList<GpuListing> ListCuda() => CudaDevices().Select((device, index) => new GpuListing(index, device.Name, Refusal(device))).ToArray();
+    public static IReadOnlyList<GpuListing> ListCuda() => CudaDevices().Select(GpuListing.Of).ToArray();
 
     /// <summary>Opens an OpenCL device.</summary>
     /// <param name="index">Its place in <see cref="ListOpenCl"/>.</param>
     /// <exception cref="ArgumentOutOfRangeException">There is no such device.</exception>
-    /// <exception cref="NotSupportedException">The device lacks what the kernels need; the message says what.</exception>
+    /// <exception cref="NotSupportedException">The device lacks what the kernels need, or its driver fails; the message says what.</exception>
     public static GpuDevice OpenOpenCl(int index)
     {
-        CLDevice device = Pick(OpenClDevices(), index, "OpenCL", "OpenCL needs a driver and the loader's library, libOpenCL.so (Debian: ocl-icd-opencl-dev) or OpenCL.dll");
-        return Open("OpenCL", device, builder => builder.OpenCL(other => other.DeviceId == device.DeviceId));
+        CLDevice device = Pick(OpenClDevices(), index, GpuListing.OpenCl, NeedsOfOpenCl);
+        return Open(GpuListing.Of(device, index), device, builder => builder.OpenCL(other => other.DeviceId == device.DeviceId));
     }
 
     /// <summary>Opens a CUDA device, in a context of its own.</summary>
     /// <param name="index">Its place in <see cref="ListCuda"/>.</param>
     /// <exception cref="ArgumentOutOfRangeException">There is no such device.</exception>
-    /// <exception cref="NotSupportedException">The device lacks what the kernels need; the message says what.</exception>
+    /// <exception cref="NotSupportedException">The device lacks what the kernels need, or its driver fails; the message says what.</exception>
     public static GpuDevice OpenCuda(int index)
     {
-        CudaDevice device = Pick(CudaDevices(), index, "CUDA", "CUDA needs NVIDIA's driver");
-        return Open("CUDA", device, builder => builder.Cuda(other => other.DeviceId == device.DeviceId));
+        CudaDevice device = Pick(CudaDevices(), index, GpuListing.Cuda, NeedsOfCuda);
+        return Open(GpuListing.Of(device, index), device, builder => builder.Cuda(other => other.DeviceId == device.DeviceId));
+    }
+
+    /// <summary>Opens the best device there is: the first CUDA device that can be used, else an OpenCL GPU, else a processor through OpenCL. Its name tells which.</summary>
+    /// <exception cref="NotSupportedException">There is none; the message names every device that was refused, and why.</exception>
+    public static GpuDevice OpenBest() => OpenBest([.. ListCuda(), .. ListOpenCl()]);
+
+    internal static GpuDevice OpenBest(IReadOnlyList<GpuListing> listings)
+    {
+        List<string> refusals = [];
+        foreach (GpuListing listing in listings.OrderBy(listing => listing.Kind == GpuListing.Cuda ? 0 : listing.IsCpu ? 2 : 1))
+        {
+            try
+            {
+                if (listing.Refusal is null)
+                    return listing.Kind == GpuListing.Cuda ? OpenCuda(listing.Index) : OpenOpenCl(listing.Index);
+                refusals.Add($"{listing}: {listing.Refusal}.");
+            }
+            catch (Exception failure) when (failure is NotSupportedException or ArgumentOutOfRangeException) // the driver fails, or it is gone since
+            {
+                refusals.Add(failure.Message);
+            }
+        }
+        if (!listings.Any(listing => listing.Kind == GpuListing.Cuda))
+            refusals.Add($"CUDA: no device; {NeedsOfCuda}.");
+        if (!listings.Any(listing => listing.Kind == GpuListing.OpenCl))
+            refusals.Add($"OpenCL: no device; {NeedsOfOpenCl}.");
+        throw new NotSupportedException($"No GPU can be used. {string.Join(' ', refusals)}");
     }
 
     /// <inheritdoc/>
@@ -93,19 +116,20 @@ public sealed partial class GpuDevice : ComputeDevice
             Queue.Dispose();
     }
 
-    private static GpuDevice Open(string kind, Device device, Action<Context.Builder> register)
+    private static GpuDevice Open(GpuListing listing, Device device, Action<Context.Builder> register)
     {
-        if (Refusal(device) is { } refusal)
-            throw new NotSupportedException($"{device.Name} can't be used: {refusal}.");
+        if (listing.Refusal is { } refusal)
+            throw new NotSupportedException($"{listing} can't be used: {refusal}.");
         Context context = GpuQueue.CreateContext(register);
         try
         {
-            return new GpuDevice(kind, context, context.Devices.Single(other => other.AcceleratorType == device.AcceleratorType).CreateAccelerator(context));
+            return new GpuDevice(listing.IsCpu ? $"{listing.Kind} on a processor" : listing.Kind, context,
+                context.Devices.Single(other => other.AcceleratorType == device.AcceleratorType).CreateAccelerator(context));
         }
-        catch
+        catch (Exception failure)
         {
             context.Dispose();
-            throw;
+            throw new NotSupportedException($"{listing} can't be used: its driver fails. {failure.GetBaseException().Message}", failure);
         }
     }
 
@@ -116,13 +140,4 @@ public sealed partial class GpuDevice : ComputeDevice
     private static CLDevice[] OpenClDevices() => CLDevice.GetDevices(_ => true).Cast<CLDevice>().ToArray();
 
     private static CudaDevice[] CudaDevices() => CudaDevice.GetDevices(_ => true).Cast<CudaDevice>().ToArray();
-
-    private static string? Refusal(Device device) => device switch
-    {
-        CLDevice { CLStdVersion: var version } when version < CLBackend.MinimumVersion => $"it speaks OpenCL C {version}; {CLBackend.MinimumVersion} is needed",
-        CLDevice { Capabilities.GenericAddressSpace: false } => "it has no generic address space, an optional part of OpenCL 3 (PoCL has it from version 4 on)",
-        CudaDevice { Architecture: null } => "its compute capability is unknown",
-        { MaxNumThreadsPerGroup: < PairLossKernels.GroupSize } => $"its groups have at most {device.MaxNumThreadsPerGroup} threads; {PairLossKernels.GroupSize} are needed",
-        _ => null,
-    };
 }

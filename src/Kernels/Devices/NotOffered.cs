@@ -18,17 +18,6 @@ public sealed partial class GpuDevice
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace) => throw NotOffered("attention backward");
 
     /// <inheritdoc/>
-    protected internal override void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward) =>
-        throw NotOffered("rotary embedding");
-
-    /// <inheritdoc/>
-    protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs) => throw NotOffered("log-probs from logits");
-
-    /// <inheritdoc/>
-    protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,
-        TensorView logitsGradient) => throw NotOffered("log-probs from logits backward");
-
-    /// <inheritdoc/>
     protected internal override void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics,
         Workspace workspace) => throw NotOffered("policy losses");
 

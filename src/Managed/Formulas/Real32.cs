@@ -114,7 +114,7 @@ public readonly struct Real32 : ILanes<Real32>
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Real32 Clamp(Real32 x, Real32 low, Real32 high) => new(x.v < low.v ? low.v : high.v < x.v ? high.v : x.v);
+    public static Real32 Clamp(Real32 x, Real32 low, Real32 high) => new(x.v < low.v ? low.v : x.v > high.v ? high.v : x.v);
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -163,11 +163,12 @@ public readonly struct Real32 : ILanes<Real32>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 IElementary<Real32>.MultiplyAdd(Real32 a, Real32 b, Real32 c) => new(a.v * b.v + c.v);
 
+    // The constant stands on the right: one on the left ILGPU turns around, and then the comparison is true for NaN on CUDA.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 IElementary<Real32>.MinKeepingNaN(float bound, Real32 x) => new(bound < x.v ? bound : x.v);
+    static Real32 IElementary<Real32>.MinKeepingNaN(float bound, Real32 x) => new(x.v > bound ? bound : x.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 IElementary<Real32>.MaxKeepingNaN(float bound, Real32 x) => new(bound > x.v ? bound : x.v);
+    static Real32 IElementary<Real32>.MaxKeepingNaN(float bound, Real32 x) => new(x.v < bound ? bound : x.v);
 
     // MathF.Floor and MathF.Round become thirty integer instructions on a GPU: ILGPU takes their managed form.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

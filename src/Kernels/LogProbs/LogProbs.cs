@@ -1,0 +1,329 @@
+using System.Runtime.CompilerServices;
+using ILGPU;
+
+namespace TransformerKernels;
+
+// A group takes a row, its threads neighbouring logits: each thread keeps the largest logit that it saw and sums relative to it, and the group brings them
+// to one maximum and adds them, halves to halves. So the forward pass reads each logit once.
+//
+// The backward pass needs those sums again: the saved log-sum-exp is a float32, off by up to |logSumExp| · 2^-25, and every probability with it; at logits
+// around 10,000 that is a thousand times what the contract allows. So it reads the row, keeps the first 7,168 logits in shared memory, writes the gradient,
+// and reads again only what lies beyond those, the last first, which a cache still holds. A row of up to 7,168 logits costs one reading and one writing;
+// a longer one at most half as much again, counted without caches: V = 32,000 1.39 times, of which the second-level cache serves what fits it.
+// More shared memory than 32 KB isn't there on every OpenCL device, and an eighth of a multiprocessor's for each of its groups keeps it full.
+public sealed partial class GpuDevice
+{
+    /// <inheritdoc/>
+    protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
+    {
+        LogProbsArguments arguments = new(this, problem, outputs);
+        cancellation.ThrowIfCancellationRequested();
+        if (arguments.Rows.Count > 0)
+            Queue.Launch(LogProbsKernels.FromLogits, LogProbsKernels.Groups(arguments.Rows.Count), LogProbsKernels.GroupSize, arguments, Queue.Faults);
+    }
+
+    /// <inheritdoc/>
+    protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+    {
+        LogProbsBackwardArguments arguments = new(this, problem, upstream, logitsGradient);
+        cancellation.ThrowIfCancellationRequested();
+        if (arguments.Rows.Count > 0)
+            Queue.Launch(LogProbsKernels.FromLogitsBackward, LogProbsKernels.Groups(arguments.Rows.Count), LogProbsKernels.GroupSize, arguments, Queue.Faults);
+    }
+}
+
+/// <summary>The logits of a kernel's argument, and which token came at each row.</summary>
+internal readonly struct LogitRows
+{
+    public readonly GpuTensor<float> Logits;
+    public readonly GpuTensor<int> Targets;
+    public readonly GpuTensor<long> LongTargets;
+    public readonly long Count, Vocabulary, IgnoreTarget;
+
+    public LogitRows(GpuDevice device, in LogitsProblem problem)
+    {
+        bool areLong = problem.Targets.Type == ElementType.Int64;
+        Logits = new(device, problem.Logits, "problem.Logits");
+        Targets = new(device, areLong ? default : problem.Targets, "problem.Targets");
+        LongTargets = new(device, areLong ? problem.Targets : default, "problem.Targets");
+        Count = problem.Logits.Length(0);
+        Vocabulary = problem.Logits.Length(1);
+        IgnoreTarget = problem.IgnoreTarget;
+    }
+
+    public long Target(long row) => LongTargets.IsPresent ? LongTargets[row] : Targets[row];
+
+    public bool IsOutside(long target) => target < 0 || target >= Vocabulary;
+}
+
+/// <summary>What the forward kernel reads and writes.</summary>
+internal readonly struct LogProbsArguments(GpuDevice device, in LogitsProblem problem, in TokenOutputs outputs)
+{
+    public readonly LogitRows Rows = new(device, problem);
+    public readonly GpuTensor<float> LogProb = new(device, outputs.LogProb, "outputs.LogProb");
+    public readonly GpuTensor<float> LogSumExp = new(device, outputs.LogSumExp, "outputs.LogSumExp");
+    public readonly GpuTensor<float> Entropy = new(device, outputs.Entropy, "outputs.Entropy");
+}
+
+/// <summary>What the backward kernel reads and writes.</summary>
+internal readonly struct LogProbsBackwardArguments(GpuDevice device, in LogitsProblem problem, in TokenUpstream upstream, TensorView logitsGradient)
+{
+    public readonly LogitRows Rows = new(device, problem);
+    public readonly GpuTensor<float> OfLogProb = new(device, upstream.LogProb, "upstream.LogProb");
+    public readonly GpuTensor<float> OfLogSumExp = new(device, upstream.LogSumExp, "upstream.LogSumExp");
+    public readonly GpuTensor<float> OfEntropy = new(device, upstream.Entropy, "upstream.Entropy");
+    public readonly GpuTensor<float> Gradient = new(device, logitsGradient, "logitsGradient");
+}
+
+internal static class LogProbsKernels
+{
+    public const int GroupSize = 256;
+
+    // A thread takes so many logits at a time, a group's width apart: their loads are under way together, and they share one look at the maximum.
+    private const int Logits = 4;
+    private const int BlockLogits = Logits * GroupSize;
+
+    // Logits that stay in shared memory between the two sweeps: with the sums, 31 KB.
+    private const int CachedLogits = 7 * BlockLogits;
+
+    // Beyond so many, a group takes several rows.
+    private const long MaximumGroups = 1 << 20;
+
+    // e to this power and below is 0 in float32. The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
+    private const float LowestExponent = -104f;
+
+    public static int Groups(long rows) => (int)Math.Min(rows, MaximumGroups);
+
+    /// <summary>Log-prob, log-sum-exp and entropy of a row.</summary>
+    public static void FromLogits(LogProbsArguments a, GpuFaults faults)
+    {
+        ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums);
+        for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
+        {
+            long target = a.Rows.Target(row);
+            if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
+            {
+                if (Group.IdxX == 0)
+                {
+                    bool ignored = target == a.Rows.IgnoreTarget;
+                    float result = ignored ? 0f : float.NaN;
+                    Store(a, row, result, result, result);
+                    if (!ignored)
+                        faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
+                }
+                continue;
+            }
+            LogitSums sums = Sums(a.Rows, row, shared, shared, 0);
+            if (Group.IdxX == 0)
+            {
+                float logit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
+                Store(a, row, logit - sums.Shift - sums.LogSum, sums.Shift + sums.LogSum, sums.Entropy);
+            }
+        }
+    }
+
+    /// <summary>The gradient of a row's logits: dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)) wherever the target isn't.</summary>
+    public static void FromLogitsBackward(LogProbsBackwardArguments a, GpuFaults faults)
+    {
+        ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums), cache = SharedMemory.Allocate<float>(CachedLogits);
+        ArrayView<float> gradient = a.Gradient.Memory;
+        for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
+        {
+            long target = a.Rows.Target(row), to = a.Gradient.At(row, 0);
+            if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
+            {
+                bool ignored = target == a.Rows.IgnoreTarget;
+                for (long j = Group.IdxX; j < a.Rows.Vocabulary; j += GroupSize)
+                    gradient[to + j] = ignored ? 0f : float.NaN;
+                if (Group.IdxX == 0 && !ignored)
+                    faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
+                continue;
+            }
+            // Before the barriers of the sums: the gradient may replace the logits.
+            float targetLogit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
+            LogitSums sums = Sums(a.Rows, row, shared, cache, CachedLogits);
+            Upstream upstream = new(OrZero(a.OfLogProb, row), OrZero(a.OfLogSumExp, row), OrZero(a.OfEntropy, row));
+
+            for (long start = (a.Rows.Vocabulary - 1) / BlockLogits * BlockLogits; start >= 0; start -= BlockLogits)
+            {
+                long j0 = start + Group.IdxX, j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
+                float z0 = Logit(a.Rows, row, cache, j0), z1 = Logit(a.Rows, row, cache, j1), z2 = Logit(a.Rows, row, cache, j2), z3 = Logit(a.Rows, row, cache, j3);
+                if (j0 < a.Rows.Vocabulary)
+                    gradient[to + j0] = upstream.OfLogit(z0 - sums.Shift - sums.LogSum, sums.Entropy);
+                if (j1 < a.Rows.Vocabulary)
+                    gradient[to + j1] = upstream.OfLogit(z1 - sums.Shift - sums.LogSum, sums.Entropy);
+                if (j2 < a.Rows.Vocabulary)
+                    gradient[to + j2] = upstream.OfLogit(z2 - sums.Shift - sums.LogSum, sums.Entropy);
+                if (j3 < a.Rows.Vocabulary)
+                    gradient[to + j3] = upstream.OfLogit(z3 - sums.Shift - sums.LogSum, sums.Entropy);
+            }
+            // By the thread that has just written there.
+            if (Group.IdxX == (int)(target % GroupSize))
+                gradient[to + target] = upstream.OfTarget(targetLogit - sums.Shift - sums.LogSum, sums.Entropy);
+            Group.Barrier(); // the next row replaces the cache
+        }
+    }
+
+    // Three arrays of a float a thread.
+    private const int SharedSums = 3 * GroupSize;
+
+    /// <summary>The sums of a row, in every thread; its first logits go to the cache.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static LogitSums Sums(in LogitRows rows, long row, ArrayView<float> shared, ArrayView<float> cache, int cached)
+    {
+        ThreadSums own = new(float.NegativeInfinity, 0f, 0f, 0f, 0f);
+        ArrayView<float> memory = rows.Logits.Memory;
+        long at = rows.Logits.At(row, 0);
+        for (long j0 = Group.IdxX; j0 < rows.Vocabulary; j0 += BlockLogits)
+        {
+            long j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
+            float z0 = memory[at + j0], z1 = float.NegativeInfinity, z2 = float.NegativeInfinity, z3 = float.NegativeInfinity;
+            if (j1 < rows.Vocabulary)
+                z1 = memory[at + j1];
+            if (j2 < rows.Vocabulary)
+                z2 = memory[at + j2];
+            if (j3 < rows.Vocabulary)
+                z3 = memory[at + j3];
+            if (j0 < cached)
+            {
+                cache[(int)j0] = z0;
+                cache[(int)j1] = z1;
+                cache[(int)j2] = z2;
+                cache[(int)j3] = z3;
+            }
+            float low = z0 > z1 ? z0 : z1, high = z2 > z3 ? z2 : z3, largest = low > high ? low : high;
+            if (largest > own.Max)
+                own = own.Moved(largest);
+            own = own.Plus(z0).Plus(z1).Plus(z2).Plus(z3);
+        }
+
+        int thread = Group.IdxX;
+        shared[thread] = own.Max;
+        for (int half = GroupSize / 2; half > 0; half /= 2)
+        {
+            Group.Barrier();
+            if (thread < half && shared[thread + half] > shared[thread])
+                shared[thread] = shared[thread + half];
+        }
+        Group.Barrier();
+        float max = shared[0];
+        Group.Barrier();
+        if (max > own.Max)
+            own = own.Moved(max);
+        shared[thread] = own.Ones;
+        shared[thread + GroupSize] = own.Rest;
+        shared[thread + 2 * GroupSize] = own.Weighted;
+        for (int half = GroupSize / 2; half > 0; half /= 2)
+        {
+            Group.Barrier();
+            if (thread < half)
+            {
+                shared[thread] += shared[thread + half];
+                shared[thread + GroupSize] += shared[thread + GroupSize + half];
+                shared[thread + 2 * GroupSize] += shared[thread + 2 * GroupSize + half];
+            }
+        }
+        Group.Barrier();
+        LogitSums sums = new(max == float.PositiveInfinity || max == float.NegativeInfinity ? 0f : max, shared[0], shared[GroupSize], shared[2 * GroupSize]);
+        Group.Barrier();
+        return sums;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Logit(in LogitRows rows, long row, ArrayView<float> cache, long j)
+    {
+        if (j < CachedLogits)
+            return cache[(int)j];
+        return j < rows.Vocabulary ? rows.Logits.Memory[rows.Logits.At(row, 0) + j] : float.NegativeInfinity;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float OrZero(in GpuTensor<float> vector, long row) => vector.IsPresent ? vector[row] : 0f;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Store(in LogProbsArguments a, long row, float logProb, float logSumExp, float entropy)
+    {
+        GpuTensor<float> toLogProb = a.LogProb, toLogSumExp = a.LogSumExp, toEntropy = a.Entropy;
+        if (toLogProb.IsPresent)
+            toLogProb[row] = logProb;
+        if (toLogSumExp.IsPresent)
+            toLogSumExp[row] = logSumExp;
+        if (toEntropy.IsPresent)
+            toEntropy[row] = entropy;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Bounded(float t) => LowestExponent > t ? LowestExponent : t; // NaN stays
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Exp(float t) => Real32.Exp(new(t)).Value;
+
+    /// <summary>What one thread saw: Σ e^t and Σ e^t t, t = z − shift, where the shift is the largest logit so far, or 0 where that is infinite.</summary>
+    /// <remarks>The ones of the largest logit are counted apart: a peaked row's small terms would drown in them.</remarks>
+    private readonly struct ThreadSums(float max, float shift, float ones, float rest, float weighted)
+    {
+        private readonly float max = max, shift = shift, ones = ones, rest = rest, weighted = weighted;
+
+        public float Max => max;
+
+        public float Ones => ones;
+
+        public float Rest => rest;
+
+        public float Weighted => weighted;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public ThreadSums Plus(float logit)
+        {
+            float t = Bounded(logit - shift), power = Exp(t);
+            return new(max, shift, ones + (t == 0f ? 1f : 0f), rest + (t == 0f ? 0f : power), weighted + power * t);
+        }
+
+        /// <summary>The same relative to a larger maximum.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public ThreadSums Moved(float largest)
+        {
+            // ∞ − ∞ would be NaN where the log-sum-exp is ∞.
+            float to = largest == float.PositiveInfinity ? 0f : largest;
+            if (max == float.NegativeInfinity)
+                return new(largest, to, ones, rest, weighted);
+            float moved = Bounded(shift - to), factor = Exp(moved), sum = rest + ones;
+            return new(largest, to, 0f, sum * factor, (weighted + sum * moved) * factor);
+        }
+    }
+
+    /// <summary>A row's shift, logarithm of its Σ e^(z − shift), and entropy.</summary>
+    private readonly struct LogitSums
+    {
+        public readonly float Shift, LogSum, Entropy;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public LogitSums(float shift, float ones, float rest, float weighted)
+        {
+            Shift = shift;
+            LogSum = Real32.Log1p(new(ones - 1f + rest)).Value;
+            Entropy = LogSum - weighted / (ones + rest); // Σ p (ln S − t), with p = e^t / S
+        }
+    }
+
+    /// <summary>The three gradients that arrive at a row.</summary>
+    private readonly struct Upstream(float logProb, float logSumExp, float entropy)
+    {
+        private readonly float logProb = logProb, logSumExp = logSumExp, entropy = entropy;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public float OfLogit(float logP, float rowEntropy)
+        {
+            float bounded = Bounded(logP);
+            return Exp(bounded) * (logSumExp - logProb - entropy * (bounded + rowEntropy));
+        }
+
+        /// <summary>At the target, p − 1 is what counts: it keeps its digits where p is nearly 1.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public float OfTarget(float logP, float rowEntropy)
+        {
+            float bounded = Bounded(logP);
+            return -logProb * Real32.Expm1(new(logP)).Value + Exp(bounded) * (logSumExp - entropy * (bounded + rowEntropy));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+using TransformerKernels.Oracle;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>What only a GPU's log-probs can get wrong: targets that lie in its memory, rows longer than what it caches, what it touches.</summary>
+public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
+{
+    // In the backward pass 7,168 logits stay in shared memory.
+    public static TheoryData<int> Vocabularies => [1, 255, 256, 257, 1023, 1024, 1025, 7167, 7168, 7169, 8191, 8192, 8193, 20_011];
+
+    [Theory]
+    [MemberData(nameof(Vocabularies))]
+    public void Results_and_gradients_keep_the_contract_at_the_edges_of_blocks_and_cache(int vocabulary)
+    {
+        const int rows = 3;
+        float[] logits = Seeded.Normal(rows * vocabulary, vocabulary, 3);
+        long[] targets = [vocabulary - 1, vocabulary / 2, 0];
+        float[] a = Seeded.Normal(rows, 1), b = Seeded.Normal(rows, 2), c = Seeded.Normal(rows, 3);
+        Grid<double> z = Grid.Of(logits, rows, vocabulary);
+        Outcome outcome = Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0);
+        (TokenResult<double> oracle, TokenResult<float> naive) = (LogProbsOracle.Forward<double>(z, targets), LogProbsOracle.Forward<float>(z, targets));
+        Contract.Check(outcome.LogProb, oracle.LogProb, naive.LogProb, Contract.Forward, "log-prob");
+        Contract.Check(outcome.LogSumExp, oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp");
+        Contract.Check(outcome.Entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
+        double[] Wide(float[] x) => Array.ConvertAll(x, v => (double)v);
+        Contract.Check(outcome.Gradient, LogProbsOracle.Backward<double>(z, targets, Wide(a), Wide(b), Wide(c)).Data,
+            LogProbsOracle.Backward<float>(z, targets, Wide(a), Wide(b), Wide(c)).Data, Contract.Gradient, "gradient");
+    }
+
+    [Theory]
+    [InlineData(3L)]
+    [InlineData(-1L)]
+    [InlineData(-101L)]
+    [InlineData(long.MaxValue)]
+    [InlineData((long)int.MaxValue + 2)]
+    public void A_target_outside_the_vocabulary_spoils_its_row_alone_and_the_next_synchronize_names_it(long target)
+    {
+        float[] logits = Seeded.Normal(12, 1);
+        long[] targets = [0, -100, target, 1];
+        using TensorBuffer z = gpu.Device.Upload<float>(logits, 4, 3), y = gpu.Device.Upload<long>(targets), logProb = gpu.Device.Allocate(ElementType.Float32, 4);
+        using TensorBuffer logSumExp = gpu.Device.Allocate(ElementType.Float32, 4), entropy = gpu.Device.Allocate(ElementType.Float32, 4);
+        LogitsProblem problem = new() { Logits = z, Targets = y };
+        LogProbs.FromLogits(gpu.Device, problem, new() { LogProb = logProb, LogSumExp = logSumExp, Entropy = entropy });
+        Check();
+        foreach (float[] results in (float[][])[logProb.ToArray<float>(), logSumExp.ToArray<float>(), entropy.ToArray<float>()])
+        {
+            Assert.Equal(0f, results[1]);
+            Assert.Equal([false, false, true, false], results.Select(float.IsNaN));
+        }
+
+        using TensorBuffer ones = gpu.Device.Upload<float>([1, 1, 1, 1]);
+        LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = ones }, z);
+        Check();
+        float[] gradient = z.ToArray<float>();
+        for (int i = 0; i < 12; i++)
+            Assert.Equal(i / 3 == 2, float.IsNaN(gradient[i]));
+        Assert.Equal([0f, 0f, 0f], gradient[3..6]);
+
+        void Check()
+        {
+            ArgumentOutOfRangeException thrown = Assert.Throws<ArgumentOutOfRangeException>("problem.Targets", gpu.Device.Synchronize);
+            Assert.Equal(target, thrown.ActualValue);
+            Assert.Contains("between 0 and 2", thrown.Message);
+            gpu.Device.Synchronize();
+        }
+    }
+
+    [Fact]
+    public void A_narrow_target_outside_the_vocabulary_is_found_and_one_exception_tells_of_many()
+    {
+        using TensorBuffer z = gpu.Device.Allocate(ElementType.Float32, 1000, 5), y = gpu.Device.Upload<int>([.. Enumerable.Repeat(5, 1000)]);
+        using TensorBuffer logProb = gpu.Device.Allocate(ElementType.Float32, 1000);
+        LogProbs.FromLogits(gpu.Device, new() { Logits = z, Targets = y }, new() { LogProb = logProb });
+        Assert.Equal(5L, Assert.Throws<ArgumentOutOfRangeException>(gpu.Device.Synchronize).ActualValue);
+        gpu.Device.Synchronize();
+        Assert.All(logProb.ToArray<float>(), value => Assert.True(float.IsNaN(value)));
+    }
+
+    [Fact]
+    public void Rows_lie_apart_anywhere_and_nothing_between_them_is_touched()
+    {
+        const int rows = 5, vocabulary = 1030, stride = 1100;
+        float[] logits = Seeded.Normal(rows * stride, 1), guard = [.. Enumerable.Repeat(42f, rows * stride)];
+        using TensorBuffer z = gpu.Device.Upload<float>(logits, rows, stride), dz = gpu.Device.Upload<float>(guard, rows, stride), y = gpu.Device.Upload<long>([3, -100, 9, 0, 1]);
+        using TensorBuffer saved = gpu.Device.Allocate(ElementType.Float32, rows), ones = gpu.Device.Upload<float>([1, 1, 1, 1, 1]);
+        LogitsProblem problem = new() { Logits = z.View.Slice(1, 7, vocabulary), Targets = y };
+        LogProbs.FromLogits(gpu.Device, problem, new() { LogSumExp = saved });
+        LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = saved }, new() { LogProb = ones }, dz.View.Slice(1, 50, vocabulary));
+        float[] written = dz.ToArray<float>();
+        for (int i = 0; i < written.Length; i++)
+            Assert.Equal(i % stride is >= 50 and < 50 + vocabulary, written[i] != 42f);
+        Assert.Equal(logits, z.ToArray<float>());
+    }
+
+    [Fact]
+    public void Results_are_bitwise_the_same_every_time_and_take_one_launch_each()
+    {
+        const int rows = 33, vocabulary = 9001;
+        float[] logits = Seeded.Normal(rows * vocabulary, 1, 3), a = Seeded.Normal(rows, 1), b = Seeded.Normal(rows, 2), c = Seeded.Normal(rows, 3);
+        long[] targets = [.. Enumerable.Range(0, rows).Select(i => (long)i * 7)];
+        long before = gpu.Device.Queue.LastQueued;
+        Outcome first = Run(logits, targets, vocabulary, a, b, c, inPlace: true);
+        Assert.Equal(before + 2, gpu.Device.Queue.LastQueued);
+        for (int time = 0; time < 20; time++)
+        {
+            Outcome again = Run(logits, targets, vocabulary, a, b, c, inPlace: time % 2 == 0);
+            Assert.Equal(first.LogProb, again.LogProb);
+            Assert.Equal(first.LogSumExp, again.LogSumExp);
+            Assert.Equal(first.Entropy, again.Entropy);
+            Assert.Equal(first.Gradient, again.Gradient);
+        }
+    }
+
+    [Fact]
+    public void A_row_does_not_depend_on_the_rows_beside_it()
+    {
+        const int vocabulary = 300;
+        float[] logits = Seeded.Normal(3 * vocabulary, 1), ones = [1, 1, 1];
+        logits[vocabulary + 5] = float.NaN;
+        Outcome all = Run(logits, [1, 2, 3], vocabulary, ones, ones, ones, inPlace: false), last = Run(logits[(2 * vocabulary)..], [3], vocabulary, ones[..1], ones[..1], ones[..1], inPlace: true);
+        Assert.True(float.IsNaN(all.LogProb[1]));
+        Assert.Equal(last.Entropy[0], all.Entropy[2]);
+        Assert.Equal(last.Gradient, all.Gradient[(2 * vocabulary)..]);
+    }
+
+    private sealed record Outcome(float[] LogProb, float[] LogSumExp, float[] Entropy, float[] Gradient);
+
+    private Outcome Run(float[] logits, long[] targets, int vocabulary, float[] ofLogProb, float[] ofLogSumExp, float[] ofEntropy, bool inPlace)
+    {
+        int rows = targets.Length;
+        using TensorBuffer z = gpu.Device.Upload<float>(logits, rows, vocabulary), y = gpu.Device.Upload<long>(targets), elsewhere = gpu.Device.Allocate(ElementType.Float32, rows, vocabulary);
+        using TensorBuffer logProb = gpu.Device.Allocate(ElementType.Float32, rows), logSumExp = gpu.Device.Allocate(ElementType.Float32, rows), entropy = gpu.Device.Allocate(ElementType.Float32, rows);
+        using TensorBuffer a = gpu.Device.Upload<float>(ofLogProb), b = gpu.Device.Upload<float>(ofLogSumExp), c = gpu.Device.Upload<float>(ofEntropy);
+        LogitsProblem problem = new() { Logits = z, Targets = y };
+        LogProbs.FromLogits(gpu.Device, problem, new() { LogProb = logProb, LogSumExp = logSumExp, Entropy = entropy });
+        TensorBuffer gradient = inPlace ? z : elsewhere;
+        LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = logSumExp, Entropy = entropy }, new() { LogProb = a, LogSumExp = b, Entropy = c }, gradient);
+        return new(logProb.ToArray<float>(), logSumExp.ToArray<float>(), entropy.ToArray<float>(), gradient.ToArray<float>());
+    }
+}
