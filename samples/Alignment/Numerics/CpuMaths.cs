@@ -21,6 +21,8 @@ internal sealed class CpuMaths : ModelMaths
 
     public override ComputeDevice Device { get; }
 
+    public override DeviceTraffic Traffic => default;
+
     public override double GradientNorm => norm;
 
     public override void Product(TensorView x, TensorView weight, TensorView y, TensorView addend = default)

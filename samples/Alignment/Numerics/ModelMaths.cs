@@ -14,6 +14,9 @@ internal abstract class ModelMaths : IDisposable
     /// <summary>Where it runs, and where the library's operations run beside it.</summary>
     public abstract ComputeDevice Device { get; }
 
+    /// <summary>What the device was asked for so far, by this class and by the library.</summary>
+    public abstract DeviceTraffic Traffic { get; }
+
     /// <summary>y = x·Wᵀ, or addend + x·Wᵀ.</summary>
     /// <param name="x">[rows, inputs].</param>
     /// <param name="weight">[outputs, inputs].</param>

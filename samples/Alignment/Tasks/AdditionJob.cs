@@ -21,6 +21,13 @@ internal sealed record AdditionSettings
     /// <summary>Unseen questions whose greedy answers make the accuracy.</summary>
     public int TestQuestions { get; init; } = 1000;
 
+    // The defaults' proportion.
+    private const int SupervisedPerPreferenceStep = 9;
+
+    /// <summary>A job of so many steps of imitation, the rest in proportion.</summary>
+    public static AdditionSettings Of(int seed, int supervisedSteps) =>
+        new() { Seed = seed, SupervisedSteps = supervisedSteps, PreferenceSteps = Math.Max(1, supervisedSteps / SupervisedPerPreferenceStep) };
+
     public LearningRate Supervised => new(Top: 3e-3, SupervisedSteps, WarmUp: 50, FinalShare: 0.05);
 
     public LearningRate Preference => new(Top: 3e-5, PreferenceSteps, WarmUp: 10, FinalShare: 0.1);
@@ -44,8 +51,8 @@ internal sealed record AdditionResult
     public required PairReport PairsAfter { get; init; }
     public required int TrainingPairs { get; init; }
 
-    /// <summary>Training tokens per second, padding not counted.</summary>
-    public required double TokensPerSecond { get; init; }
+    /// <summary>Of imitation and preference optimisation.</summary>
+    public required TrainingPace Pace { get; init; }
     public required TrainingCurves Curves { get; init; }
 
     /// <summary>A few questions with the answers before and after.</summary>
@@ -112,7 +119,7 @@ internal sealed class AdditionJob(ModelMaths maths, AdditionSettings settings, S
         PairReport pairsAfter = trainer.Report(heldOutPairs, formula);
         double after = Accuracy(test);
         List<int>[] answersAfter = Answers(test);
-        double tokensPerSecond = trainer.TokensPerSecond;
+        TrainingPace pace = trainer.Pace;
 
         maths.Copy(imitator, model.Parameters.Values);
         ImitateFurther(trainer, demonstrations, watch);
@@ -123,7 +130,7 @@ internal sealed class AdditionJob(ModelMaths maths, AdditionSettings settings, S
         return new()
         {
             AccuracyBefore = before, AccuracyAfter = after, AccuracyFurther = further, PairsBefore = pairsBefore, PairsAfter = pairsAfter,
-            TrainingPairs = pairs.Count, TokensPerSecond = tokensPerSecond, Curves = curves, TrainedOn = trainedOn, TestedOn = test,
+            TrainingPairs = pairs.Count, Pace = pace, Curves = curves, TrainedOn = trainedOn, TestedOn = test,
             Samples = [.. Enumerable.Range(0, test.Count).Where(i => !ColumnAddition.IsRight(test[i], answersBefore[i])).Take(SampleCount).Select(i => Sample(test[i], answersBefore[i], answersAfter[i]))],
         };
     }

@@ -18,7 +18,7 @@ internal sealed record CheckpointSettings
 }
 
 /// <summary>What came of a checkpoint's alignment, on the held-out tenth of the pairs.</summary>
-internal sealed record CheckpointResult(PairReport Before, PairReport After, int TrainingPairs, int HeldOutPairs, int Skipped, double TokensPerSecond);
+internal sealed record CheckpointResult(PairReport Before, PairReport After, int TrainingPairs, int HeldOutPairs, int Skipped, TrainingPace Pace);
 
 /// <summary>Scores preference pairs with a real checkpoint, aligns it on nine tenths of them, and scores the last tenth again.</summary>
 internal static class CheckpointJob
@@ -62,7 +62,7 @@ internal static class CheckpointJob
                     random.Shuffle(order);
                 return [.. order.Skip(part * settings.PairsPerStep).Take(settings.PairsPerStep)];
             }, (_, _) => tick()));
-        return new(before, trainer.Report(heldOut, formula), training.Count, heldOut.Count, skipped, trainer.TokensPerSecond);
+        return new(before, trainer.Report(heldOut, formula), training.Count, heldOut.Count, skipped, trainer.Pace);
     }
 
     private static PreferencePair Pair(SentencePieceTokenizer tokenizer, PreferenceText text)

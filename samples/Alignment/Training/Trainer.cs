@@ -12,11 +12,12 @@ internal sealed class Trainer(Llama model) : IDisposable
     private const int ScoreBatch = 256;
 
     private readonly AnswerLogProbs logProbs = new(model, trainable: true);
-    private long tokens;
+    private long steps, tokens;
     private TimeSpan time;
+    private DeviceTraffic traffic;
 
-    /// <summary>Tokens per second over all steps so far, padding not counted.</summary>
-    public double TokensPerSecond => time > TimeSpan.Zero ? tokens / time.TotalSeconds : 0;
+    /// <summary>Over all steps so far.</summary>
+    public TrainingPace Pace => new(steps, tokens, time, traffic);
 
     /// <summary>Imitates demonstrations.</summary>
     /// <param name="steps">How many.</param>
@@ -31,11 +32,12 @@ internal sealed class Trainer(Llama model) : IDisposable
         {
             List<Example> batch = nextBatch();
             long start = Stopwatch.GetTimestamp();
+            DeviceTraffic before = model.Maths.Traffic;
             model.Parameters.Gradients.Clear();
             loss.Step(batch);
             optimiser.Step(rate(step));
             float value = loss.Value;
-            Count(start, batch);
+            Count(start, before, batch);
             done(step, value);
         }
     }
@@ -54,11 +56,12 @@ internal sealed class Trainer(Llama model) : IDisposable
         {
             List<ScoredPair> batch = nextBatch();
             long start = Stopwatch.GetTimestamp();
+            DeviceTraffic before = model.Maths.Traffic;
             model.Parameters.Gradients.Clear();
             loss.Step(batch);
             optimiser.Step(rate(step));
             float[] metrics = loss.Metrics;
-            Count(start, batch.SelectMany(pair => (IEnumerable<Example>)[pair.Pair.Chosen, pair.Pair.Rejected]));
+            Count(start, before, batch.SelectMany(pair => (IEnumerable<Example>)[pair.Pair.Chosen, pair.Pair.Rejected]));
             done(step, metrics);
         }
     }
@@ -93,14 +96,34 @@ internal sealed class Trainer(Llama model) : IDisposable
             metrics[PreferenceMetrics.ChosenLogProb], metrics[PreferenceMetrics.RejectedLogProb]);
     }
 
-    private void Count(long start, IEnumerable<Example> batch)
+    private void Count(long start, DeviceTraffic before, IEnumerable<Example> batch)
     {
+        steps++;
         time += Stopwatch.GetElapsedTime(start);
+        traffic += model.Maths.Traffic - before;
         foreach (Example example in batch)
             tokens += example.Tokens.Length;
     }
 
     public void Dispose() => logProbs.Dispose();
+}
+
+/// <summary>How fast steps were taken.</summary>
+/// <param name="Steps">How many.</param>
+/// <param name="Tokens">Of all their sequences, padding not counted.</param>
+/// <param name="Time">What they took.</param>
+/// <param name="Traffic">What they asked of a GPU.</param>
+internal sealed record TrainingPace(long Steps, long Tokens, TimeSpan Time, DeviceTraffic Traffic)
+{
+    public double TokensPerSecond => Time > TimeSpan.Zero ? Tokens / Time.TotalSeconds : 0;
+
+    public double LaunchesPerStep => PerStep(Traffic.Launches);
+
+    public double BytesToDevicePerStep => PerStep(Traffic.BytesToDevice);
+
+    public double BytesToHostPerStep => PerStep(Traffic.BytesToHost);
+
+    private double PerStep(long count) => count / (double)Math.Max(1, Steps);
 }
 
 /// <summary>How a model judges preference pairs.</summary>

@@ -1,4 +1,3 @@
-using TransformerKernels;
 using Xunit;
 
 namespace Alignment.Tests;
@@ -10,7 +9,7 @@ public sealed class GenerationTests : IDisposable
         Vocabulary = 23, Hidden = 24, Intermediate = 40, Layers = 2, Heads = 4, KeyHeads = 2, HeadSize = 6, Context = 24,
     };
 
-    private readonly CpuMaths maths = new(ComputeDevice.Cpu, threads: 2);
+    private readonly ModelMaths maths = MathsUnderTest.Open();
     private readonly Llama model;
 
     public GenerationTests()

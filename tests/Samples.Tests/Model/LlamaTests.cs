@@ -6,48 +6,9 @@ namespace Alignment.Tests;
 public class LlamaTests
 {
     [Fact]
-    public void A_step_makes_one_library_call_for_each_piece_of_its_work()
-    {
-        var device = new CountingDevice();
-        using var maths = new CpuMaths(device, threads: 1);
-        using Llama model = SmallModel.Create(maths);
-        using var logProbs = new AnswerLogProbs(model, trainable: true);
-        var perPass = new Dictionary<string, int>
-        {
-            ["Rotate"] = SmallModel.Layers, ["AttentionForward"] = SmallModel.Layers, ["LogProbsFromLogits"] = 1,
-            ["LogProbsFromLogitsBackward"] = 1, ["AttentionBackward"] = SmallModel.Layers, ["RotateBack"] = SmallModel.Layers,
-        };
-
-        using var imitation = new SupervisedLoss(model, logProbs);
-        imitation.Step(SmallModel.Examples(5));
-        Assert.Equal(perPass.OrderBy(call => call.Key), device.Calls.OrderBy(call => call.Key));
-
-        device.Calls.Clear();
-        using var preference = new DirectPreferenceLoss(model, logProbs, new DpoSigmoid(0.1f));
-        preference.Step(SmallModel.Pairs(4));
-        perPass["PairLoss"] = 1;
-        Assert.Equal(perPass.OrderBy(call => call.Key), device.Calls.OrderBy(call => call.Key));
-    }
-
-    [Fact]
-    public void Steps_have_the_same_bits_for_1_2_3_and_7_threads()
-    {
-        float[]? expected = null;
-        foreach (int threads in (int[])[1, 2, 3, 7])
-        {
-            using var device = ComputeDevice.OpenCpu(threads);
-            using var maths = new CpuMaths(device, threads);
-            using Llama model = SmallModel.Create(maths);
-            float[] weights = SmallModel.TwoSteps(model);
-            expected ??= weights;
-            Assert.Equal(expected, weights);
-        }
-    }
-
-    [Fact]
     public void Gradient_of_the_preference_loss_matches_finite_differences()
     {
-        using var maths = new CpuMaths(ComputeDevice.Cpu, threads: 1);
+        using ModelMaths maths = MathsUnderTest.Open();
         using Llama model = SmallModel.Create(maths);
         using var logProbs = new AnswerLogProbs(model, trainable: true);
         using var loss = new DirectPreferenceLoss(model, logProbs, new DpoSigmoid(0.5f));
@@ -71,7 +32,7 @@ public class LlamaTests
     [Fact]
     public void Padding_changes_no_log_prob()
     {
-        using var maths = new CpuMaths(ComputeDevice.Cpu, threads: 2);
+        using ModelMaths maths = MathsUnderTest.Open();
         using Llama model = SmallModel.Create(maths);
         using var logProbs = new AnswerLogProbs(model, trainable: false);
         List<Example> examples = SmallModel.Examples(7);
@@ -83,15 +44,15 @@ public class LlamaTests
     [Fact]
     public void A_sequence_beyond_the_context_or_a_token_beyond_the_vocabulary_is_refused()
     {
-        using var maths = new CpuMaths(ComputeDevice.Cpu, threads: 1);
+        using ModelMaths maths = MathsUnderTest.Open();
         using Llama model = SmallModel.Create(maths);
-        using var run = new Activations(ComputeDevice.Cpu, SmallModel.Shape, keep: false);
+        using var run = new Activations(model.Device, SmallModel.Shape, keep: false);
         Assert.Contains("context is 16", Assert.Throws<ArgumentException>(() => Forward(new int[17])).Message);
         Assert.Throws<ArgumentOutOfRangeException>(() => Forward([SmallModel.Shape.Vocabulary]));
 
         void Forward(int[] tokens)
         {
-            using var batch = new TokenBatch(ComputeDevice.Cpu);
+            using var batch = new TokenBatch(model.Device);
             batch.Fill(tokens, 1);
             model.Forward(batch, run);
         }

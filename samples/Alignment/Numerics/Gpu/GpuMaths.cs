@@ -10,6 +10,8 @@ internal sealed class GpuMaths(GpuDevice device) : ModelMaths
 
     public override ComputeDevice Device => device;
 
+    public override DeviceTraffic Traffic => default;
+
     public override double GradientNorm => norm.ToArray<float>()[0];
 
     public override void Product(TensorView x, TensorView weight, TensorView y, TensorView addend = default) => Multiply(x, weight, y, addend);
