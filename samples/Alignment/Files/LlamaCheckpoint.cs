@@ -6,7 +6,7 @@ namespace Alignment;
 internal static class LlamaCheckpoint
 {
     /// <summary>Builds the model that a file describes, with its weights.</summary>
-    public static Llama Load(GgufFile file, ComputeDevice device, Team team)
+    public static Llama Load(GgufFile file, ModelMaths maths)
     {
         string architecture = file.Value<string>("general.architecture");
         if (architecture != "llama")
@@ -14,11 +14,13 @@ internal static class LlamaCheckpoint
         if (file.Value("llama.rope.scaling.type", "none") != "none")
             throw new NotSupportedException($"The model scales its rotary frequencies ({file.Value<string>("llama.rope.scaling.type")}); this program doesn't.");
         LlamaShape shape = ShapeOf(file);
-        var model = new Llama(device, team, shape);
+        var model = new Llama(maths, shape);
         try
         {
+            float[] all = model.Parameters.Values.ToArray<float>();
             foreach (Parameter parameter in model.Parameters.All)
-                file.Read(GgufName(parameter.Name), model.Parameters.Value(parameter));
+                file.Read(GgufName(parameter.Name), parameter.Of(all));
+            model.Parameters.Values.CopyFrom<float>(all);
         }
         catch
         {

@@ -1,12 +1,10 @@
-using System.Numerics.Tensors;
-using TransformerKernels;
-
 namespace Alignment;
 
 /// <summary>Continues prompts token by token.</summary>
 internal sealed class Generation(Llama model) : IDisposable
 {
     private readonly Activations run = new(model.Device, model.Shape, keep: false);
+    private readonly TokenBatch tokens = new(model.Device);
 
     /// <summary>Continues a batch of prompts, by the likeliest token at each step or by drawing from the distribution.</summary>
     /// <param name="prompts">All of one length.</param>
@@ -17,25 +15,27 @@ internal sealed class Generation(Llama model) : IDisposable
     /// <returns>The tokens added to each prompt.</returns>
     public List<int>[] Continue(IReadOnlyList<int[]> prompts, int limit, int end = -1, Random? random = null, bool cached = true)
     {
-        int batch = prompts.Count, length = prompts[0].Length, vocabulary = model.Shape.Vocabulary;
+        int batch = prompts.Count, length = prompts[0].Length;
         if (prompts.Any(prompt => prompt.Length != length))
             throw new ArgumentException("The prompts of a batch have one length.", nameof(prompts));
         var answers = prompts.Select(_ => new List<int>()).ToArray();
         var ended = new bool[batch];
         int[] sequences = [.. prompts.SelectMany(prompt => prompt)], next = new int[batch], lastRows = new int[batch];
-        using KeyValueCache? cache = cached ? new(model.Device, model.Shape, batch, Math.Min(length + limit, model.Shape.Context)) : null;
+        var draws = new double[random is null ? 0 : batch];
+        using KeyValueCache? cache = cached ? new(model.Maths, model.Shape, batch, Math.Min(length + limit, model.Shape.Context)) : null;
         for (int step = 0; step < limit && length + step < model.Shape.Context + 1; step++)
         {
-            int[] tokens = step == 0 || !cached ? sequences : next;
-            int positions = tokens.Length / batch;
-            model.Forward(tokens, batch, run, cache);
+            int[] read = step == 0 || !cached ? sequences : next;
             for (int row = 0; row < batch; row++)
-                lastRows[row] = (row + 1) * positions - 1;
-            model.Project(run, lastRows);
+                lastRows[row] = (row + 1) * (read.Length / batch) - 1;
+            tokens.Fill(read, batch, lastRows);
+            model.Forward(tokens, run, cache);
+            model.Project(tokens, run);
+            for (int row = 0; row < draws.Length; row++)
+                draws[row] = random!.NextDouble();
+            model.Maths.Choose(run.Logits.View, draws, next);
             for (int row = 0; row < batch; row++)
             {
-                Span<float> logits = run.Logits.Span.Slice(row * vocabulary, vocabulary);
-                next[row] = random is null ? TensorPrimitives.IndexOfMax(logits) : Draw(logits, random);
                 ended[row] |= next[row] == end;
                 if (!ended[row])
                     answers[row].Add(next[row]);
@@ -46,21 +46,6 @@ internal sealed class Generation(Llama model) : IDisposable
                 sequences = Lengthen(sequences, next);
         }
         return answers;
-    }
-
-    /// <summary>Draws from softmax(logits); overwrites them.</summary>
-    private static int Draw(Span<float> logits, Random random)
-    {
-        TensorPrimitives.Subtract(logits, TensorPrimitives.Max(logits), logits);
-        TensorPrimitives.Exp(logits, logits);
-        double left = random.NextDouble() * TensorPrimitives.Sum(logits);
-        for (int token = 0; token < logits.Length - 1; token++)
-        {
-            left -= logits[token];
-            if (left < 0)
-                return token;
-        }
-        return logits.Length - 1;
     }
 
     private static int[] Lengthen(int[] sequences, int[] next)
@@ -75,5 +60,9 @@ internal sealed class Generation(Llama model) : IDisposable
         return longer;
     }
 
-    public void Dispose() => run.Dispose();
+    public void Dispose()
+    {
+        run.Dispose();
+        tokens.Dispose();
+    }
 }

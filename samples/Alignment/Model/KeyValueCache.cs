@@ -5,16 +5,18 @@ namespace Alignment;
 /// <summary>Rotated keys, and values, of the positions that a model has seen, for a batch of sequences of equal length.</summary>
 internal sealed class KeyValueCache : IDisposable
 {
+    private readonly ModelMaths maths;
     private readonly TensorBuffer[] keys, values;
     private readonly int batch, capacity, width, headSize;
 
-    public KeyValueCache(ComputeDevice device, LlamaShape shape, int batch, int capacity)
+    public KeyValueCache(ModelMaths maths, LlamaShape shape, int batch, int capacity)
     {
+        this.maths = maths;
         (this.batch, this.capacity) = (batch, capacity);
         width = shape.KeyHeads * shape.HeadSize;
         headSize = shape.HeadSize;
-        keys = [.. Enumerable.Range(0, shape.Layers).Select(_ => device.Allocate(ElementType.Float32, batch, capacity, width))];
-        values = [.. Enumerable.Range(0, shape.Layers).Select(_ => device.Allocate(ElementType.Float32, batch, capacity, width))];
+        keys = [.. Enumerable.Range(0, shape.Layers).Select(_ => maths.Device.Allocate(ElementType.Float32, batch, capacity, width))];
+        values = [.. Enumerable.Range(0, shape.Layers).Select(_ => maths.Device.Allocate(ElementType.Float32, batch, capacity, width))];
     }
 
     /// <summary>How many positions are held.</summary>
@@ -23,16 +25,11 @@ internal sealed class KeyValueCache : IDisposable
     /// <summary>Puts the keys and values of new positions behind those that are held.</summary>
     public void Append(int layer, RowBuffer key, RowBuffer value)
     {
-        int added = key.Span.Length / (batch * width);
+        long added = key.View.Length(0) / batch;
         if (Length + added > capacity)
             throw new InvalidOperationException($"The cache holds {capacity} positions; this would be {Length + added}.");
-        Span<float> toKeys = keys[layer].AsSpan<float>(), toValues = values[layer].AsSpan<float>();
-        for (int sequence = 0; sequence < batch; sequence++)
-        {
-            int to = (sequence * capacity + Length) * width, from = sequence * added * width, count = added * width;
-            key.Span.Slice(from, count).CopyTo(toKeys[to..]);
-            value.Span.Slice(from, count).CopyTo(toValues[to..]);
-        }
+        maths.Copy(key.View.Reshape(batch, added, width), keys[layer].View.Slice(1, Length, added));
+        maths.Copy(value.View.Reshape(batch, added, width), values[layer].View.Slice(1, Length, added));
     }
 
     /// <summary>After the last layer: the new positions count as held.</summary>
@@ -49,6 +46,7 @@ internal sealed class KeyValueCache : IDisposable
 
     public void Dispose()
     {
+        maths.Device.Synchronize();
         foreach (TensorBuffer buffer in keys)
             buffer.Dispose();
         foreach (TensorBuffer buffer in values)

@@ -1,4 +1,3 @@
-using System.Numerics.Tensors;
 using TransformerKernels;
 
 namespace Alignment;
@@ -8,55 +7,45 @@ internal sealed partial class Llama
     private readonly Lazy<GradientScratch> scratch;
 
     /// <summary>Adds the gradients of all weights to <see cref="Parameters"/>, from the gradient of the logits that stands in <paramref name="run"/>.</summary>
-    /// <param name="tokens">As in the forward pass, which had no cache.</param>
-    /// <param name="picks">The rows whose logits were projected.</param>
+    /// <param name="batch">As in the forward pass, which had no cache: examples.</param>
     /// <param name="run">What the forward pass left; gates and ups are overwritten.</param>
-    public void Backward(ReadOnlySpan<int> tokens, ReadOnlySpan<int> picks, Activations run)
+    public void Backward(TokenBatch batch, Activations run)
     {
         if (!run.Keeps)
             throw new ArgumentException("These activations were not kept for a backward pass.", nameof(run));
-        int batch = run.Batch, positions = run.Positions, hidden = Shape.Hidden;
         GradientScratch g = scratch.Value;
-        g.Resize(batch * positions);
+        g.Resize(run.Batch * run.Positions);
 
-        MatrixProduct.WeightGradient(team, run.Logits.Span, run.Picked.Span, Parameters.Gradient(vocabulary), picks.Length, hidden, Shape.Vocabulary);
-        g.Picked.Resize(picks.Length);
-        MatrixProduct.InputGradient(team, run.Logits.Span, Parameters.Value(vocabulary), g.Picked.Span, picks.Length, hidden, Shape.Vocabulary);
-        g.Normed.Span.Clear();
-        for (int i = 0; i < picks.Length; i++)
-            g.Picked.Span.Slice(i * hidden, hidden).CopyTo(g.Normed.Span[(picks[i] * hidden)..]);
+        maths.ProductWeightGradient(run.Logits.View, run.Picked.View, Parameters.Gradient(vocabulary));
+        g.Picked.Resize(batch.Picks.Length);
+        maths.ProductInputGradient(run.Logits.View, Parameters.Value(vocabulary), g.Picked.View);
+        g.Normed.Clear();
+        maths.Scatter(g.Picked.View, batch.PickView, g.Normed.View);
 
-        g.Stream.Span.Clear();
-        RmsNorm.Backward(team, g.Normed.Span, run.Output.Span, Parameters.Value(lastNorm), run.InverseRms.Span, g.Stream.Span, Parameters.Gradient(lastNorm));
+        g.Stream.Clear();
+        maths.NormBackward(g.Normed.View, run.Output.View, Parameters.Value(lastNorm), run.InverseRms.Vector, g.Stream.View, Parameters.Gradient(lastNorm));
         for (int layer = layers.Length - 1; layer >= 0; layer--)
-            Backward(layer, run.Layer(layer), g, batch, positions);
-
-        Span<float> table = Parameters.Gradient(embedding), stream = g.Stream.Span;
-        for (int i = 0; i < tokens.Length; i++)
-        {
-            Span<float> row = table.Slice(tokens[i] * hidden, hidden);
-            TensorPrimitives.Add(row, stream.Slice(i * hidden, hidden), row);
-        }
+            Backward(layer, run.Layer(layer), g, run.Batch, run.Positions);
+        maths.AddByToken(g.Stream.View, batch, Parameters.Gradient(embedding));
     }
 
     // g.Stream holds the gradient of the layer's output, and at the end that of its input: a branch adds its part to what passes by it.
     private void Backward(int number, LayerActivations a, GradientScratch g, int batch, int positions)
     {
         Layer layer = layers[number];
-        int rows = batch * positions, hidden = Shape.Hidden, feed = Shape.Intermediate;
-        Span<float> stream = g.Stream.Span, normed = g.Normed.Span;
+        TensorView stream = g.Stream.View, normed = g.Normed.View;
 
-        MatrixProduct.WeightGradient(team, stream, a.Product.Span, Parameters.Gradient(layer.Down), rows, feed, hidden);
-        MatrixProduct.InputGradient(team, stream, Parameters.Value(layer.Down), g.Product.Span, rows, feed, hidden);
-        SwiGlu.Backward(team, g.Product.Span, a.Gate.Span, a.Up.Span, a.Sigmoid.Span);
-        MatrixProduct.WeightGradient(team, a.Gate.Span, a.FeedNormed.Span, Parameters.Gradient(layer.Gate), rows, hidden, feed);
-        MatrixProduct.WeightGradient(team, a.Up.Span, a.FeedNormed.Span, Parameters.Gradient(layer.Up), rows, hidden, feed);
-        MatrixProduct.InputGradient(team, a.Gate.Span, Parameters.Value(layer.Gate), normed, rows, hidden, feed);
-        MatrixProduct.InputGradient(team, a.Up.Span, Parameters.Value(layer.Up), normed, rows, hidden, feed, accumulate: true);
-        RmsNorm.Backward(team, normed, a.Middle.Span, Parameters.Value(layer.FeedNorm), a.FeedInverseRms.Span, stream, Parameters.Gradient(layer.FeedNorm));
+        maths.ProductWeightGradient(stream, a.Product.View, Parameters.Gradient(layer.Down));
+        maths.ProductInputGradient(stream, Parameters.Value(layer.Down), g.Product.View);
+        maths.GateBackward(g.Product.View, a.Gate.View, a.Up.View, a.Sigmoid.View);
+        maths.ProductWeightGradient(a.Gate.View, a.FeedNormed.View, Parameters.Gradient(layer.Gate));
+        maths.ProductWeightGradient(a.Up.View, a.FeedNormed.View, Parameters.Gradient(layer.Up));
+        maths.ProductInputGradient(a.Gate.View, Parameters.Value(layer.Gate), normed);
+        maths.ProductInputGradient(a.Up.View, Parameters.Value(layer.Up), normed, addend: normed);
+        maths.NormBackward(normed, a.Middle.View, Parameters.Value(layer.FeedNorm), a.FeedInverseRms.Vector, stream, Parameters.Gradient(layer.FeedNorm));
 
-        MatrixProduct.WeightGradient(team, stream, a.Attended.Span, Parameters.Gradient(layer.Output), rows, QueryWidth, hidden);
-        MatrixProduct.InputGradient(team, stream, Parameters.Value(layer.Output), g.Attended.Span, rows, QueryWidth, hidden);
+        maths.ProductWeightGradient(stream, a.Attended.View, Parameters.Gradient(layer.Output));
+        maths.ProductInputGradient(stream, Parameters.Value(layer.Output), g.Attended.View);
         var saved = new AttentionSaved { Output = a.Attended.Heads(batch, Shape.HeadSize), LogSumExp = LogSumExp(a, batch, positions) };
         var gradients = new AttentionGradients
         {
@@ -66,13 +55,13 @@ internal sealed partial class Llama
         };
         Attention.Backward(device, Problem(number, a, batch, positions, null), saved, new() { Output = g.Attended.Heads(batch, Shape.HeadSize) }, gradients, workspace);
         RotaryEmbedding.Backward(device, gradients.Query, gradients.Key, rotary, new() { Pairing = Shape.Pairing });
-        MatrixProduct.WeightGradient(team, g.Query.Span, a.AttentionNormed.Span, Parameters.Gradient(layer.Query), rows, hidden, QueryWidth);
-        MatrixProduct.WeightGradient(team, g.Key.Span, a.AttentionNormed.Span, Parameters.Gradient(layer.Key), rows, hidden, KeyWidth);
-        MatrixProduct.WeightGradient(team, g.Value.Span, a.AttentionNormed.Span, Parameters.Gradient(layer.Value), rows, hidden, KeyWidth);
-        MatrixProduct.InputGradient(team, g.Query.Span, Parameters.Value(layer.Query), normed, rows, hidden, QueryWidth);
-        MatrixProduct.InputGradient(team, g.Key.Span, Parameters.Value(layer.Key), normed, rows, hidden, KeyWidth, accumulate: true);
-        MatrixProduct.InputGradient(team, g.Value.Span, Parameters.Value(layer.Value), normed, rows, hidden, KeyWidth, accumulate: true);
-        RmsNorm.Backward(team, normed, a.Input.Span, Parameters.Value(layer.AttentionNorm), a.AttentionInverseRms.Span, stream, Parameters.Gradient(layer.AttentionNorm));
+        maths.ProductWeightGradient(g.Query.View, a.AttentionNormed.View, Parameters.Gradient(layer.Query));
+        maths.ProductWeightGradient(g.Key.View, a.AttentionNormed.View, Parameters.Gradient(layer.Key));
+        maths.ProductWeightGradient(g.Value.View, a.AttentionNormed.View, Parameters.Gradient(layer.Value));
+        maths.ProductInputGradient(g.Query.View, Parameters.Value(layer.Query), normed);
+        maths.ProductInputGradient(g.Key.View, Parameters.Value(layer.Key), normed, addend: normed);
+        maths.ProductInputGradient(g.Value.View, Parameters.Value(layer.Value), normed, addend: normed);
+        maths.NormBackward(normed, a.Input.View, Parameters.Value(layer.AttentionNorm), a.AttentionInverseRms.Vector, stream, Parameters.Gradient(layer.AttentionNorm));
     }
 
     /// <summary>Gradients of activations, needed only while a backward pass runs.</summary>

@@ -1,4 +1,3 @@
-using System.Numerics.Tensors;
 using TransformerKernels;
 
 namespace Alignment;
@@ -6,25 +5,24 @@ namespace Alignment;
 /// <summary>A Llama-style language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.</summary>
 /// <remarks>
 /// A layer is x += attention(norm(x)); x += down(silu(gate(h)) · up(h)), h = norm(x). Weights carry Hugging Face's names and [outputs, inputs] shapes.
-/// Rotation, attention, log-probs and losses are the library's work; matrix products, norms and SwiGLU are this sample's.
+/// Rotation, attention, log-probs and losses are the library's work; all else is that of <see cref="ModelMaths"/>.
 /// Sequences of a batch are padded on the right: causality hides the padding from every token before it.
 /// </remarks>
 internal sealed partial class Llama : IDisposable
 {
+    private readonly ModelMaths maths;
     private readonly ComputeDevice device;
-    private readonly Team team;
     private readonly Layer[] layers;
     private readonly Parameter embedding, lastNorm, vocabulary;
     private readonly RotaryTable rotary;
     private readonly Workspace workspace;
 
-    /// <param name="device">Where the library's operations run; its memory must be the host's.</param>
-    /// <param name="team">The threads of the sample's own operations.</param>
+    /// <param name="maths">What the model is computed with, and where.</param>
     /// <param name="shape">The sizes. All weights are 0 until they are set.</param>
-    public Llama(ComputeDevice device, Team team, LlamaShape shape)
+    public Llama(ModelMaths maths, LlamaShape shape)
     {
-        this.device = device;
-        this.team = team;
+        this.maths = maths;
+        device = maths.Device;
         Shape = shape;
         Parameters = new(device);
         embedding = Parameters.Add("model.embed_tokens.weight", shape.Vocabulary, shape.Hidden);
@@ -40,6 +38,8 @@ internal sealed partial class Llama : IDisposable
 
     public ParameterSet Parameters { get; }
 
+    public ModelMaths Maths => maths;
+
     public ComputeDevice Device => device;
 
     /// <summary>Scratch memory that the losses may share with the model.</summary>
@@ -53,9 +53,10 @@ internal sealed partial class Llama : IDisposable
     public void Initialize(Random random, float deviation = 0.05f)
     {
         float residual = deviation / MathF.Sqrt(2 * Shape.Layers);
+        float[] all = Parameters.Values.ToArray<float>();
         foreach (Parameter parameter in Parameters.All)
         {
-            Span<float> values = Parameters.Value(parameter);
+            Span<float> values = parameter.Of(all);
             if (parameter.Shape.Length == 1)
             {
                 values.Fill(1);
@@ -65,50 +66,52 @@ internal sealed partial class Llama : IDisposable
             for (int i = 0; i < values.Length; i++)
                 values[i] = scale * Normal(random);
         }
+        Parameters.Values.CopyFrom<float>(all);
     }
 
     /// <summary>Runs all layers; leaves the normed last hidden states in <paramref name="run"/>.</summary>
-    /// <param name="tokens">[batch, positions], padded on the right.</param>
-    /// <param name="batch">How many sequences.</param>
+    /// <param name="batch">The tokens.</param>
     /// <param name="run">Where everything computed goes.</param>
     /// <param name="cache">Keys and values of the positions before these; the new ones are added. No padding then.</param>
-    public void Forward(ReadOnlySpan<int> tokens, int batch, Activations run, KeyValueCache? cache = null)
+    public void Forward(TokenBatch batch, Activations run, KeyValueCache? cache = null)
     {
-        int positions = tokens.Length / batch, past = cache?.Length ?? 0;
+        int positions = batch.Positions, past = cache?.Length ?? 0;
         if (past + positions > Shape.Context)
-            throw new ArgumentException($"The sequence has {past + positions} tokens; the model's context is {Shape.Context}.", nameof(tokens));
-        run.Resize(batch, positions);
-        Embed(tokens, run.Layer(0).Input.Span);
+            throw new ArgumentException($"The sequence has {past + positions} tokens; the model's context is {Shape.Context}.", nameof(batch));
+        foreach (int token in batch.Tokens)
+        {
+            if ((uint)token >= (uint)Shape.Vocabulary)
+                throw new ArgumentOutOfRangeException(nameof(batch), token, $"A token lies outside the vocabulary of {Shape.Vocabulary}.");
+        }
+        run.Resize(batch.Batch, positions);
+        maths.Gather(Parameters.Value(embedding), batch.TokenView, run.Layer(0).Input.View);
         for (int layer = 0; layer < layers.Length; layer++)
         {
             RowBuffer output = layer + 1 < layers.Length ? run.Layer(layer + 1).Input : run.Output;
-            Forward(layer, run.Layer(layer), batch, past, positions, output, cache);
+            Forward(layer, run.Layer(layer), batch.Batch, past, positions, output, cache);
         }
         cache?.Advance(positions);
-        RmsNorm.Forward(team, run.Output.Span, Parameters.Value(lastNorm), Shape.NormEpsilon, run.Normed.Span, run.InverseRms.Span);
+        maths.Norm(run.Output.View, Parameters.Value(lastNorm), Shape.NormEpsilon, run.Normed.View, run.InverseRms.Vector);
     }
 
     private void Forward(int number, LayerActivations a, int batch, int past, int positions, RowBuffer output, KeyValueCache? cache)
     {
         Layer layer = layers[number];
-        int rows = batch * positions, hidden = Shape.Hidden;
-        RmsNorm.Forward(team, a.Input.Span, Parameters.Value(layer.AttentionNorm), Shape.NormEpsilon, a.AttentionNormed.Span, a.AttentionInverseRms.Span);
-        MatrixProduct.Forward(team, a.AttentionNormed.Span, Parameters.Value(layer.Query), a.Query.Span, rows, hidden, QueryWidth);
-        MatrixProduct.Forward(team, a.AttentionNormed.Span, Parameters.Value(layer.Key), a.Key.Span, rows, hidden, KeyWidth);
-        MatrixProduct.Forward(team, a.AttentionNormed.Span, Parameters.Value(layer.Value), a.Value.Span, rows, hidden, KeyWidth);
+        maths.Norm(a.Input.View, Parameters.Value(layer.AttentionNorm), Shape.NormEpsilon, a.AttentionNormed.View, a.AttentionInverseRms.Vector);
+        maths.Product(a.AttentionNormed.View, Parameters.Value(layer.Query), a.Query.View);
+        maths.Product(a.AttentionNormed.View, Parameters.Value(layer.Key), a.Key.View);
+        maths.Product(a.AttentionNormed.View, Parameters.Value(layer.Value), a.Value.View);
         RotaryEmbedding.Apply(device, a.Query.Heads(batch, Shape.HeadSize), a.Key.Heads(batch, Shape.HeadSize), rotary, new() { Pairing = Shape.Pairing, Offset = past });
         cache?.Append(number, a.Key, a.Value);
         Attention.Forward(device, Problem(number, a, batch, past + positions, cache), a.Attended.Heads(batch, Shape.HeadSize), LogSumExp(a, batch, positions), workspace);
 
-        a.Input.Span.CopyTo(a.Middle.Span);
-        MatrixProduct.Forward(team, a.Attended.Span, Parameters.Value(layer.Output), a.Middle.Span, rows, QueryWidth, hidden, accumulate: true);
+        maths.Product(a.Attended.View, Parameters.Value(layer.Output), a.Middle.View, addend: a.Input.View);
 
-        RmsNorm.Forward(team, a.Middle.Span, Parameters.Value(layer.FeedNorm), Shape.NormEpsilon, a.FeedNormed.Span, a.FeedInverseRms.Span);
-        MatrixProduct.Forward(team, a.FeedNormed.Span, Parameters.Value(layer.Gate), a.Gate.Span, rows, hidden, Shape.Intermediate);
-        MatrixProduct.Forward(team, a.FeedNormed.Span, Parameters.Value(layer.Up), a.Up.Span, rows, hidden, Shape.Intermediate);
-        SwiGlu.Forward(team, a.Gate.Span, a.Up.Span, a.Sigmoid.Span, a.Product.Span);
-        a.Middle.Span.CopyTo(output.Span);
-        MatrixProduct.Forward(team, a.Product.Span, Parameters.Value(layer.Down), output.Span, rows, Shape.Intermediate, hidden, accumulate: true);
+        maths.Norm(a.Middle.View, Parameters.Value(layer.FeedNorm), Shape.NormEpsilon, a.FeedNormed.View, a.FeedInverseRms.Vector);
+        maths.Product(a.FeedNormed.View, Parameters.Value(layer.Gate), a.Gate.View);
+        maths.Product(a.FeedNormed.View, Parameters.Value(layer.Up), a.Up.View);
+        maths.Gate(a.Gate.View, a.Up.View, a.Sigmoid.View, a.Product.View);
+        maths.Product(a.Product.View, Parameters.Value(layer.Down), output.View, addend: a.Middle.View);
     }
 
     private AttentionProblem Problem(int layer, LayerActivations a, int batch, int keys, KeyValueCache? cache) => new()
@@ -124,33 +127,17 @@ internal sealed partial class Llama : IDisposable
     /// <summary>The logits of every row of the last pass.</summary>
     public void Project(Activations run)
     {
-        int rows = run.Batch * run.Positions;
-        run.Logits.Resize(rows);
-        MatrixProduct.Forward(team, run.Normed.Span, Parameters.Value(vocabulary), run.Logits.Span, rows, Shape.Hidden, Shape.Vocabulary);
+        run.Logits.Resize(run.Batch * run.Positions);
+        maths.Product(run.Normed.View, Parameters.Value(vocabulary), run.Logits.View);
     }
 
-    /// <summary>The logits of some rows of the last pass, in the order given.</summary>
-    public void Project(Activations run, ReadOnlySpan<int> picks)
+    /// <summary>The logits of the rows of the last pass that its batch picks, in that order.</summary>
+    public void Project(TokenBatch batch, Activations run)
     {
-        int hidden = Shape.Hidden;
-        run.Picked.Resize(picks.Length);
-        run.Logits.Resize(picks.Length);
-        Span<float> normed = run.Normed.Span, picked = run.Picked.Span;
-        for (int i = 0; i < picks.Length; i++)
-            normed.Slice(picks[i] * hidden, hidden).CopyTo(picked[(i * hidden)..]);
-        MatrixProduct.Forward(team, picked, Parameters.Value(vocabulary), run.Logits.Span, picks.Length, hidden, Shape.Vocabulary);
-    }
-
-    private void Embed(ReadOnlySpan<int> tokens, Span<float> rows)
-    {
-        int hidden = Shape.Hidden;
-        ReadOnlySpan<float> table = Parameters.Value(embedding);
-        for (int i = 0; i < tokens.Length; i++)
-        {
-            if ((uint)tokens[i] >= (uint)Shape.Vocabulary)
-                throw new ArgumentOutOfRangeException(nameof(tokens), tokens[i], $"A token lies outside the vocabulary of {Shape.Vocabulary}.");
-            table.Slice(tokens[i] * hidden, hidden).CopyTo(rows[(i * hidden)..]);
-        }
+        run.Picked.Resize(batch.Picks.Length);
+        run.Logits.Resize(batch.Picks.Length);
+        maths.Gather(run.Normed.View, batch.PickView, run.Picked.View);
+        maths.Product(run.Picked.View, Parameters.Value(vocabulary), run.Logits.View);
     }
 
     private static float Normal(Random random) =>
@@ -158,6 +145,7 @@ internal sealed partial class Llama : IDisposable
 
     public void Dispose()
     {
+        device.Synchronize();
         Parameters.Dispose();
         rotary.Dispose();
         workspace.Dispose();

@@ -15,14 +15,12 @@ internal sealed class RowBuffer(ComputeDevice device, int columns) : IDisposable
     {
         if (buffer is null || (long)count * columns > buffer.ElementCount)
         {
-            buffer?.Dispose();
+            Dispose();
             buffer = device.Allocate(ElementType.Float32, count, columns);
         }
         rows = count;
         return this;
     }
-
-    public Span<float> Span => buffer!.AsSpan<float>()[..(rows * columns)];
 
     /// <summary>[row, column].</summary>
     public TensorView View => buffer!.View.Slice(0, 0, rows);
@@ -33,5 +31,18 @@ internal sealed class RowBuffer(ComputeDevice device, int columns) : IDisposable
     /// <summary>[batch, head, position, headSize]: rows are the positions of all sequences, columns the heads side by side.</summary>
     public TensorView Heads(int batch, int headSize) => View.Reshape(batch, rows / batch, columns / headSize, headSize).Permute(0, 2, 1, 3);
 
-    public void Dispose() => buffer?.Dispose();
+    /// <summary>All rows, copied to the host.</summary>
+    public float[] ToArray() => buffer!.ToArray<float>()[..(rows * columns)];
+
+    /// <summary>Sets everything to zero.</summary>
+    public void Clear() => buffer!.Clear();
+
+    public void Dispose()
+    {
+        if (buffer is null)
+            return;
+        device.Synchronize();
+        buffer.Dispose();
+        buffer = null;
+    }
 }

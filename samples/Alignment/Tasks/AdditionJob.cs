@@ -21,6 +21,13 @@ internal sealed record AdditionSettings
     /// <summary>Unseen questions whose greedy answers make the accuracy.</summary>
     public int TestQuestions { get; init; } = 1000;
 
+    // The defaults' proportion.
+    private const int SupervisedPerPreferenceStep = 9;
+
+    /// <summary>A job of so many steps of imitation, the rest in proportion.</summary>
+    public static AdditionSettings Of(int seed, int supervisedSteps) =>
+        new() { Seed = seed, SupervisedSteps = supervisedSteps, PreferenceSteps = Math.Max(1, supervisedSteps / SupervisedPerPreferenceStep) };
+
     public LearningRate Supervised => new(Top: 3e-3, SupervisedSteps, WarmUp: 50, FinalShare: 0.05);
 
     public LearningRate Preference => new(Top: 3e-5, PreferenceSteps, WarmUp: 10, FinalShare: 0.1);
@@ -44,8 +51,8 @@ internal sealed record AdditionResult
     public required PairReport PairsAfter { get; init; }
     public required int TrainingPairs { get; init; }
 
-    /// <summary>Training tokens per second, padding not counted.</summary>
-    public required double TokensPerSecond { get; init; }
+    /// <summary>Of imitation and preference optimisation.</summary>
+    public required TrainingPace Pace { get; init; }
     public required TrainingCurves Curves { get; init; }
 
     /// <summary>A few questions with the answers before and after.</summary>
@@ -57,7 +64,7 @@ internal sealed record AdditionResult
 }
 
 /// <summary>The main job: a small model imitates noisy demonstrations of addition, then learns from preference pairs which of its answers are right.</summary>
-internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSettings settings, Screen screen) : IDisposable
+internal sealed class AdditionJob(ModelMaths maths, AdditionSettings settings, Screen screen) : IDisposable
 {
     private const int WatchQuestions = 200, HeldOutPairQuestions = 256, AnswersPerQuestion = 4, SampleCount = 6;
 
@@ -85,7 +92,7 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
     // Wide enough that three layers leave the first plateau soon, whatever the seed.
     private const float InitialDeviation = 0.1f;
 
-    private readonly Llama model = new(device, team, Shape);
+    private readonly Llama model = new(maths, Shape);
     private readonly HashSet<int> reserved = [], trainedOn = [];
     private readonly TrainingCurves curves = new();
 
@@ -96,12 +103,13 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
         List<int> test = Reserve(settings.TestQuestions, draw), watch = Reserve(WatchQuestions, draw), heldOut = Reserve(HeldOutPairQuestions, draw);
         screen.Line($"A model of {model.Parameters.Count:N0} weights learns to add from a pupil who forgets to carry.");
 
-        using var trainer = new Trainer(model, team);
+        using var trainer = new Trainer(model);
         Random demonstrations = Stream(3);
         Imitate(trainer, demonstrations, watch);
         double before = Accuracy(test);
         List<int>[] answersBefore = Answers(test);
-        float[] imitator = model.Parameters.Values.ToArray();
+        using TensorBuffer imitator = maths.Device.Allocate(ElementType.Float32, model.Parameters.Values.ElementCount);
+        maths.Copy(model.Parameters.Values, imitator);
 
         List<ScoredPair> pairs = MakePairs(trainer, Questions(settings.PairQuestions, Stream(4)), Stream(5), "Drawing and judging answers");
         List<ScoredPair> heldOutPairs = MakePairs(trainer, heldOut, Stream(6), "Drawing held-out pairs");
@@ -111,9 +119,9 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
         PairReport pairsAfter = trainer.Report(heldOutPairs, formula);
         double after = Accuracy(test);
         List<int>[] answersAfter = Answers(test);
-        double tokensPerSecond = trainer.TokensPerSecond;
+        TrainingPace pace = trainer.Pace;
 
-        imitator.CopyTo(model.Parameters.Values);
+        maths.Copy(imitator, model.Parameters.Values);
         ImitateFurther(trainer, demonstrations, watch);
         double further = Accuracy(test);
 
@@ -122,7 +130,7 @@ internal sealed class AdditionJob(ComputeDevice device, Team team, AdditionSetti
         return new()
         {
             AccuracyBefore = before, AccuracyAfter = after, AccuracyFurther = further, PairsBefore = pairsBefore, PairsAfter = pairsAfter,
-            TrainingPairs = pairs.Count, TokensPerSecond = tokensPerSecond, Curves = curves, TrainedOn = trainedOn, TestedOn = test,
+            TrainingPairs = pairs.Count, Pace = pace, Curves = curves, TrainedOn = trainedOn, TestedOn = test,
             Samples = [.. Enumerable.Range(0, test.Count).Where(i => !ColumnAddition.IsRight(test[i], answersBefore[i])).Take(SampleCount).Select(i => Sample(test[i], answersBefore[i], answersAfter[i]))],
         };
     }

@@ -18,7 +18,7 @@ internal sealed record CheckpointSettings
 }
 
 /// <summary>What came of a checkpoint's alignment, on the held-out tenth of the pairs.</summary>
-internal sealed record CheckpointResult(PairReport Before, PairReport After, int TrainingPairs, int HeldOutPairs, int Skipped, double TokensPerSecond);
+internal sealed record CheckpointResult(PairReport Before, PairReport After, int TrainingPairs, int HeldOutPairs, int Skipped, TrainingPace Pace);
 
 /// <summary>Scores preference pairs with a real checkpoint, aligns it on nine tenths of them, and scores the last tenth again.</summary>
 internal static class CheckpointJob
@@ -26,12 +26,12 @@ internal static class CheckpointJob
     private const int HeldOutShare = 10;
     private const double WarmUpShare = 0.1, FinalShare = 0.1;
 
-    public static CheckpointResult Run(ComputeDevice device, Team team, string modelPath, string dataPath, CheckpointSettings settings, Screen screen)
+    public static CheckpointResult Run(ModelMaths maths, string modelPath, string dataPath, CheckpointSettings settings, Screen screen)
     {
         List<PreferenceText> texts = PreferenceFile.Read(dataPath);
         using var file = new GgufFile(modelPath);
         var tokenizer = new SentencePieceTokenizer(file);
-        using Llama model = LlamaCheckpoint.Load(file, device, team);
+        using Llama model = LlamaCheckpoint.Load(file, maths);
         screen.Line($"{Path.GetFileName(modelPath)}: {model.Parameters.Count:N0} weights, {model.Shape.Layers} layers, context {model.Shape.Context}, vocabulary {model.Shape.Vocabulary}.");
 
         List<PreferencePair> pairs = [.. texts.Select(text => Pair(tokenizer, text)).Where(pair => Fits(pair, model.Shape.Context))];
@@ -45,7 +45,7 @@ internal static class CheckpointJob
         random.Shuffle(shuffled);
         int heldOutCount = shuffled.Length / HeldOutShare;
 
-        using var trainer = new Trainer(model, team);
+        using var trainer = new Trainer(model);
         List<ScoredPair> heldOut = trainer.Score(shuffled[..heldOutCount]), training = trainer.Score(shuffled[heldOutCount..]);
         var formula = new DpoSigmoid(settings.Beta);
         PairReport before = trainer.Report(heldOut, formula);
@@ -62,7 +62,7 @@ internal static class CheckpointJob
                     random.Shuffle(order);
                 return [.. order.Skip(part * settings.PairsPerStep).Take(settings.PairsPerStep)];
             }, (_, _) => tick()));
-        return new(before, trainer.Report(heldOut, formula), training.Count, heldOut.Count, skipped, trainer.TokensPerSecond);
+        return new(before, trainer.Report(heldOut, formula), training.Count, heldOut.Count, skipped, trainer.Pace);
     }
 
     private static PreferencePair Pair(SentencePieceTokenizer tokenizer, PreferenceText text)

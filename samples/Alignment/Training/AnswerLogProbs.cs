@@ -1,4 +1,3 @@
-using System.Numerics.Tensors;
 using TransformerKernels;
 
 namespace Alignment;
@@ -9,55 +8,56 @@ namespace Alignment;
 internal sealed class AnswerLogProbs(Llama model, bool trainable) : IDisposable
 {
     private readonly Activations run = new(model.Device, model.Shape, keep: trainable);
-    private readonly RowBuffer logProb = new(model.Device, 1), logSumExp = new(model.Device, 1);
-    private readonly TokenBatch batch = new();
+    private readonly RowBuffer logProb = new(model.Device, 1), logSumExp = new(model.Device, 1), sums = new(model.Device, 1);
+    private readonly TokenBatch batch = new(model.Device);
 
     public TokenBatch Batch => batch;
 
-    /// <summary>ln p of every answer token, sequence by sequence; write the gradients here before <see cref="Backward"/>.</summary>
-    public Span<float> PerToken => logProb.Span;
+    /// <summary>[pick]: ln p of every answer token, sequence by sequence; write the gradients here before <see cref="Backward"/>.</summary>
+    public RowBuffer PerToken => logProb;
+
+    /// <summary>[sequence]: ln p of each whole answer, after <see cref="Add"/>.</summary>
+    public RowBuffer Sums => sums;
 
     /// <summary>Runs the model over the examples.</summary>
     public void Forward(IReadOnlyList<Example> examples)
     {
         batch.Fill(examples);
-        model.Forward(batch.Tokens, batch.Batch, run);
-        model.Project(run, batch.Picks);
+        model.Forward(batch, run);
+        model.Project(batch, run);
         logProb.Resize(batch.Picks.Length);
         logSumExp.Resize(batch.Picks.Length);
         LogProbs.FromLogits(model.Device, Problem(), new() { LogProb = logProb.Vector, LogSumExp = logSumExp.Vector });
     }
 
-    /// <summary>ln p of one whole answer: the sum over its tokens, in double.</summary>
-    public float Sum(int sequence)
+    /// <summary>Sums the log-probs of each answer's tokens.</summary>
+    public void Add()
     {
-        double sum = 0;
-        foreach (float value in PerToken[batch.PicksOf(sequence)])
-            sum += value;
-        return (float)sum;
+        sums.Resize(batch.Batch);
+        model.Maths.SumSegments(logProb.Vector, batch.StartView, sums.Vector);
     }
 
     /// <summary>Adds the weights' gradients, from the gradients that stand in <see cref="PerToken"/>.</summary>
     public void Backward()
     {
         LogProbs.FromLogitsBackward(model.Device, Problem(), new() { LogSumExp = logSumExp.Vector }, new() { LogProb = logProb.Vector }, run.Logits.View);
-        model.Backward(batch.Tokens, batch.Picks, run);
+        model.Backward(batch, run);
     }
 
-    private LogitsProblem Problem() => new() { Logits = run.Logits.View, Targets = TensorView.Of(batch.Targets) };
+    private LogitsProblem Problem() => new() { Logits = run.Logits.View, Targets = batch.TargetView };
 
     /// <summary>ln p of many whole answers.</summary>
     public float[] Score(IReadOnlyList<Example> examples, int batchSize)
     {
-        var sums = new float[examples.Count];
-        for (int start = 0; start < sums.Length; start += batchSize)
+        var scores = new float[examples.Count];
+        for (int start = 0; start < scores.Length; start += batchSize)
         {
             List<Example> part = [.. examples.Skip(start).Take(batchSize)];
             Forward(part);
-            for (int i = 0; i < part.Count; i++)
-                sums[start + i] = Sum(i);
+            Add();
+            sums.ToArray().CopyTo(scores, start);
         }
-        return sums;
+        return scores;
     }
 
     public void Dispose()
@@ -65,5 +65,7 @@ internal sealed class AnswerLogProbs(Llama model, bool trainable) : IDisposable
         run.Dispose();
         logProb.Dispose();
         logSumExp.Dispose();
+        sums.Dispose();
+        batch.Dispose();
     }
 }

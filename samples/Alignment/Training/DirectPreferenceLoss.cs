@@ -3,49 +3,62 @@ using TransformerKernels;
 namespace Alignment;
 
 /// <summary>Direct preference optimisation on a batch of pairs; the reference's log-probs are known beforehand.</summary>
-internal sealed class DirectPreferenceLoss(Llama model, AnswerLogProbs logProbs, DpoSigmoid formula)
+internal sealed class DirectPreferenceLoss(Llama model, AnswerLogProbs logProbs, DpoSigmoid formula) : IDisposable
 {
     private readonly List<Example> examples = [];
-    private readonly float[] metrics = new float[PreferenceMetrics.Count];
-    private float[] sums = [], gradients = [];
+    private readonly TensorBuffer metrics = model.Device.Allocate(ElementType.Float32, PreferenceMetrics.Count);
+    private TensorBuffer? references, gradients;
+    private float[] scores = [];
 
-    /// <summary>The batch's averages after <see cref="Step"/>; see <see cref="PreferenceMetrics"/>.</summary>
-    public ReadOnlySpan<float> Metrics => metrics;
+    /// <summary>The averages of the last <see cref="Step"/>'s batch; see <see cref="PreferenceMetrics"/>. Waits for them.</summary>
+    public float[] Metrics => metrics.ToArray<float>();
 
     /// <summary>Evaluates the loss and adds the weights' gradients.</summary>
-    public float Step(IReadOnlyList<ScoredPair> pairs)
+    public void Step(IReadOnlyList<ScoredPair> pairs)
     {
         int count = pairs.Count;
         examples.Clear();
         examples.AddRange(pairs.Select(pair => pair.Pair.Chosen));
         examples.AddRange(pairs.Select(pair => pair.Pair.Rejected));
-        logProbs.Forward(examples);
-
-        // The four inputs in one array, and the two gradients in another: chosen, rejected, reference chosen, reference rejected.
-        if (sums.Length != 4 * count)
-            (sums, gradients) = (new float[4 * count], new float[2 * count]);
-        for (int i = 0; i < count; i++)
+        if (references?.ElementCount != 2 * count)
         {
-            sums[i] = logProbs.Sum(i);
-            sums[count + i] = logProbs.Sum(count + i);
-            sums[2 * count + i] = pairs[i].ReferenceChosen;
-            sums[3 * count + i] = pairs[i].ReferenceRejected;
+            Free();
+            references = model.Device.Allocate(ElementType.Float32, 2, count);
+            gradients = model.Device.Allocate(ElementType.Float32, 2, count);
+            scores = new float[2 * count];
         }
+        for (int i = 0; i < count; i++)
+            (scores[i], scores[count + i]) = (pairs[i].ReferenceChosen, pairs[i].ReferenceRejected);
+        references.CopyFrom<float>(scores);
+        logProbs.Forward(examples);
+        logProbs.Add();
+
+        TensorView sums = logProbs.Sums.Vector, reference = references.View, gradient = gradients!.View;
         var batch = new PairBatch
         {
-            Chosen = TensorView.Of(sums.AsSpan(0, count)),
-            Rejected = TensorView.Of(sums.AsSpan(count, count)),
-            ReferenceChosen = TensorView.Of(sums.AsSpan(2 * count, count)),
-            ReferenceRejected = TensorView.Of(sums.AsSpan(3 * count, count)),
+            Chosen = sums.Slice(0, 0, count),
+            Rejected = sums.Slice(0, count, count),
+            ReferenceChosen = reference.Select(0, 0),
+            ReferenceRejected = reference.Select(0, 1),
         };
-        var outputs = new PairOutputs { Chosen = TensorView.Of(gradients.AsSpan(0, count)), Rejected = TensorView.Of(gradients.AsSpan(count, count)) };
-        PreferenceLoss.Evaluate(model.Device, batch, formula, outputs, TensorView.Of(metrics), model.Workspace);
+        PreferenceLoss.Evaluate(model.Device, batch, formula, new() { Chosen = gradient.Select(0, 0), Rejected = gradient.Select(0, 1) }, metrics, model.Workspace);
 
         // A sum passes its gradient to every token in it.
-        for (int sequence = 0; sequence < 2 * count; sequence++)
-            logProbs.PerToken[logProbs.Batch.PicksOf(sequence)].Fill(gradients[sequence]);
+        model.Maths.Gather(gradient.Reshape(2 * count, 1), logProbs.Batch.SequenceView, logProbs.PerToken.View);
         logProbs.Backward();
-        return metrics[PreferenceMetrics.Loss];
+    }
+
+    private void Free()
+    {
+        model.Device.Synchronize();
+        references?.Dispose();
+        gradients?.Dispose();
+    }
+
+    public void Dispose()
+    {
+        Free();
+        metrics.Dispose();
     }
 }
 

@@ -6,68 +6,24 @@ namespace Alignment.Tests;
 public class LlamaTests
 {
     [Fact]
-    public void A_step_makes_one_library_call_for_each_piece_of_its_work()
-    {
-        var device = new CountingDevice();
-        using var team = new Team(1);
-        using Llama model = SmallModel.Create(device, team);
-        using var logProbs = new AnswerLogProbs(model, trainable: true);
-        var perPass = new Dictionary<string, int>
-        {
-            ["Rotate"] = SmallModel.Layers, ["AttentionForward"] = SmallModel.Layers, ["LogProbsFromLogits"] = 1,
-            ["LogProbsFromLogitsBackward"] = 1, ["AttentionBackward"] = SmallModel.Layers, ["RotateBack"] = SmallModel.Layers,
-        };
-
-        new SupervisedLoss(logProbs).Step(SmallModel.Examples(5));
-        Assert.Equal(perPass.OrderBy(call => call.Key), device.Calls.OrderBy(call => call.Key));
-
-        device.Calls.Clear();
-        new DirectPreferenceLoss(model, logProbs, new DpoSigmoid(0.1f)).Step(SmallModel.Pairs(4));
-        perPass["PairLoss"] = 1;
-        Assert.Equal(perPass.OrderBy(call => call.Key), device.Calls.OrderBy(call => call.Key));
-    }
-
-    [Fact]
-    public void Steps_have_the_same_bits_for_1_2_3_and_7_threads()
-    {
-        float[]? expected = null;
-        foreach (int threads in (int[])[1, 2, 3, 7])
-        {
-            using var device = ComputeDevice.OpenCpu(threads);
-            using var team = new Team(threads);
-            using Llama model = SmallModel.Create(device, team);
-            using var logProbs = new AnswerLogProbs(model, trainable: true);
-            var optimiser = new AdamW(team, model.Parameters) { LargestNorm = 1 };
-            new SupervisedLoss(logProbs).Step(SmallModel.Examples(40));
-            optimiser.Step(0.01);
-            model.Parameters.ClearGradients();
-            new DirectPreferenceLoss(model, logProbs, new DpoSigmoid(0.1f)).Step(SmallModel.Pairs(20));
-            optimiser.Step(0.01);
-            float[] weights = model.Parameters.Values.ToArray();
-            expected ??= weights;
-            Assert.Equal(expected, weights);
-        }
-    }
-
-    [Fact]
     public void Gradient_of_the_preference_loss_matches_finite_differences()
     {
-        using var team = new Team(1);
-        using Llama model = SmallModel.Create(ComputeDevice.Cpu, team);
+        using ModelMaths maths = MathsUnderTest.Open();
+        using Llama model = SmallModel.Create(maths);
         using var logProbs = new AnswerLogProbs(model, trainable: true);
-        var loss = new DirectPreferenceLoss(model, logProbs, new DpoSigmoid(0.5f));
+        using var loss = new DirectPreferenceLoss(model, logProbs, new DpoSigmoid(0.5f));
         List<ScoredPair> pairs = SmallModel.Pairs(6);
         loss.Step(pairs);
-        float[] gradients = model.Parameters.Gradients.ToArray();
+        float[] gradients = model.Parameters.Gradients.ToArray<float>();
 
         // Along the gradient the loss grows by the square of its norm a unit.
         double square = gradients.Sum(g => (double)g * g), step = 1e-3 / Math.Sqrt(square);
-        float[] weights = model.Parameters.Values.ToArray();
+        float[] weights = model.Parameters.Values.ToArray<float>();
         double Loss(double at)
         {
-            for (int i = 0; i < weights.Length; i++)
-                model.Parameters.Values[i] = (float)(weights[i] + at * gradients[i]);
-            return loss.Step(pairs);
+            model.Parameters.Values.CopyFrom<float>([.. weights.Zip(gradients, (weight, gradient) => (float)(weight + at * gradient))]);
+            loss.Step(pairs);
+            return loss.Metrics[PreferenceMetrics.Loss];
         }
         double slope = (Loss(step) - Loss(-step)) / (2 * step);
         Assert.InRange(slope / square, 0.99, 1.01);
@@ -76,8 +32,8 @@ public class LlamaTests
     [Fact]
     public void Padding_changes_no_log_prob()
     {
-        using var team = new Team(2);
-        using Llama model = SmallModel.Create(ComputeDevice.Cpu, team);
+        using ModelMaths maths = MathsUnderTest.Open();
+        using Llama model = SmallModel.Create(maths);
         using var logProbs = new AnswerLogProbs(model, trainable: false);
         List<Example> examples = SmallModel.Examples(7);
         float[] together = logProbs.Score(examples, 7), alone = logProbs.Score(examples, 1);
@@ -88,10 +44,17 @@ public class LlamaTests
     [Fact]
     public void A_sequence_beyond_the_context_or_a_token_beyond_the_vocabulary_is_refused()
     {
-        using var team = new Team(1);
-        using Llama model = SmallModel.Create(ComputeDevice.Cpu, team);
-        using var run = new Activations(ComputeDevice.Cpu, SmallModel.Shape, keep: false);
-        Assert.Contains("context is 16", Assert.Throws<ArgumentException>(() => model.Forward(new int[17], 1, run)).Message);
-        Assert.Throws<ArgumentOutOfRangeException>(() => model.Forward([SmallModel.Shape.Vocabulary], 1, run));
+        using ModelMaths maths = MathsUnderTest.Open();
+        using Llama model = SmallModel.Create(maths);
+        using var run = new Activations(model.Device, SmallModel.Shape, keep: false);
+        Assert.Contains("context is 16", Assert.Throws<ArgumentException>(() => Forward(new int[17])).Message);
+        Assert.Throws<ArgumentOutOfRangeException>(() => Forward([SmallModel.Shape.Vocabulary]));
+
+        void Forward(int[] tokens)
+        {
+            using var batch = new TokenBatch(model.Device);
+            batch.Fill(tokens, 1);
+            model.Forward(batch, run);
+        }
     }
 }

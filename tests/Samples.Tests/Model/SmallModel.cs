@@ -1,5 +1,3 @@
-using TransformerKernels;
-
 namespace Alignment.Tests;
 
 /// <summary>Small models and examples for tests.</summary>
@@ -12,9 +10,9 @@ internal static class SmallModel
         Vocabulary = 23, Hidden = 20, Intermediate = 28, Layers = Layers, Heads = 4, KeyHeads = 2, HeadSize = 6, Context = 16,
     };
 
-    public static Llama Create(ComputeDevice device, Team team, int seed = 1)
+    public static Llama Create(ModelMaths maths, int seed = 1)
     {
-        var model = new Llama(device, team, Shape);
+        var model = new Llama(maths, Shape);
         model.Initialize(new Random(seed), deviation: 0.2f);
         return model;
     }
@@ -29,6 +27,22 @@ internal static class SmallModel
     {
         var random = new Random(seed);
         return [.. Enumerable.Range(0, count).Select(_ => new ScoredPair(new(One(random), One(random)), -10 * random.NextSingle(), -10 * random.NextSingle()))];
+    }
+
+    /// <summary>The weights after a step of imitation and one of preference optimisation.</summary>
+    public static float[] TwoSteps(Llama model)
+    {
+        using var logProbs = new AnswerLogProbs(model, trainable: true);
+        using var imitation = new SupervisedLoss(model, logProbs);
+        using var preference = new DirectPreferenceLoss(model, logProbs, new(0.1f));
+        using var optimiser = new AdamW(model.Maths, model.Parameters) { LargestNorm = 1 };
+        model.Parameters.Gradients.Clear();
+        imitation.Step(Examples(40));
+        optimiser.Step(0.01);
+        model.Parameters.Gradients.Clear();
+        preference.Step(Pairs(20));
+        optimiser.Step(0.01);
+        return model.Parameters.Values.ToArray<float>();
     }
 
     private static Example One(Random random)

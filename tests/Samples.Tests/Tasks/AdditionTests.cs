@@ -82,8 +82,8 @@ public class AdditionTests
 
     private static AdditionResult Run(AdditionSettings settings)
     {
-        using var team = new Team(2);
-        using var job = new AdditionJob(ComputeDevice.Cpu, team, settings, SilentScreen());
+        using var maths = new CpuMaths(ComputeDevice.Cpu, threads: 2);
+        using var job = new AdditionJob(maths, settings, SilentScreen());
         return job.Run();
     }
 

@@ -56,14 +56,17 @@ public sealed class ModelReplay : IReplay
         bool[] real = vector.Need("attention_mask").Booleans;
         var logits = new float[tokens.Length * model.Shape.Vocabulary];
         using (var run = new Activations(model.Device, model.Shape, keep: false))
+        using (var batch = new Alignment.TokenBatch(model.Device))
         {
-            model.Forward(tokens, ids.Shape[0], run);
+            batch.Fill(tokens, ids.Shape[0]);
+            model.Forward(batch, run);
             model.Project(run);
+            float[] rows = run.Logits.ToArray();
             // The file has zeros at padding.
             for (int row = 0; row < tokens.Length; row++)
             {
                 if (real[row])
-                    run.Logits.Span.Slice(row * model.Shape.Vocabulary, model.Shape.Vocabulary).CopyTo(logits.AsSpan(row * model.Shape.Vocabulary));
+                    rows.AsSpan(row * model.Shape.Vocabulary, model.Shape.Vocabulary).CopyTo(logits.AsSpan(row * model.Shape.Vocabulary));
             }
         }
         loaded.Output(results, vector, "logits", logits);
@@ -72,10 +75,13 @@ public sealed class ModelReplay : IReplay
         List<Example> whole = Examples(vector, (row, at) => at >= 1), labelled = Examples(vector, Labelled(vector));
         logProbs.Forward(whole);
         loaded.Output(results, vector, "logprob", PerToken(logProbs, whole, ids.Shape[1]));
-        loaded.Output(results, vector, "loss", [new SupervisedLoss(logProbs).Step(labelled)]);
+        using var loss = new SupervisedLoss(model, logProbs);
+        loss.Step(labelled);
+        loaded.Output(results, vector, "loss", [loss.Value]);
+        float[] gradients = model.Parameters.Gradients.ToArray<float>();
         foreach (Parameter parameter in model.Parameters.All)
         {
-            float[] gradient = model.Parameters.Gradient(parameter).ToArray();
+            float[] gradient = parameter.Of(gradients).ToArray();
             if (vector.Gradients.TryGetValue(parameter.Name, out VectorTensor? theirs))
                 results.Gradient(parameter.Name, gradient, within: [Contract.Allowed(theirs.Data, loaded.GradientError, Contract.Gradient)]);
             Digest(results, vector, "sft.digest." + parameter.Name, gradient, loaded.GradientError, Contract.Gradient);
@@ -103,29 +109,33 @@ public sealed class ModelReplay : IReplay
         int count = examples.Count / 2;
         ScoredPair[] pairs = [.. Enumerable.Range(0, count).Select(i => new ScoredPair(new(examples[i], examples[count + i]), reference[i], reference[count + i]))];
         using var logProbs = new AnswerLogProbs(model, trainable: true);
-        var loss = new DirectPreferenceLoss(model, logProbs, new DpoSigmoid((float)vector.Number("beta")!.Value));
+        using var loss = new DirectPreferenceLoss(model, logProbs, new DpoSigmoid((float)vector.Number("beta")!.Value));
         var results = new Results<float>();
 
         logProbs.Forward(examples);
+        logProbs.Add();
         loaded.Output(results, vector, "tokenLogprob", PerToken(logProbs, examples, ids.Shape[1]));
-        loaded.Output(results, vector, "sequenceLogprob", [.. Enumerable.Range(0, examples.Count).Select(logProbs.Sum)]);
+        loaded.Output(results, vector, "sequenceLogprob", logProbs.Sums.ToArray());
         float[] losses = new float[count], chosen = new float[count], rejected = new float[count];
         for (int i = 0; i < count; i++)
         {
-            losses[i] = loss.Step([pairs[i]]);
-            (chosen[i], rejected[i]) = (loss.Metrics[PreferenceMetrics.ChosenReward], loss.Metrics[PreferenceMetrics.RejectedReward]);
+            loss.Step([pairs[i]]);
+            float[] metrics = loss.Metrics;
+            (losses[i], chosen[i], rejected[i]) = (metrics[PreferenceMetrics.Loss], metrics[PreferenceMetrics.ChosenReward], metrics[PreferenceMetrics.RejectedReward]);
         }
         loaded.Output(results, vector, "losses", losses);
         loaded.Output(results, vector, "rewardsChosen", chosen);
         loaded.Output(results, vector, "rewardsRejected", rejected);
 
-        model.Parameters.ClearGradients();
-        loaded.Output(results, vector, "loss", [loss.Step(pairs)]);
+        model.Parameters.Gradients.Clear();
+        loss.Step(pairs);
+        loaded.Output(results, vector, "loss", [loss.Metrics[PreferenceMetrics.Loss]]);
         results.Gradient("logprob", PerToken(logProbs, examples, ids.Shape[1]),
             within: [Contract.Allowed(vector.Gradients["logprob"].Data, loaded.GradientError, Contract.Gradient)]);
+        float[] gradients = model.Parameters.Gradients.ToArray<float>();
         foreach (Parameter parameter in model.Parameters.All)
         {
-            float[] gradient = model.Parameters.Gradient(parameter).ToArray();
+            float[] gradient = parameter.Of(gradients).ToArray();
             if (vector.Gradients.TryGetValue(parameter.Name, out VectorTensor? theirs))
                 results.Gradient(parameter.Name, gradient, within: [Contract.Allowed(theirs.Data, loaded.GradientError, Contract.Gradient)]);
             Digest(results, vector, "digest." + parameter.Name, gradient, loaded.GradientError, Contract.Gradient);
@@ -140,9 +150,9 @@ public sealed class ModelReplay : IReplay
         using var loaded = new Loaded(Weights(vector));
         ParameterSet parameters = loaded.Model.Parameters;
         using var logProbs = new AnswerLogProbs(loaded.Model, trainable: true);
-        var loss = new SupervisedLoss(logProbs);
+        using var loss = new SupervisedLoss(loaded.Model, logProbs);
         double[] betas = [.. vector.Parameter("betas")!.Value.EnumerateArray().Select(beta => beta.GetDouble())];
-        var optimizer = new AdamW(loaded.Team, parameters)
+        using var optimizer = new AdamW(loaded.Maths, parameters)
         {
             Beta1 = betas[0],
             Beta2 = betas[1],
@@ -155,12 +165,15 @@ public sealed class ModelReplay : IReplay
         int steps = (int)vector.Number("steps")!.Value;
         for (int step = 1; step <= steps; step++)
         {
-            parameters.ClearGradients();
-            losses.Add(loss.Step(examples));
-            norms.Add((float)optimizer.Step(vector.Number("lr")!.Value));
+            parameters.Gradients.Clear();
+            loss.Step(examples);
+            optimizer.Step(vector.Number("lr")!.Value);
+            losses.Add(loss.Value);
+            norms.Add((float)optimizer.GradientNorm);
+            float[] weights = parameters.Values.ToArray<float>();
             foreach (Parameter parameter in parameters.All)
             {
-                float[] weight = parameters.Value(parameter).ToArray();
+                float[] weight = parameter.Of(weights).ToArray();
                 string full = $"step{step}.{parameter.Name}";
                 if (vector.Outputs.TryGetValue(full, out VectorTensor? theirs))
                     results.Output(full, weight, within: [Contract.Allowed(theirs.Data, step * WeightErrorPerStep, factor: 1)]);
@@ -169,7 +182,8 @@ public sealed class ModelReplay : IReplay
                     Digest(results, vector, $"final.digest.{parameter.Name}", weight, step * WeightErrorPerStep, factor: 1);
             }
         }
-        losses.Add(loss.Step(examples));
+        loss.Step(examples);
+        losses.Add(loss.Value);
         results.Output("losses", [.. losses.Take(vector.Outputs["losses"].Count)], within: [Drift]);
         results.Output("gradientNorms", [.. norms], within: [Drift]);
         return results;
@@ -194,13 +208,16 @@ public sealed class ModelReplay : IReplay
         logProbs.Forward([new([.. prompt, .. tokens], prompt.Length)]);
         loaded.Output(results, vector, "logprob", logProbs.PerToken.ToArray());
         // The cache's numbers too: what the last token was chosen by.
-        using var cache = new KeyValueCache(model.Device, model.Shape, 1, prompt.Length + limit);
+        using var cache = new KeyValueCache(model.Maths, model.Shape, 1, prompt.Length + limit);
         using var run = new Activations(model.Device, model.Shape, keep: false);
-        model.Forward(prompt, 1, run, cache);
-        foreach (int token in tokens.SkipLast(1))
-            model.Forward([token], 1, run, cache);
+        using var batch = new Alignment.TokenBatch(model.Device);
+        foreach (int[] part in (int[][])[prompt, .. tokens.SkipLast(1).Select(token => (int[])[token])])
+        {
+            batch.Fill(part, 1);
+            model.Forward(batch, run, cache);
+        }
         model.Project(run);
-        loaded.Output(results, vector, "lastLogits", run.Logits.Span.ToArray());
+        loaded.Output(results, vector, "lastLogits", run.Logits.ToArray());
         return results;
     }
 
@@ -210,8 +227,8 @@ public sealed class ModelReplay : IReplay
 
     private static IEnumerable<string> Names(VectorCase weights)
     {
-        using var team = new Team(1);
-        using var model = new Llama(ComputeDevice.Cpu, team, ShapeOf(weights));
+        using var maths = new CpuMaths(ComputeDevice.Cpu, threads: 1);
+        using var model = new Llama(maths, ShapeOf(weights));
         return [.. model.Parameters.All.Select(parameter => parameter.Name)];
     }
 
@@ -275,8 +292,9 @@ public sealed class ModelReplay : IReplay
     private static float[] PerToken(AnswerLogProbs logProbs, List<Example> examples, int columns)
     {
         var values = new float[examples.Count * (columns - 1)];
+        Span<float> perToken = logProbs.PerToken.ToArray();
         for (int row = 0; row < examples.Count; row++)
-            logProbs.PerToken[logProbs.Batch.PicksOf(row)].CopyTo(values.AsSpan(row * (columns - 1) + examples[row].PromptLength - 1));
+            perToken[logProbs.Batch.PicksOf(row)].CopyTo(values.AsSpan(row * (columns - 1) + examples[row].PromptLength - 1));
         return values;
     }
 
@@ -303,14 +321,16 @@ public sealed class ModelReplay : IReplay
     {
         public Loaded(VectorCase weights)
         {
-            Model = new(ComputeDevice.Cpu, Team, ShapeOf(weights));
+            Model = new(Maths, ShapeOf(weights));
+            float[] all = Model.Parameters.Values.ToArray<float>();
             foreach (Parameter parameter in Model.Parameters.All)
-                weights.Need(parameter.Name).Floats.CopyTo(Model.Parameters.Value(parameter));
+                weights.Need(parameter.Name).Floats.CopyTo(parameter.Of(all));
+            Model.Parameters.Values.CopyFrom<float>(all);
             LogitError = weights.Outputs["float32.maxLogitError"].Data[0];
             GradientError = weights.Outputs["float32.maxGradientError"].Data[0];
         }
 
-        public Team Team { get; } = new(2);
+        public CpuMaths Maths { get; } = new(ComputeDevice.Cpu, threads: 2);
 
         public Llama Model { get; }
 
@@ -324,7 +344,7 @@ public sealed class ModelReplay : IReplay
         public void Dispose()
         {
             Model.Dispose();
-            Team.Dispose();
+            Maths.Dispose();
         }
     }
 }

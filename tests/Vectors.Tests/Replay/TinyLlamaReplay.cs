@@ -21,8 +21,8 @@ public sealed class TinyLlamaReplay : IReplay
     public Results<float> Library(VectorCase vector)
     {
         using var file = new GgufFile(Path.Combine(AppContext.BaseDirectory, "data", "tiny-llama-f32.gguf"));
-        using var team = new Team(2);
-        using Llama model = LlamaCheckpoint.Load(file, ComputeDevice.Cpu, team);
+        using var maths = new CpuMaths(ComputeDevice.Cpu, threads: 2);
+        using Llama model = LlamaCheckpoint.Load(file, maths);
         var tokenizer = new SentencePieceTokenizer(file);
         int[] theirs = Array.ConvertAll(vector.Outputs["tokens"].Integers, token => (int)token);
         string text = vector.Json.GetProperty("text").GetString()!;
@@ -40,13 +40,16 @@ public sealed class TinyLlamaReplay : IReplay
         logProbs.Forward([new(tokens, 1)]);
         results.Output("next_token_logprob", logProbs.PerToken.ToArray(), within: [Within]);
         using var run = new Activations(model.Device, model.Shape, keep: false);
-        model.Forward(tokens, 1, run);
+        using var batch = new Alignment.TokenBatch(model.Device);
+        batch.Fill(tokens, 1);
+        model.Forward(batch, run);
         model.Project(run);
+        float[] logits = run.Logits.ToArray();
         for (int position = 0; position < tokens.Length; position++)
         {
             string name = string.Create(CultureInfo.InvariantCulture, $"logits/{position}");
             if (vector.Outputs.ContainsKey(name))
-                results.Output(name, run.Logits.Span.Slice(position * model.Shape.Vocabulary, model.Shape.Vocabulary).ToArray(), within: [Within]);
+                results.Output(name, logits[(position * model.Shape.Vocabulary)..((position + 1) * model.Shape.Vocabulary)], within: [Within]);
         }
         return results;
     }
