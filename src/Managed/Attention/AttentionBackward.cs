@@ -103,7 +103,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     public bool Accumulate;
 
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, finite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient;
     private nint headRow, valueRow, batch, chunk;
@@ -140,18 +140,12 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         delta = Take(ref scratch, block);
         keyGradient = Take(ref scratch, chunkKeys * headRow);
         valueGradient = Take(ref scratch, chunkKeys * valueRow);
-        finite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
+        tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
         Clear(keyGradient, chunkKeys * headRow);
         Clear(valueGradient, chunkKeys * valueRow);
 
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
-        for (nint tile = 0; tile * AttentionTiles.Keys < count; tile++)
-        {
-            nint j0 = first + tile * AttentionTiles.Keys, rows = Math.Min(AttentionTiles.Keys, keys - j0);
-            finite[tile] = AttentionTiles.IsFinite(k + j0 * Key.Row, Key.Row, Key.Column, rows, d)
-                && AttentionTiles.IsFinite(v + j0 * Value.Row, Value.Row, Value.Column, rows, dv) ? 1 : 0;
-        }
-
+        Clear(tileIsFinite, chunkKeys / AttentionTiles.Keys);
         nint group = (nint)(Shape.Heads / Shape.KeyHeads);
         for (nint head = keyHead * group; head < (keyHead + 1) * group; head++)
         {
@@ -164,7 +158,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 RunBlock<V>(scores, k, v, head, i0, first, count);
             EndGradients<V>(head, count);
         }
-        WriteKeyGradients(keyHead, first, count);
+        WriteKeyGradients<V>(keyHead, first, count);
     }
 
     private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
@@ -181,18 +175,15 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
             AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
             AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
-            bool finiteBlock = AttentionTiles.IsFinite(queryRows, headRow, 1, rows, d) && AttentionTiles.IsFinite(upstreamRows, valueRow, 1, rows, dv);
             BeginRows<V>(head, i0, rows, dv);
             scores.BeginBlock<V>(Scoring, i0);
             for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
             {
                 nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
                 float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
+                LaneRows bias = scores.Bias<V>(i0, rows, j0, tileKeys, Shape.Causal, out bool hides);
                 Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
                 Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
-                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
-                float hidden = finiteBlock && finite[(j0 - first) / AttentionTiles.Keys] != 0 ? 0f : -1f;
-                bool crossesDiagonal = Shape.Causal && j0 + tileKeys - 1 > i0 + offset;
                 bool ruled = typeof(TRule) != typeof(PlainScore);
                 RuleTile tile = default;
                 if (ruled)
@@ -209,7 +200,12 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                     };
                     ApplyRule<V>(tile, tileKeys);
                 }
-                bool hides = Differentiate<V>(scores, i0, j0, rows, tileKeys, crossesDiagonal, hidden, first);
+                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
+                bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+                if (hides || ruled)
+                    skips &= Differentiate<V, SomeHidden>(bias, i0, j0, tileKeys, skips ? -1f : 0f, first);
+                else
+                    Differentiate<V, NoneHidden>(bias, i0, j0, tileKeys, 0f, first);
                 if (ruled)
                 {
                     for (int capture = 0; capture < CapturedSet.Count; capture++)
@@ -225,7 +221,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
                 Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
                 Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
-                if (hides && hidden != 0)
+                if (skips)
                 {
                     Product.AddWhereElementsVisible<V>(s, block, 1, tileKeys, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow, s);
                     Product.AddWhereElementsVisible<V>(dS, block, 1, tileKeys, queryRows, headRow, headRow / V.Count, rows, dK, headRow, s);
@@ -241,7 +237,22 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         }
         EndBlockGradients<V>(head, i0, rows, first, end, count);
         if (Plan.WantsQuery)
-            WriteQueryGradient(head, i0, rows, block, d);
+            WriteQueryGradient<V>(head, i0, rows, block, d);
+    }
+
+    // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞; that of keys and values is kept for the other blocks.
+    private readonly bool IsFinite<V>(nint j0, nint tile, float* k, float* v, nint rows) where V : struct, ILanes<V>
+    {
+        const float yes = 1, no = 2;
+        if (tileIsFinite[tile] == 0)
+        {
+            // A causal block may need a part of the tile only; other blocks need all of it.
+            nint all = Math.Min(AttentionTiles.Keys, (nint)Shape.Keys - j0);
+            tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize)
+                && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize) ? yes : no;
+        }
+        return tileIsFinite[tile] == yes
+            && AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
     }
 
     // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get a log-sum-exp of ∞: their weights are 0.
@@ -251,13 +262,19 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, output = Output.Matrix(batch, head) + i0 * Output.Row;
         float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
 
-        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key.
+        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key. S isn't begun yet: O lies in its memory.
         Clear(delta, block);
-        for (nint column = 0; column < dv; column++)
+        for (nint first = 0; first < dv; first += AttentionTiles.Keys)
         {
-            AttentionTiles.PackColumns<V>(output + column * Output.Column, Output.Row, 0, rows, 1, logSumExp);
+            nint columns = Math.Min(AttentionTiles.Keys, dv - first);
+            AttentionTiles.PackColumns<V>(output + first * Output.Column, Output.Row, Output.Column, rows, columns, s);
             for (nint lane = 0; lane < block; lane += V.Count)
-                V.MultiplyAdd(V.Load(logSumExp + lane), V.Load(upstreamColumns + column * block + lane), V.Load(delta + lane)).Store(delta + lane);
+            {
+                V sum = V.Load(delta + lane);
+                for (nint column = 0; column < columns; column++)
+                    sum = V.MultiplyAdd(V.Load(s + column * block + lane), V.Load(upstreamColumns + (first + column) * block + lane), sum);
+                sum.Store(delta + lane);
+            }
         }
         for (nint row = 0; row < block; row++)
         {
@@ -306,7 +323,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
+        nint block = AttentionTiles.Block<V>(), copy = CapturedGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
         V head = V.From(tile.Head), sequence = V.From(batch);
         V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
         for (nint lane = 0; lane < block; lane += V.Count)
@@ -327,7 +344,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                     Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), seed3),
                 }).Derivative;
                 V dz = V.Load(dS + at);
-                float* to = gradient.Start + row * gradient.Step + lane;
+                float* to = gradient.Start + row * gradient.Step + row % AttentionBackwardPlan.LineCopies * copy + lane;
                 (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
             }
         }
@@ -345,32 +362,28 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
 
     // From scores and dP: P in place of S and dz in place of dP, and the gradients of biases. Returns whether some pair is hidden.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly bool Differentiate<V>(in HeadScores scores, nint i0, nint j0, nint queryCount, nint tileKeys, bool crossesDiagonal, float hiddenWeight, nint first)
-        where V : struct, ILanes<V>
+    private readonly bool Differentiate<V, THiding>(LaneRows bias, nint i0, nint j0, nint tileKeys, float hiddenWeight, nint first)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         bool ruled = typeof(TRule) != typeof(PlainScore);
         nint block = AttentionTiles.Block<V>();
-        bool mayHide = crossesDiagonal || scores.LineHides || ruled || queryCount < block;
-        LaneRows line = scores.LineTile(i0, j0);
-        V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity), log2E = V.From(AttentionTiles.Log2E);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V lanes = V.Iota(lane), l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
+            V l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
             for (nint row = 0; row < tileKeys; row++)
             {
                 nint at = row * block + lane;
-                V z = V.Load(s + at), bias = V.Load(line.Start + row * line.Step + lane);
-                z = ruled ? V.SelectEqual(z, none, none, z + bias) : V.MultiplyAdd(z, scale, bias);
-                if (mayHide)
+                V z = V.Load(s + at), added = V.Load(bias.Start + row * bias.Step + lane);
+                z = ruled ? V.SelectEqual(z, none, none, z + added) : V.MultiplyAdd(z, scale, added);
+                if (THiding.Hides)
                 {
-                    z = V.SelectEqual(bias, none, none, z);
-                    z = V.SelectLess(lanes, V.From(crossesDiagonal ? j0 + row - i0 - Shape.QueryOffset : 0), none, z);
-                    z = V.SelectLess(lanes, V.From(queryCount), z, none);
+                    z = V.SelectEqual(added, none, none, z);
                     least = V.SelectEqual(z, none, none, least);
                 }
-                V p = V.Exp(z - l - rest);
+                V p = V.Exp2((z - l - rest) * log2E);
                 V dz = p * (V.Load(dS + at) - dl);
-                if (mayHide)
+                if (THiding.Hides)
                 {
                     dz = V.SelectEqual(z, none, V.Zero, dz);
                     p = V.SelectEqual(z, none, V.From(hiddenWeight), p);
@@ -385,7 +398,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 dz.Store(dS + at);
             }
         }
-        return mayHide && V.AnyEqual(least, none);
+        return THiding.Hides && V.AnyEqual(least, none);
     }
 
     // Gradients of the line and of captured tensors: sums of one head over the chunk.
@@ -405,8 +418,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 continue;
             if (CapturedGradients[c].IsByDistance)
             {
-                float* start = Take(ref scratch, line);
-                Clear(start, line);
+                float* start = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
+                Clear(start, AttentionBackwardPlan.LineCopies * line);
                 capturedGradient[c] = new() { Start = start + count - 1 + first, Step = -1 };
             }
             else
@@ -426,9 +439,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         nint line = (nint)Plan.LineLength;
         if (Plan.WantsLine)
         {
-            float* start = lineGradient - (count - 1), to = Partials + Plan.LinePartial(Shape, batch, head, chunk);
-            for (nint u = 0; u < line; u++)
-                to[u] = (start[u] + start[u + line]) + (start[u + 2 * line] + start[u + 3 * line]);
+            SumLine<V>(lineGradient - (count - 1), line, Partials + Plan.LinePartial(Shape, batch, head, chunk));
         }
         for (int c = 0; c < CapturedSet.Count; c++)
         {
@@ -436,10 +447,20 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 continue;
             float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
             if (CapturedGradients[c].IsByDistance)
-                new Span<float>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, (int)line).CopyTo(new Span<float>(to, (int)line));
+                SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, to);
             else if (CapturedGradients[c].Structure == CapturedStructure.PerHead)
                 *to = SumLanes<V>(capturedGradient[c].Start);
         }
+    }
+
+    // The four copies of a line into one.
+    private static void SumLine<V>(float* copies, nint line, float* to) where V : struct, ILanes<V>
+    {
+        nint u = 0;
+        for (; u + V.Count <= line; u += V.Count)
+            ((V.Load(copies + u) + V.Load(copies + u + line)) + (V.Load(copies + u + 2 * line) + V.Load(copies + u + 3 * line))).Store(to + u);
+        for (; u < line; u++)
+            to[u] = (copies[u] + copies[u + line]) + (copies[u + 2 * line] + copies[u + 3 * line]);
     }
 
     private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
@@ -520,42 +541,33 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         return sum.Sum();
     }
 
-    private readonly void WriteQueryGradient(nint head, nint i0, nint rows, nint block, nint d)
+    private readonly void WriteQueryGradient<V>(nint head, nint i0, nint rows, nint block, nint d) where V : struct, ILanes<V>
     {
-        bool whole = Plan.Chunks == 1;
-        float* to = whole ? QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row : Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d;
-        nint rowStep = whole ? QueryGradient.Row : d, columnStep = whole ? QueryGradient.Column : 1;
-        for (nint row = 0; row < rows; row++)
-        {
-            for (nint column = 0; column < d; column++)
-            {
-                float gradient = Shape.Scale * queryGradient[column * block + row];
-                float* at = to + row * rowStep + column * columnStep;
-                *at = whole && Accumulate ? *at + gradient : gradient;
-            }
-        }
+        Multiply<V>(queryGradient, d * block, Shape.Scale);
+        if (Plan.Chunks == 1)
+            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
+        else
+            MatrixCopy.Run(queryGradient, 1, block, Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d, d, 1, rows, d);
     }
 
-    private readonly void WriteKeyGradients(nint keyHead, nint first, nint count)
+    private readonly void WriteKeyGradients<V>(nint keyHead, nint first, nint count) where V : struct, ILanes<V>
     {
-        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow, Shape.Scale);
-        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow, 1f);
+        Multiply<V>(keyGradient, count * headRow, Shape.Scale);
+        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow);
+        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow);
     }
 
-    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step, float factor)
+    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step)
     {
-        if (!gradient.IsPresent)
-            return;
-        float* to = gradient.Matrix(batch, keyHead) + first * gradient.Row;
-        for (nint row = 0; row < count; row++)
-        {
-            for (nint column = 0; column < columns; column++)
-            {
-                float* at = to + row * gradient.Row + column * gradient.Column;
-                float value = factor * from[row * step + column];
-                *at = Accumulate ? *at + value : value;
-            }
-        }
+        if (gradient.IsPresent)
+            MatrixCopy.Run(from, step, 1, gradient.Matrix(batch, keyHead) + first * gradient.Row, gradient.Row, gradient.Column, count, columns, Accumulate);
+    }
+
+    // Whole vectors.
+    private static void Multiply<V>(float* start, nint floats, float factor) where V : struct, ILanes<V>
+    {
+        for (nint at = 0; at < floats; at += V.Count)
+            (V.Load(start + at) * factor).Store(start + at);
     }
 
     private static float* Take(ref float* scratch, nint floats)

@@ -179,6 +179,14 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Exp2(Lanes128 x)
+    {
+        x = MaxKeepingNaN(LanesConstants.Exp2Low, x);
+        Lanes128 n = Floor(x);
+        return Elementary.Exp2OfFraction(x - n) * PowerOfTwo(n);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 Exp(Lanes128 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -179,6 +179,14 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Exp2(Lanes256 x)
+    {
+        x = MaxKeepingNaN(LanesConstants.Exp2Low, x);
+        Lanes256 n = Floor(x);
+        return Elementary.Exp2OfFraction(x - n) * PowerOfTwo(n);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Exp(Lanes256 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -182,6 +182,16 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Exp2(Lanes512 x)
+    {
+        if (Avx512DQ.IsSupported)
+            return new(Avx512F.Scale(Elementary.Exp2OfFraction<Lanes512>(new(Avx512DQ.Reduce(x.v, LanesConstants.DownToInteger))).v, x.v));
+        x = MaxKeepingNaN(LanesConstants.Exp2Low, x);
+        Lanes512 n = Floor(x);
+        return Elementary.Exp2OfFraction(x - n) * PowerOfTwo(n);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Exp(Lanes512 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

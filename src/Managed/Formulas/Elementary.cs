@@ -105,6 +105,18 @@ internal static class Elementary
     public static T Softplus<T>(T x) where T : struct, IElementary<T> =>
         T.MaxKeepingNaN(0f, x) + Log1p(Exp(-T.Abs(x)));
 
+    /// <summary>2^f for 0 ≤ f &lt; 1: the minimax polynomial of degree 6 through 1 at 0.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Exp2OfFraction<T>(T f) where T : struct, IElementary<T>
+    {
+        T p = T.MultiplyAdd(T.From(2.1612914954817624e-4f), f, T.From(1.2467846446010808e-3f));
+        p = T.MultiplyAdd(p, f, T.From(9.675451566928015e-3f));
+        p = T.MultiplyAdd(p, f, T.From(5.548528061864396e-2f));
+        p = T.MultiplyAdd(p, f, T.From(2.4022930555223013e-1f));
+        p = T.MultiplyAdd(p, f, T.From(6.931470444433249e-1f));
+        return T.MultiplyAdd(p, f, T.One);
+    }
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static T Reduce<T>(T x, T n) where T : struct, IElementary<T> =>
         T.MultiplyAdd(n, T.From(-Ln2Low), T.MultiplyAdd(n, T.From(-Ln2High), x));

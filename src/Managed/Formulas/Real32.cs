@@ -245,4 +245,12 @@ public readonly struct Real32 : ILanes<Real32>
         a = even;
         b = odd;
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.Exp2(Real32 x)
+    {
+        x = new(LanesConstants.Exp2Low > x.v ? LanesConstants.Exp2Low : x.v);
+        Real32 n = Floor(x);
+        return Elementary.Exp2OfFraction(x - n) * new Real32(BitConverter.Int32BitsToSingle(((int)n.v + 127) << 23));
+    }
 }
