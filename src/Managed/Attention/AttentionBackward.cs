@@ -203,9 +203,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
                 bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
                 if (hides || ruled)
-                    skips &= Differentiate<V, SomeHidden>(bias, i0, j0, tileKeys, skips ? -1f : 0f, first);
+                    skips &= Differentiate<V, SomeHidden>(bias, tileKeys, skips ? -1f : 0f);
                 else
-                    Differentiate<V, NoneHidden>(bias, i0, j0, tileKeys, 0f, first);
+                    Differentiate<V, NoneHidden>(bias, tileKeys, 0f);
+                if (Plan.WantsLine)
+                    AddToLine<V>(i0, j0, tileKeys, first);
                 if (ruled)
                 {
                     for (int capture = 0; capture < CapturedSet.Count; capture++)
@@ -280,7 +282,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
             logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
-            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            remainder[row] = seesKeys ? -AttentionTiles.Log2E * l[row * LogSumExp.Row + LogSumExp.Column] : 0; // as an exponent of two
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
@@ -360,45 +362,94 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         }
     }
 
-    // From scores and dP: P in place of S and dz in place of dP, and the gradients of biases. Returns whether some pair is hidden.
+    // From scores and dP: P in place of S and dz in place of dP. Returns whether some pair is hidden.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly bool Differentiate<V, THiding>(LaneRows bias, nint i0, nint j0, nint tileKeys, float hiddenWeight, nint first)
+    private readonly bool Differentiate<V, THiding>(LaneRows bias, nint tileKeys, float hiddenWeight)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         bool ruled = typeof(TRule) != typeof(PlainScore);
-        nint block = AttentionTiles.Block<V>();
-        V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity), log2E = V.From(AttentionTiles.Log2E);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        nint w = V.Count;
+        float* scores = s, gradients = dS, added = bias.Start;
+        V least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale), log2E = V.From(AttentionTiles.Log2E);
+        V l0 = V.Load(logSumExp), rest0 = V.Load(remainder), d0 = V.Load(delta);
+        V l1 = V.Load(logSumExp + w), rest1 = V.Load(remainder + w), d1 = V.Load(delta + w);
+        V l2 = V.Load(logSumExp + 2 * w), rest2 = V.Load(remainder + 2 * w), d2 = V.Load(delta + 2 * w);
+        V l3 = V.Load(logSumExp + 3 * w), rest3 = V.Load(remainder + 3 * w), d3 = V.Load(delta + 3 * w);
+        for (nint row = 0; row < tileKeys; row++)
         {
-            V l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
-            for (nint row = 0; row < tileKeys; row++)
+            V z0 = V.Load(scores), b0 = V.Load(added);
+            V z1 = V.Load(scores + w), b1 = V.Load(added + w);
+            V z2 = V.Load(scores + 2 * w), b2 = V.Load(added + 2 * w);
+            V z3 = V.Load(scores + 3 * w), b3 = V.Load(added + 3 * w);
+            z0 = ruled ? AddUnlessHidden(z0, b0) : V.MultiplyAdd(z0, scale, b0);
+            z1 = ruled ? AddUnlessHidden(z1, b1) : V.MultiplyAdd(z1, scale, b1);
+            z2 = ruled ? AddUnlessHidden(z2, b2) : V.MultiplyAdd(z2, scale, b2);
+            z3 = ruled ? AddUnlessHidden(z3, b3) : V.MultiplyAdd(z3, scale, b3);
+            if (THiding.Hides)
             {
-                nint at = row * block + lane;
-                V z = V.Load(s + at), added = V.Load(bias.Start + row * bias.Step + lane);
-                z = ruled ? V.SelectEqual(z, none, none, z + added) : V.MultiplyAdd(z, scale, added);
-                if (THiding.Hides)
-                {
-                    z = V.SelectEqual(added, none, none, z);
-                    least = V.SelectEqual(z, none, none, least);
-                }
-                V p = V.Exp2((z - l - rest) * log2E);
-                V dz = p * (V.Load(dS + at) - dl);
-                if (THiding.Hides)
-                {
-                    dz = V.SelectEqual(z, none, V.Zero, dz);
-                    p = V.SelectEqual(z, none, V.From(hiddenWeight), p);
-                }
-                p.Store(s + at);
-                if (Plan.WantsLine)
-                {
-                    // One of four lines in turn, so that a load needn't wait for the store of the row before.
-                    float* to = lineGradient + (row % AttentionBackwardPlan.LineCopies) * Plan.LineLength + (i0 - (j0 - first) - row + lane);
-                    (V.Load(to) + dz).Store(to);
-                }
-                dz.Store(dS + at);
+                z0 = HideWhere(b0, z0);
+                z1 = HideWhere(b1, z1);
+                z2 = HideWhere(b2, z2);
+                z3 = HideWhere(b3, z3);
+                V none = V.From(float.NegativeInfinity);
+                least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
+            V.Exp2(V.MultiplyAdd(z0 - l0, log2E, rest0), V.MultiplyAdd(z1 - l1, log2E, rest1), V.MultiplyAdd(z2 - l2, log2E, rest2), V.MultiplyAdd(z3 - l3, log2E, rest3),
+                out V p0, out V p1, out V p2, out V p3);
+            V dz0 = p0 * (V.Load(gradients) - d0);
+            V dz1 = p1 * (V.Load(gradients + w) - d1);
+            V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);
+            V dz3 = p3 * (V.Load(gradients + 3 * w) - d3);
+            if (THiding.Hides)
+            {
+                V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
+                dz0 = V.SelectEqual(z0, none, V.Zero, dz0);
+                p0 = V.SelectEqual(z0, none, hidden, p0);
+                dz1 = V.SelectEqual(z1, none, V.Zero, dz1);
+                p1 = V.SelectEqual(z1, none, hidden, p1);
+                dz2 = V.SelectEqual(z2, none, V.Zero, dz2);
+                p2 = V.SelectEqual(z2, none, hidden, p2);
+                dz3 = V.SelectEqual(z3, none, V.Zero, dz3);
+                p3 = V.SelectEqual(z3, none, hidden, p3);
+            }
+            p0.Store(scores);
+            p1.Store(scores + w);
+            p2.Store(scores + 2 * w);
+            p3.Store(scores + 3 * w);
+            dz0.Store(gradients);
+            dz1.Store(gradients + w);
+            dz2.Store(gradients + 2 * w);
+            dz3.Store(gradients + 3 * w);
+            scores += AttentionTiles.Vectors * w;
+            gradients += AttentionTiles.Vectors * w;
+            added += bias.Step;
         }
-        return THiding.Hides && V.AnyEqual(least, none);
+        return THiding.Hides && V.AnyEqual(least, V.From(float.NegativeInfinity));
+    }
+
+    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V AddUnlessHidden<V>(V ruled, V bias) where V : struct, ILanes<V> => V.SelectEqual(ruled, V.From(float.NegativeInfinity), ruled, ruled + bias);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V HideWhere<V>(V bias, V score) where V : struct, ILanes<V> => V.SelectEqual(bias, V.From(float.NegativeInfinity), bias, score);
+
+    // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly void AddToLine<V>(nint i0, nint j0, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint w = V.Count;
+        float* from = dS, start = lineGradient + (i0 - (j0 - first));
+        for (nint row = 0; row < tileKeys; row++, from += AttentionTiles.Vectors * w, start--)
+        {
+            float* to = start + (row & (AttentionBackwardPlan.LineCopies - 1)) * (nint)Plan.LineLength;
+            V s0 = V.Load(to) + V.Load(from), s1 = V.Load(to + w) + V.Load(from + w), s2 = V.Load(to + 2 * w) + V.Load(from + 2 * w), s3 = V.Load(to + 3 * w) + V.Load(from + 3 * w);
+            s0.Store(to);
+            s1.Store(to + w);
+            s2.Store(to + 2 * w);
+            s3.Store(to + 3 * w);
+        }
     }
 
     // Gradients of the line and of captured tensors: sums of one head over the chunk.

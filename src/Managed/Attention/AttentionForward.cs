@@ -180,28 +180,48 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     private static void Weigh<V, THiding>(float* s, nint count, float* maximum, float* tileMaximum, float* sum, float* factor)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        nint block = AttentionTiles.Block<V>();
-        V none = V.From(float.NegativeInfinity), mark = V.From(-1f), log2E = V.From(AttentionTiles.Log2E);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        nint w = V.Count;
+        V log2E = V.From(AttentionTiles.Log2E);
+        V r0 = Begin<V>(maximum, tileMaximum, sum, factor), r1 = Begin<V>(maximum + w, tileMaximum + w, sum + w, factor + w);
+        V r2 = Begin<V>(maximum + 2 * w, tileMaximum + 2 * w, sum + 2 * w, factor + 2 * w), r3 = Begin<V>(maximum + 3 * w, tileMaximum + 3 * w, sum + 3 * w, factor + 3 * w);
+        V t0 = V.Load(sum), t1 = V.Load(sum + w), t2 = V.Load(sum + 2 * w), t3 = V.Load(sum + 3 * w);
+        for (nint row = 0; row < count; row++, s += AttentionTiles.Vectors * w)
         {
-            V highest = V.Load(tileMaximum + lane);
-            V reference = V.SelectEqual(highest, none, V.Zero, highest);
-            V shrink = V.Exp2((V.Load(maximum + lane) - reference) * log2E);
-            V total = V.Load(sum + lane) * shrink;
-            for (nint row = 0; row < count; row++)
+            V z0 = V.Load(s), z1 = V.Load(s + w), z2 = V.Load(s + 2 * w), z3 = V.Load(s + 3 * w);
+            V.Exp2((z0 - r0) * log2E, (z1 - r1) * log2E, (z2 - r2) * log2E, (z3 - r3) * log2E, out V p0, out V p1, out V p2, out V p3);
+            t0 += p0;
+            t1 += p1;
+            t2 += p2;
+            t3 += p3;
+            if (THiding.Hides)
             {
-                float* at = s + row * block + lane;
-                V z = V.Load(at);
-                V p = V.Exp2((z - reference) * log2E);
-                total += p;
-                if (THiding.Hides)
-                    p = V.SelectEqual(z, none, mark, p);
-                p.Store(at);
+                V none = V.From(float.NegativeInfinity), mark = V.From(-1f);
+                p0 = V.SelectEqual(z0, none, mark, p0);
+                p1 = V.SelectEqual(z1, none, mark, p1);
+                p2 = V.SelectEqual(z2, none, mark, p2);
+                p3 = V.SelectEqual(z3, none, mark, p3);
             }
-            total.Store(sum + lane);
-            shrink.Store(factor + lane);
-            highest.Store(maximum + lane);
+            p0.Store(s);
+            p1.Store(s + w);
+            p2.Store(s + 2 * w);
+            p3.Store(s + 3 * w);
         }
+        t0.Store(sum);
+        t1.Store(sum + w);
+        t2.Store(sum + 2 * w);
+        t3.Store(sum + 3 * w);
+    }
+
+    // What scores are measured from: the new maximum, or 0 where a query has seen no key yet. The sum so far shrinks to it.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Begin<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
+    {
+        V highest = V.Load(tileMaximum), reference = V.SelectEqual(highest, V.From(float.NegativeInfinity), V.Zero, highest);
+        V shrink = V.Exp2((V.Load(maximum) - reference) * AttentionTiles.Log2E);
+        (V.Load(sum) * shrink).Store(sum);
+        shrink.Store(factor);
+        highest.Store(maximum);
+        return reference;
     }
 
     private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>

@@ -28,6 +28,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     /// <summary>2^x for x &lt; 127, NaN for NaN; a result below the normal numbers may be 0. Largest error: 2 ulp.</summary>
     /// <remarks>Half as long as <see cref="IReal{T}.Exp"/>: for weights, whose exponents don't exceed 0 by more than rounding.</remarks>
     static abstract T Exp2(T x);
+    /// <summary>Four of <see cref="Exp2(T)"/> side by side: the compiler keeps instructions in the order of the text, and a constant in a register only if several use it.</summary>
+    static abstract void Exp2(T x0, T x1, T x2, T x3, out T y0, out T y1, out T y2, out T y3);
 }
 
 internal static class LanesConstants
