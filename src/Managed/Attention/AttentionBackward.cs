@@ -298,25 +298,34 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane);
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
+            float* scores = s + lane, kept = scaled + lane, slopes = slope + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
             for (nint row = 0; row < tileKeys; row++)
             {
-                nint at = row * block + lane;
-                V score = V.Load(s + at) * scale;
-                score.Store(scaled + at);
+                V score = V.Load(scores) * scale;
+                score.Store(kept);
                 Dual<V> ruled = Rule.Score(new Dual<V>(score, V.One), new ScorePlace<Dual<V>>
                 {
                     QueryPosition = new(position, V.Zero),
-                    KeyPosition = new(V.From(tile.FirstKey + row), V.Zero),
+                    KeyPosition = new(key, V.Zero),
                     Head = new(head, V.Zero),
                     Batch = new(sequence, V.Zero),
-                    Captured0 = new(V.Load(tile.Captured0.Start + row * tile.Captured0.Step + lane), V.Zero),
-                    Captured1 = new(V.Load(tile.Captured1.Start + row * tile.Captured1.Step + lane), V.Zero),
-                    Captured2 = new(V.Load(tile.Captured2.Start + row * tile.Captured2.Step + lane), V.Zero),
-                    Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), V.Zero),
+                    Captured0 = new(V.Load(c0), V.Zero),
+                    Captured1 = new(V.Load(c1), V.Zero),
+                    Captured2 = new(V.Load(c2), V.Zero),
+                    Captured3 = new(V.Load(c3), V.Zero),
                 });
-                ruled.Value.Store(s + at);
-                ruled.Derivative.Store(slope + at);
+                ruled.Value.Store(scores);
+                ruled.Derivative.Store(slopes);
+                key += 1f;
+                scores += block;
+                kept += block;
+                slopes += block;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
             }
         }
     }
@@ -330,24 +339,34 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane);
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
+            float* scores = scaled + lane, gradients = dS + lane, sums = gradient.Start + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
             for (nint row = 0; row < tileKeys; row++)
             {
-                nint at = row * block + lane;
-                V derivative = Rule.Score(new Dual<V>(V.Load(scaled + at), V.Zero), new ScorePlace<Dual<V>>
+                V derivative = Rule.Score(new Dual<V>(V.Load(scores), V.Zero), new ScorePlace<Dual<V>>
                 {
                     QueryPosition = new(position, V.Zero),
-                    KeyPosition = new(V.From(tile.FirstKey + row), V.Zero),
+                    KeyPosition = new(key, V.Zero),
                     Head = new(head, V.Zero),
                     Batch = new(sequence, V.Zero),
-                    Captured0 = new(V.Load(tile.Captured0.Start + row * tile.Captured0.Step + lane), seed0),
-                    Captured1 = new(V.Load(tile.Captured1.Start + row * tile.Captured1.Step + lane), seed1),
-                    Captured2 = new(V.Load(tile.Captured2.Start + row * tile.Captured2.Step + lane), seed2),
-                    Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), seed3),
+                    Captured0 = new(V.Load(c0), seed0),
+                    Captured1 = new(V.Load(c1), seed1),
+                    Captured2 = new(V.Load(c2), seed2),
+                    Captured3 = new(V.Load(c3), seed3),
                 }).Derivative;
-                V dz = V.Load(dS + at);
-                float* to = gradient.Start + row * gradient.Step + row % AttentionBackwardPlan.LineCopies * copy + lane;
+                V dz = V.Load(gradients);
+                // One of four lines in turn where neighbouring rows overlap; the same sums again and again elsewhere.
+                float* to = sums + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
                 (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
+                key += 1f;
+                scores += block;
+                gradients += block;
+                sums += gradient.Step;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
             }
         }
     }

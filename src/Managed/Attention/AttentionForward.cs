@@ -138,39 +138,59 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, count);
         }
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        nint w = V.Count;
+        for (nint lane = 0; lane < block; lane += 2 * w)
         {
-            V highest = V.Load(maximum + lane), position = V.Iota(i0 + lane + Shape.QueryOffset);
+            V highest0 = V.Load(maximum + lane), highest1 = V.Load(maximum + lane + w), key = V.From(j0);
+            Lockstep<V> position = new(V.Iota(i0 + lane + Shape.QueryOffset), V.Iota(i0 + lane + w + Shape.QueryOffset));
+            float* at = s + lane, added = bias.Start + lane;
+            float* c0 = captured0.Start + lane, c1 = captured1.Start + lane, c2 = captured2.Start + lane, c3 = captured3.Start + lane;
             for (nint row = 0; row < count; row++)
             {
-                float* at = s + row * block + lane;
-                V z = V.Load(at), added = V.Load(bias.Start + row * bias.Step + lane);
+                V z0 = V.Load(at), z1 = V.Load(at + w), b0 = V.Load(added), b1 = V.Load(added + w);
                 if (ruled)
                 {
-                    z = Rule.Score(z * scale, new ScorePlace<V>
+                    Lockstep<V> z = Rule.Score(new Lockstep<V>(z0 * scale, z1 * scale), new ScorePlace<Lockstep<V>>
                     {
                         QueryPosition = position,
-                        KeyPosition = V.From(j0 + row),
-                        Head = V.From(head),
-                        Batch = V.From(batch),
-                        Captured0 = V.Load(captured0.Start + row * captured0.Step + lane),
-                        Captured1 = V.Load(captured1.Start + row * captured1.Step + lane),
-                        Captured2 = V.Load(captured2.Start + row * captured2.Step + lane),
-                        Captured3 = V.Load(captured3.Start + row * captured3.Step + lane),
+                        KeyPosition = Lockstep<V>.Both(key),
+                        Head = Lockstep<V>.From(head),
+                        Batch = Lockstep<V>.From(batch),
+                        Captured0 = new(V.Load(c0), V.Load(c0 + w)),
+                        Captured1 = new(V.Load(c1), V.Load(c1 + w)),
+                        Captured2 = new(V.Load(c2), V.Load(c2 + w)),
+                        Captured3 = new(V.Load(c3), V.Load(c3 + w)),
                     });
                     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                    z = V.SelectEqual(z, hidden, hidden, z + added);
+                    z0 = V.SelectEqual(z.First, hidden, hidden, z.First + b0);
+                    z1 = V.SelectEqual(z.Second, hidden, hidden, z.Second + b1);
+                    key += 1f;
+                    c0 += captured0.Step;
+                    c1 += captured1.Step;
+                    c2 += captured2.Step;
+                    c3 += captured3.Step;
                 }
                 else
-                    z = V.MultiplyAdd(z, scale, added);
+                {
+                    z0 = V.MultiplyAdd(z0, scale, b0);
+                    z1 = V.MultiplyAdd(z1, scale, b1);
+                }
                 if (THiding.Hides)
-                    z = V.SelectEqual(added, hidden, hidden, z);
+                {
+                    z0 = V.SelectEqual(b0, hidden, hidden, z0);
+                    z1 = V.SelectEqual(b1, hidden, hidden, z1);
+                }
                 if (THiding.Hides || ruled)
-                    least = V.SelectEqual(z, hidden, hidden, least);
-                z.Store(at);
-                highest = V.MaxNative(highest, z);
+                    least = V.SelectEqual(z0, hidden, hidden, V.SelectEqual(z1, hidden, hidden, least));
+                z0.Store(at);
+                z1.Store(at + w);
+                highest0 = V.MaxNative(highest0, z0);
+                highest1 = V.MaxNative(highest1, z1);
+                at += block;
+                added += bias.Step;
             }
-            highest.Store(maximum + lane);
+            highest0.Store(maximum + lane);
+            highest1.Store(maximum + lane + w);
         }
         return V.AnyEqual(least, hidden);
     }

@@ -145,23 +145,36 @@ internal static unsafe class Product
         V s10 = Start<V, TStart>(c1, factor), s11 = Start<V, TStart>(c1 + w, factor + w), s12 = Start<V, TStart>(c1 + 2 * w, factor + 2 * w), s13 = Start<V, TStart>(c1 + 3 * w, factor + 3 * w);
         V s20 = Start<V, TStart>(c2, factor), s21 = Start<V, TStart>(c2 + w, factor + w), s22 = Start<V, TStart>(c2 + 2 * w, factor + 2 * w), s23 = Start<V, TStart>(c2 + 3 * w, factor + 3 * w);
         V s30 = Start<V, TStart>(c3, factor), s31 = Start<V, TStart>(c3 + w, factor + w), s32 = Start<V, TStart>(c3 + 2 * w, factor + 2 * w), s33 = Start<V, TStart>(c3 + 3 * w, factor + 3 * w);
-        for (nint q = 0; q < depth; q++)
+        // Two steps a turn: the shorter the loop, the better its end is foreseen. Measured 1 to 2 points of peak at depth 64.
+        nint q = 0;
+        for (; q + 2 <= depth; q += 2)
         {
-            V b0 = V.Load(b), b1 = V.Load(b + w), b2 = V.Load(b + 2 * w), b3 = V.Load(b + 3 * w);
-            V x = V.From(*a0);
-            s00 = V.MultiplyAdd(x, b0, s00); s01 = V.MultiplyAdd(x, b1, s01); s02 = V.MultiplyAdd(x, b2, s02); s03 = V.MultiplyAdd(x, b3, s03);
-            x = V.From(*a1);
-            s10 = V.MultiplyAdd(x, b0, s10); s11 = V.MultiplyAdd(x, b1, s11); s12 = V.MultiplyAdd(x, b2, s12); s13 = V.MultiplyAdd(x, b3, s13);
-            x = V.From(*a2);
-            s20 = V.MultiplyAdd(x, b0, s20); s21 = V.MultiplyAdd(x, b1, s21); s22 = V.MultiplyAdd(x, b2, s22); s23 = V.MultiplyAdd(x, b3, s23);
-            x = V.From(*a3);
-            s30 = V.MultiplyAdd(x, b0, s30); s31 = V.MultiplyAdd(x, b1, s31); s32 = V.MultiplyAdd(x, b2, s32); s33 = V.MultiplyAdd(x, b3, s33);
-            a0 += step; a1 += step; a2 += step; a3 += step; b += bStep;
+            Step(a0, a1, a2, a3, b, ref s00, ref s01, ref s02, ref s03, ref s10, ref s11, ref s12, ref s13, ref s20, ref s21, ref s22, ref s23, ref s30, ref s31, ref s32, ref s33);
+            Step(a0 + step, a1 + step, a2 + step, a3 + step, b + bStep, ref s00, ref s01, ref s02, ref s03, ref s10, ref s11, ref s12, ref s13, ref s20, ref s21, ref s22, ref s23, ref s30, ref s31, ref s32, ref s33);
+            a0 += 2 * step; a1 += 2 * step; a2 += 2 * step; a3 += 2 * step; b += 2 * bStep;
         }
+        if (q < depth)
+            Step(a0, a1, a2, a3, b, ref s00, ref s01, ref s02, ref s03, ref s10, ref s11, ref s12, ref s13, ref s20, ref s21, ref s22, ref s23, ref s30, ref s31, ref s32, ref s33);
         end.Column(s00, s10, s20, s30, r, lane, c, cStep);
         end.Column(s01, s11, s21, s31, r, lane + w, c + w, cStep);
         end.Column(s02, s12, s22, s32, r, lane + 2 * w, c + 2 * w, cStep);
         end.Column(s03, s13, s23, s33, r, lane + 3 * w, c + 3 * w, cStep);
+    }
+
+    // Four elements of a, each times four vectors of b.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Step<V>(float* a0, float* a1, float* a2, float* a3, float* b, ref V s00, ref V s01, ref V s02, ref V s03, ref V s10, ref V s11, ref V s12, ref V s13,
+        ref V s20, ref V s21, ref V s22, ref V s23, ref V s30, ref V s31, ref V s32, ref V s33) where V : struct, ILanes<V>
+    {
+        V b0 = V.Load(b), b1 = V.Load(b + V.Count), b2 = V.Load(b + 2 * V.Count), b3 = V.Load(b + 3 * V.Count);
+        V x = V.From(*a0);
+        s00 = V.MultiplyAdd(x, b0, s00); s01 = V.MultiplyAdd(x, b1, s01); s02 = V.MultiplyAdd(x, b2, s02); s03 = V.MultiplyAdd(x, b3, s03);
+        x = V.From(*a1);
+        s10 = V.MultiplyAdd(x, b0, s10); s11 = V.MultiplyAdd(x, b1, s11); s12 = V.MultiplyAdd(x, b2, s12); s13 = V.MultiplyAdd(x, b3, s13);
+        x = V.From(*a2);
+        s20 = V.MultiplyAdd(x, b0, s20); s21 = V.MultiplyAdd(x, b1, s21); s22 = V.MultiplyAdd(x, b2, s22); s23 = V.MultiplyAdd(x, b3, s23);
+        x = V.From(*a3);
+        s30 = V.MultiplyAdd(x, b0, s30); s31 = V.MultiplyAdd(x, b1, s31); s32 = V.MultiplyAdd(x, b2, s32); s33 = V.MultiplyAdd(x, b3, s33);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]

@@ -45,7 +45,12 @@ internal static class Elementary
     public static T Expm1<T>(T x) where T : struct, IElementary<T>
     {
         // Below -60 the result is -1 to the last bit; the bound keeps 2^(n-1) normal.
-        x = T.MaxKeepingNaN(-60f, T.MinKeepingNaN(ExpHigh, x));
+        return Expm1Bounded(T.MaxKeepingNaN(-60f, T.MinKeepingNaN(ExpHigh, x)));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T Expm1Bounded<T>(T x) where T : struct, IElementary<T>
+    {
         T n = T.Round(x * Log2E);
         T half = T.PowerOfTwo(n - 1f);
         T sum = T.MultiplyAdd(half, Expm1Reduced(Reduce(x, n)), half - 0.5f);
@@ -89,7 +94,7 @@ internal static class Elementary
     public static T Tanh<T>(T x) where T : struct, IElementary<T>
     {
         // tanh|x| = E/(E+2) with E = e^(2|x|) - 1; at 20 it is 1 to the last bit.
-        T e = Expm1(T.MinKeepingNaN(20f, 2f * T.Abs(x)));
+        T e = Expm1Bounded(T.MinKeepingNaN(20f, 2f * T.Abs(x)));
         T tanh = e / (e + 2f);
         return T.SelectLess(x, T.Zero, -tanh, tanh);
     }
