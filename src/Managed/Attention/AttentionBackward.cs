@@ -23,6 +23,7 @@ internal sealed partial class CpuDevice
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
             var scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3);
             var logSumExp = new Strided(l, saved.LogSumExp);
+            bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
             {
                 // A forward pass over values of size 0 gives the log-sum-exp with its remainder.
@@ -37,6 +38,7 @@ internal sealed partial class CpuDevice
                     Key = new Strided(key, problem.Key),
                     LogSumExp = logSumExp,
                     HasRemainder = true,
+                    IsShort = isShort,
                 };
                 Run(forward, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
             }
@@ -69,6 +71,7 @@ internal sealed partial class CpuDevice
             }
             bool accumulate = gradients.Accumulate;
             work.Accumulate = accumulate;
+            work.IsShort = isShort;
             Run(work, shape.Batch * shape.KeyHeads * plan.Chunks, scratch, (nint)plan.ScratchBytes);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
@@ -101,6 +104,9 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     public CapturedSet CapturedGradients;
     public float* Partials;
     public bool Accumulate;
+
+    /// <summary>Whether the rule is short enough for two vectors in lockstep.</summary>
+    public bool IsShort;
 
     // Memory of the thread, and where the item stands.
     private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
@@ -188,17 +194,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 RuleTile tile = default;
                 if (ruled)
                 {
-                    tile = new RuleTile
-                    {
-                        Head = head,
-                        FirstQuery = i0 + offset,
-                        FirstKey = j0,
-                        Captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, tileKeys),
-                        Captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, tileKeys),
-                        Captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, tileKeys),
-                        Captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, tileKeys),
-                    };
-                    ApplyRule<V>(tile, tileKeys);
+                    tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys);
+                    if (IsShort)
+                        ApplyRule<Lockstep<V>>(tile, block, tileKeys);
+                    else
+                        ApplyRule<V>(tile, block, tileKeys);
                 }
                 // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
                 bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
@@ -292,9 +292,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
 
     // The rule on a tile of raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyRule<V>(in RuleTile tile, nint tileKeys) where V : struct, ILanes<V>
+    private readonly void ApplyRule<V>(in RuleTile tile, nint block, nint tileKeys) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
@@ -648,11 +647,4 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     private static void Clear(float* start, nint floats) => System.Runtime.InteropServices.NativeMemory.Clear(start, (nuint)(floats * sizeof(float)));
-}
-
-/// <summary>What a rule sees on a tile, beside the scores.</summary>
-internal struct RuleTile
-{
-    public nint Head, FirstQuery, FirstKey;
-    public LaneRows Captured0, Captured1, Captured2, Captured3;
 }

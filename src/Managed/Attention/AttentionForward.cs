@@ -28,6 +28,7 @@ internal sealed partial class CpuDevice
                 Output = new Strided(o, output),
                 LogSumExp = new Strided(l, logSumExp),
                 HasRemainder = logSumExp.Rank == 4,
+                IsShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule,
             };
             Run(work, ForwardItems(shape), scratch, (nint)stride);
         }
@@ -55,6 +56,9 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public TRule Rule;
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp;
+
+    /// <summary>Whether the rule is short enough for two vectors in lockstep.</summary>
+    public bool IsShort;
 
     /// <summary>Whether <see cref="LogSumExp"/> has a second column for what rounding took from the first.</summary>
     public bool HasRemainder;
@@ -123,74 +127,65 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     }
 
     // Turns q·k into final scores and raises the maxima; returns whether some pair is hidden.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private readonly bool Score<V, THiding>(in HeadScores scores, LaneRows bias, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
+        RuleTile tile = default;
+        if (typeof(TRule) != typeof(PlainScore))
+            tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
+        return IsShort
+            ? ScoreLanes<Lockstep<V>, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count)
+            : ScoreLanes<V, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, nint block, LaneRows bias, float* s, float* maximum, nint count)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
+    {
         bool ruled = typeof(TRule) != typeof(PlainScore);
-        nint block = AttentionTiles.Block<V>();
-        LaneRows captured0 = default, captured1 = default, captured2 = default, captured3 = default;
-        if (ruled)
-        {
-            captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, count);
-            captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, count);
-            captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, count);
-            captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, count);
-        }
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
-        nint w = V.Count;
-        for (nint lane = 0; lane < block; lane += 2 * w)
+        V head = V.From(tile.Head), sequence = V.From(tile.Batch);
+        for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V highest0 = V.Load(maximum + lane), highest1 = V.Load(maximum + lane + w), key = V.From(j0);
-            Lockstep<V> position = new(V.Iota(i0 + lane + Shape.QueryOffset), V.Iota(i0 + lane + w + Shape.QueryOffset));
+            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
             float* at = s + lane, added = bias.Start + lane;
-            float* c0 = captured0.Start + lane, c1 = captured1.Start + lane, c2 = captured2.Start + lane, c3 = captured3.Start + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
             for (nint row = 0; row < count; row++)
             {
-                V z0 = V.Load(at), z1 = V.Load(at + w), b0 = V.Load(added), b1 = V.Load(added + w);
+                V z = V.Load(at), b = V.Load(added);
                 if (ruled)
                 {
-                    Lockstep<V> z = Rule.Score(new Lockstep<V>(z0 * scale, z1 * scale), new ScorePlace<Lockstep<V>>
+                    z = Rule.Score(z * scale, new ScorePlace<V>
                     {
                         QueryPosition = position,
-                        KeyPosition = Lockstep<V>.Both(key),
-                        Head = Lockstep<V>.From(head),
-                        Batch = Lockstep<V>.From(batch),
-                        Captured0 = new(V.Load(c0), V.Load(c0 + w)),
-                        Captured1 = new(V.Load(c1), V.Load(c1 + w)),
-                        Captured2 = new(V.Load(c2), V.Load(c2 + w)),
-                        Captured3 = new(V.Load(c3), V.Load(c3 + w)),
+                        KeyPosition = key,
+                        Head = head,
+                        Batch = sequence,
+                        Captured0 = V.Load(c0),
+                        Captured1 = V.Load(c1),
+                        Captured2 = V.Load(c2),
+                        Captured3 = V.Load(c3),
                     });
                     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                    z0 = V.SelectEqual(z.First, hidden, hidden, z.First + b0);
-                    z1 = V.SelectEqual(z.Second, hidden, hidden, z.Second + b1);
+                    z = V.SelectEqual(z, hidden, hidden, z + b);
                     key += 1f;
-                    c0 += captured0.Step;
-                    c1 += captured1.Step;
-                    c2 += captured2.Step;
-                    c3 += captured3.Step;
+                    c0 += tile.Captured0.Step;
+                    c1 += tile.Captured1.Step;
+                    c2 += tile.Captured2.Step;
+                    c3 += tile.Captured3.Step;
                 }
                 else
-                {
-                    z0 = V.MultiplyAdd(z0, scale, b0);
-                    z1 = V.MultiplyAdd(z1, scale, b1);
-                }
+                    z = V.MultiplyAdd(z, scale, b);
                 if (THiding.Hides)
-                {
-                    z0 = V.SelectEqual(b0, hidden, hidden, z0);
-                    z1 = V.SelectEqual(b1, hidden, hidden, z1);
-                }
+                    z = V.SelectEqual(b, hidden, hidden, z);
                 if (THiding.Hides || ruled)
-                    least = V.SelectEqual(z0, hidden, hidden, V.SelectEqual(z1, hidden, hidden, least));
-                z0.Store(at);
-                z1.Store(at + w);
-                highest0 = V.MaxNative(highest0, z0);
-                highest1 = V.MaxNative(highest1, z1);
+                    least = V.SelectEqual(z, hidden, hidden, least);
+                z.Store(at);
+                highest = V.MaxNative(highest, z);
                 at += block;
                 added += bias.Step;
             }
-            highest0.Store(maximum + lane);
-            highest1.Store(maximum + lane + w);
+            highest.Store(maximum + lane);
         }
         return V.AnyEqual(least, hidden);
     }

@@ -32,6 +32,9 @@ internal static unsafe class AttentionTiles
     /// <summary>The floats of one tile.</summary>
     public const int WidestTile = Keys * WidestBlock;
 
+    /// <summary>The steps of a rule that the JIT still inlines whole with two vectors in lockstep and their derivatives; see <see cref="FormulaLength"/>.</summary>
+    public const int ShortRule = 40;
+
     public const float Log2E = 1.44269504f;
 
     public static long RoundUp(long count, long multiple) => (count + multiple - 1) / multiple * multiple;
@@ -305,8 +308,21 @@ internal unsafe struct HeadScores
         }
     }
 
-    /// <summary>Fetches the captured values of a tile, and says where its rows of lanes begin.</summary>
-    public readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
+    /// <summary>Fetches the captured values of a tile.</summary>
+    public readonly RuleTile BeginTile<V>(in AttentionScoring scoring, nint batch, nint head, nint i0, nint j0, nint rows) where V : struct, ILanes<V> => new()
+    {
+        Batch = batch,
+        Head = head,
+        FirstQuery = i0 + offset,
+        FirstKey = j0,
+        Captured0 = BeginTile<V>(scoring, 0, i0, j0, rows),
+        Captured1 = BeginTile<V>(scoring, 1, i0, j0, rows),
+        Captured2 = BeginTile<V>(scoring, 2, i0, j0, rows),
+        Captured3 = BeginTile<V>(scoring, 3, i0, j0, rows),
+    };
+
+    // Fetches the values of one captured tensor, and says where its rows of lanes begin.
+    private readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
     {
         ref readonly Captured captured = ref scoring.Captures[capture];
         LaneRows lanes = Captures[capture];
@@ -403,4 +419,11 @@ internal readonly unsafe struct AttentionScoring
         if (slopes != null)
             ScoreLine.AddSlope<V>(slopes[batch * slopeBatchStep + head * slopeHeadStep], offset, line, from, count);
     }
+}
+
+/// <summary>What a rule sees on a tile, beside the scores.</summary>
+internal struct RuleTile
+{
+    public nint Batch, Head, FirstQuery, FirstKey;
+    public LaneRows Captured0, Captured1, Captured2, Captured3;
 }
