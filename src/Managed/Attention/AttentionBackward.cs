@@ -23,6 +23,7 @@ internal sealed partial class CpuDevice
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
             var scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3);
             var logSumExp = new Strided(l, saved.LogSumExp);
+            bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
             {
                 // A forward pass over values of size 0 gives the log-sum-exp with its remainder.
@@ -37,6 +38,7 @@ internal sealed partial class CpuDevice
                     Key = new Strided(key, problem.Key),
                     LogSumExp = logSumExp,
                     HasRemainder = true,
+                    IsShort = isShort,
                 };
                 Run(forward, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
             }
@@ -69,6 +71,7 @@ internal sealed partial class CpuDevice
             }
             bool accumulate = gradients.Accumulate;
             work.Accumulate = accumulate;
+            work.IsShort = isShort;
             Run(work, shape.Batch * shape.KeyHeads * plan.Chunks, scratch, (nint)plan.ScratchBytes);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
@@ -102,8 +105,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     public float* Partials;
     public bool Accumulate;
 
+    /// <summary>Whether the rule is short enough for two vectors in lockstep.</summary>
+    public bool IsShort;
+
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, finite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient;
     private nint headRow, valueRow, batch, chunk;
@@ -140,18 +146,12 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         delta = Take(ref scratch, block);
         keyGradient = Take(ref scratch, chunkKeys * headRow);
         valueGradient = Take(ref scratch, chunkKeys * valueRow);
-        finite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
+        tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
         Clear(keyGradient, chunkKeys * headRow);
         Clear(valueGradient, chunkKeys * valueRow);
 
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
-        for (nint tile = 0; tile * AttentionTiles.Keys < count; tile++)
-        {
-            nint j0 = first + tile * AttentionTiles.Keys, rows = Math.Min(AttentionTiles.Keys, keys - j0);
-            finite[tile] = AttentionTiles.IsFinite(k + j0 * Key.Row, Key.Row, Key.Column, rows, d)
-                && AttentionTiles.IsFinite(v + j0 * Value.Row, Value.Row, Value.Column, rows, dv) ? 1 : 0;
-        }
-
+        Clear(tileIsFinite, chunkKeys / AttentionTiles.Keys);
         nint group = (nint)(Shape.Heads / Shape.KeyHeads);
         for (nint head = keyHead * group; head < (keyHead + 1) * group; head++)
         {
@@ -164,7 +164,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 RunBlock<V>(scores, k, v, head, i0, first, count);
             EndGradients<V>(head, count);
         }
-        WriteKeyGradients(keyHead, first, count);
+        WriteKeyGradients<V>(keyHead, first, count);
     }
 
     private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
@@ -181,35 +181,33 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
             AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
             AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
-            bool finiteBlock = AttentionTiles.IsFinite(queryRows, headRow, 1, rows, d) && AttentionTiles.IsFinite(upstreamRows, valueRow, 1, rows, dv);
             BeginRows<V>(head, i0, rows, dv);
             scores.BeginBlock<V>(Scoring, i0);
             for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
             {
                 nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
                 float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
+                LaneRows bias = scores.Bias<V>(i0, rows, j0, tileKeys, Shape.Causal, out bool hides);
                 Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
                 Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
-                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
-                float hidden = finiteBlock && finite[(j0 - first) / AttentionTiles.Keys] != 0 ? 0f : -1f;
-                bool crossesDiagonal = Shape.Causal && j0 + tileKeys - 1 > i0 + offset;
                 bool ruled = typeof(TRule) != typeof(PlainScore);
                 RuleTile tile = default;
                 if (ruled)
                 {
-                    tile = new RuleTile
-                    {
-                        Head = head,
-                        FirstQuery = i0 + offset,
-                        FirstKey = j0,
-                        Captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, tileKeys),
-                        Captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, tileKeys),
-                        Captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, tileKeys),
-                        Captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, tileKeys),
-                    };
-                    ApplyRule<V>(tile, tileKeys);
+                    tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys);
+                    if (IsShort)
+                        ApplyRule<Lockstep<V>>(tile, block, tileKeys);
+                    else
+                        ApplyRule<V>(tile, block, tileKeys);
                 }
-                bool hides = Differentiate<V>(scores, i0, j0, rows, tileKeys, crossesDiagonal, hidden, first);
+                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
+                bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+                if (hides || ruled)
+                    skips &= Differentiate<V, SomeHidden>(bias, tileKeys, skips ? -1f : 0f);
+                else
+                    Differentiate<V, NoneHidden>(bias, tileKeys, 0f);
+                if (Plan.WantsLine)
+                    AddToLine<V>(i0, j0, tileKeys, first);
                 if (ruled)
                 {
                     for (int capture = 0; capture < CapturedSet.Count; capture++)
@@ -225,7 +223,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
                 Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
                 Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
-                if (hides && hidden != 0)
+                if (skips)
                 {
                     Product.AddWhereElementsVisible<V>(s, block, 1, tileKeys, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow, s);
                     Product.AddWhereElementsVisible<V>(dS, block, 1, tileKeys, queryRows, headRow, headRow / V.Count, rows, dK, headRow, s);
@@ -241,7 +239,22 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         }
         EndBlockGradients<V>(head, i0, rows, first, end, count);
         if (Plan.WantsQuery)
-            WriteQueryGradient(head, i0, rows, block, d);
+            WriteQueryGradient<V>(head, i0, rows, block, d);
+    }
+
+    // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞; that of keys and values is kept for the other blocks.
+    private readonly bool IsFinite<V>(nint j0, nint tile, float* k, float* v, nint rows) where V : struct, ILanes<V>
+    {
+        const float yes = 1, no = 2;
+        if (tileIsFinite[tile] == 0)
+        {
+            // A causal block may need a part of the tile only; other blocks need all of it.
+            nint all = Math.Min(AttentionTiles.Keys, (nint)Shape.Keys - j0);
+            tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize)
+                && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize) ? yes : no;
+        }
+        return tileIsFinite[tile] == yes
+            && AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
     }
 
     // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get a log-sum-exp of ∞: their weights are 0.
@@ -251,19 +264,25 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, output = Output.Matrix(batch, head) + i0 * Output.Row;
         float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
 
-        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key.
+        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key. S isn't begun yet: O lies in its memory.
         Clear(delta, block);
-        for (nint column = 0; column < dv; column++)
+        for (nint first = 0; first < dv; first += AttentionTiles.Keys)
         {
-            AttentionTiles.PackColumns<V>(output + column * Output.Column, Output.Row, 0, rows, 1, logSumExp);
+            nint columns = Math.Min(AttentionTiles.Keys, dv - first);
+            AttentionTiles.PackColumns<V>(output + first * Output.Column, Output.Row, Output.Column, rows, columns, s);
             for (nint lane = 0; lane < block; lane += V.Count)
-                V.MultiplyAdd(V.Load(logSumExp + lane), V.Load(upstreamColumns + column * block + lane), V.Load(delta + lane)).Store(delta + lane);
+            {
+                V sum = V.Load(delta + lane);
+                for (nint column = 0; column < columns; column++)
+                    sum = V.MultiplyAdd(V.Load(s + column * block + lane), V.Load(upstreamColumns + (first + column) * block + lane), sum);
+                sum.Store(delta + lane);
+            }
         }
         for (nint row = 0; row < block; row++)
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
             logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
-            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            remainder[row] = seesKeys ? -AttentionTiles.Log2E * l[row * LogSumExp.Row + LogSumExp.Column] : 0; // as an exponent of two
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
@@ -273,31 +292,39 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
 
     // The rule on a tile of raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyRule<V>(in RuleTile tile, nint tileKeys) where V : struct, ILanes<V>
+    private readonly void ApplyRule<V>(in RuleTile tile, nint block, nint tileKeys) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane);
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
+            float* scores = s + lane, kept = scaled + lane, slopes = slope + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
             for (nint row = 0; row < tileKeys; row++)
             {
-                nint at = row * block + lane;
-                V score = V.Load(s + at) * scale;
-                score.Store(scaled + at);
+                V score = V.Load(scores) * scale;
+                score.Store(kept);
                 Dual<V> ruled = Rule.Score(new Dual<V>(score, V.One), new ScorePlace<Dual<V>>
                 {
                     QueryPosition = new(position, V.Zero),
-                    KeyPosition = new(V.From(tile.FirstKey + row), V.Zero),
+                    KeyPosition = new(key, V.Zero),
                     Head = new(head, V.Zero),
                     Batch = new(sequence, V.Zero),
-                    Captured0 = new(V.Load(tile.Captured0.Start + row * tile.Captured0.Step + lane), V.Zero),
-                    Captured1 = new(V.Load(tile.Captured1.Start + row * tile.Captured1.Step + lane), V.Zero),
-                    Captured2 = new(V.Load(tile.Captured2.Start + row * tile.Captured2.Step + lane), V.Zero),
-                    Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), V.Zero),
+                    Captured0 = new(V.Load(c0), V.Zero),
+                    Captured1 = new(V.Load(c1), V.Zero),
+                    Captured2 = new(V.Load(c2), V.Zero),
+                    Captured3 = new(V.Load(c3), V.Zero),
                 });
-                ruled.Value.Store(s + at);
-                ruled.Derivative.Store(slope + at);
+                ruled.Value.Store(scores);
+                ruled.Derivative.Store(slopes);
+                key += 1f;
+                scores += block;
+                kept += block;
+                slopes += block;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
             }
         }
     }
@@ -306,29 +333,39 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
+        nint block = AttentionTiles.Block<V>(), copy = CapturedGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
         V head = V.From(tile.Head), sequence = V.From(batch);
         V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane);
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
+            float* scores = scaled + lane, gradients = dS + lane, sums = gradient.Start + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
             for (nint row = 0; row < tileKeys; row++)
             {
-                nint at = row * block + lane;
-                V derivative = Rule.Score(new Dual<V>(V.Load(scaled + at), V.Zero), new ScorePlace<Dual<V>>
+                V derivative = Rule.Score(new Dual<V>(V.Load(scores), V.Zero), new ScorePlace<Dual<V>>
                 {
                     QueryPosition = new(position, V.Zero),
-                    KeyPosition = new(V.From(tile.FirstKey + row), V.Zero),
+                    KeyPosition = new(key, V.Zero),
                     Head = new(head, V.Zero),
                     Batch = new(sequence, V.Zero),
-                    Captured0 = new(V.Load(tile.Captured0.Start + row * tile.Captured0.Step + lane), seed0),
-                    Captured1 = new(V.Load(tile.Captured1.Start + row * tile.Captured1.Step + lane), seed1),
-                    Captured2 = new(V.Load(tile.Captured2.Start + row * tile.Captured2.Step + lane), seed2),
-                    Captured3 = new(V.Load(tile.Captured3.Start + row * tile.Captured3.Step + lane), seed3),
+                    Captured0 = new(V.Load(c0), seed0),
+                    Captured1 = new(V.Load(c1), seed1),
+                    Captured2 = new(V.Load(c2), seed2),
+                    Captured3 = new(V.Load(c3), seed3),
                 }).Derivative;
-                V dz = V.Load(dS + at);
-                float* to = gradient.Start + row * gradient.Step + lane;
+                V dz = V.Load(gradients);
+                // One of four lines in turn where neighbouring rows overlap; the same sums again and again elsewhere.
+                float* to = sums + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
                 (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
+                key += 1f;
+                scores += block;
+                gradients += block;
+                sums += gradient.Step;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
             }
         }
     }
@@ -343,49 +380,94 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         }
     }
 
-    // From scores and dP: P in place of S and dz in place of dP, and the gradients of biases. Returns whether some pair is hidden.
+    // From scores and dP: P in place of S and dz in place of dP. Returns whether some pair is hidden.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly bool Differentiate<V>(in HeadScores scores, nint i0, nint j0, nint queryCount, nint tileKeys, bool crossesDiagonal, float hiddenWeight, nint first)
-        where V : struct, ILanes<V>
+    private readonly bool Differentiate<V, THiding>(LaneRows bias, nint tileKeys, float hiddenWeight)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         bool ruled = typeof(TRule) != typeof(PlainScore);
-        nint block = AttentionTiles.Block<V>();
-        bool mayHide = crossesDiagonal || scores.LineHides || ruled || queryCount < block;
-        LaneRows line = scores.LineTile(i0, j0);
-        V scale = V.From(Shape.Scale), none = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        nint w = V.Count;
+        float* scores = s, gradients = dS, added = bias.Start;
+        V least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale), log2E = V.From(AttentionTiles.Log2E);
+        V l0 = V.Load(logSumExp), rest0 = V.Load(remainder), d0 = V.Load(delta);
+        V l1 = V.Load(logSumExp + w), rest1 = V.Load(remainder + w), d1 = V.Load(delta + w);
+        V l2 = V.Load(logSumExp + 2 * w), rest2 = V.Load(remainder + 2 * w), d2 = V.Load(delta + 2 * w);
+        V l3 = V.Load(logSumExp + 3 * w), rest3 = V.Load(remainder + 3 * w), d3 = V.Load(delta + 3 * w);
+        for (nint row = 0; row < tileKeys; row++)
         {
-            V lanes = V.Iota(lane), l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), dl = V.Load(delta + lane);
-            for (nint row = 0; row < tileKeys; row++)
+            V z0 = V.Load(scores), b0 = V.Load(added);
+            V z1 = V.Load(scores + w), b1 = V.Load(added + w);
+            V z2 = V.Load(scores + 2 * w), b2 = V.Load(added + 2 * w);
+            V z3 = V.Load(scores + 3 * w), b3 = V.Load(added + 3 * w);
+            z0 = ruled ? AddUnlessHidden(z0, b0) : V.MultiplyAdd(z0, scale, b0);
+            z1 = ruled ? AddUnlessHidden(z1, b1) : V.MultiplyAdd(z1, scale, b1);
+            z2 = ruled ? AddUnlessHidden(z2, b2) : V.MultiplyAdd(z2, scale, b2);
+            z3 = ruled ? AddUnlessHidden(z3, b3) : V.MultiplyAdd(z3, scale, b3);
+            if (THiding.Hides)
             {
-                nint at = row * block + lane;
-                V z = V.Load(s + at), bias = V.Load(line.Start + row * line.Step + lane);
-                z = ruled ? V.SelectEqual(z, none, none, z + bias) : V.MultiplyAdd(z, scale, bias);
-                if (mayHide)
-                {
-                    z = V.SelectEqual(bias, none, none, z);
-                    z = V.SelectLess(lanes, V.From(crossesDiagonal ? j0 + row - i0 - Shape.QueryOffset : 0), none, z);
-                    z = V.SelectLess(lanes, V.From(queryCount), z, none);
-                    least = V.SelectEqual(z, none, none, least);
-                }
-                V p = V.Exp(z - l - rest);
-                V dz = p * (V.Load(dS + at) - dl);
-                if (mayHide)
-                {
-                    dz = V.SelectEqual(z, none, V.Zero, dz);
-                    p = V.SelectEqual(z, none, V.From(hiddenWeight), p);
-                }
-                p.Store(s + at);
-                if (Plan.WantsLine)
-                {
-                    // One of four lines in turn, so that a load needn't wait for the store of the row before.
-                    float* to = lineGradient + (row % AttentionBackwardPlan.LineCopies) * Plan.LineLength + (i0 - (j0 - first) - row + lane);
-                    (V.Load(to) + dz).Store(to);
-                }
-                dz.Store(dS + at);
+                z0 = HideWhere(b0, z0);
+                z1 = HideWhere(b1, z1);
+                z2 = HideWhere(b2, z2);
+                z3 = HideWhere(b3, z3);
+                V none = V.From(float.NegativeInfinity);
+                least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
+            V.Exp2(V.MultiplyAdd(z0 - l0, log2E, rest0), V.MultiplyAdd(z1 - l1, log2E, rest1), V.MultiplyAdd(z2 - l2, log2E, rest2), V.MultiplyAdd(z3 - l3, log2E, rest3),
+                out V p0, out V p1, out V p2, out V p3);
+            V dz0 = p0 * (V.Load(gradients) - d0);
+            V dz1 = p1 * (V.Load(gradients + w) - d1);
+            V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);
+            V dz3 = p3 * (V.Load(gradients + 3 * w) - d3);
+            if (THiding.Hides)
+            {
+                V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
+                dz0 = V.SelectEqual(z0, none, V.Zero, dz0);
+                p0 = V.SelectEqual(z0, none, hidden, p0);
+                dz1 = V.SelectEqual(z1, none, V.Zero, dz1);
+                p1 = V.SelectEqual(z1, none, hidden, p1);
+                dz2 = V.SelectEqual(z2, none, V.Zero, dz2);
+                p2 = V.SelectEqual(z2, none, hidden, p2);
+                dz3 = V.SelectEqual(z3, none, V.Zero, dz3);
+                p3 = V.SelectEqual(z3, none, hidden, p3);
+            }
+            p0.Store(scores);
+            p1.Store(scores + w);
+            p2.Store(scores + 2 * w);
+            p3.Store(scores + 3 * w);
+            dz0.Store(gradients);
+            dz1.Store(gradients + w);
+            dz2.Store(gradients + 2 * w);
+            dz3.Store(gradients + 3 * w);
+            scores += AttentionTiles.Vectors * w;
+            gradients += AttentionTiles.Vectors * w;
+            added += bias.Step;
         }
-        return mayHide && V.AnyEqual(least, none);
+        return THiding.Hides && V.AnyEqual(least, V.From(float.NegativeInfinity));
+    }
+
+    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V AddUnlessHidden<V>(V ruled, V bias) where V : struct, ILanes<V> => V.SelectEqual(ruled, V.From(float.NegativeInfinity), ruled, ruled + bias);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V HideWhere<V>(V bias, V score) where V : struct, ILanes<V> => V.SelectEqual(bias, V.From(float.NegativeInfinity), bias, score);
+
+    // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private readonly void AddToLine<V>(nint i0, nint j0, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint w = V.Count;
+        float* from = dS, start = lineGradient + (i0 - (j0 - first));
+        for (nint row = 0; row < tileKeys; row++, from += AttentionTiles.Vectors * w, start--)
+        {
+            float* to = start + (row & (AttentionBackwardPlan.LineCopies - 1)) * (nint)Plan.LineLength;
+            V s0 = V.Load(to) + V.Load(from), s1 = V.Load(to + w) + V.Load(from + w), s2 = V.Load(to + 2 * w) + V.Load(from + 2 * w), s3 = V.Load(to + 3 * w) + V.Load(from + 3 * w);
+            s0.Store(to);
+            s1.Store(to + w);
+            s2.Store(to + 2 * w);
+            s3.Store(to + 3 * w);
+        }
     }
 
     // Gradients of the line and of captured tensors: sums of one head over the chunk.
@@ -405,8 +487,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 continue;
             if (CapturedGradients[c].IsByDistance)
             {
-                float* start = Take(ref scratch, line);
-                Clear(start, line);
+                float* start = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
+                Clear(start, AttentionBackwardPlan.LineCopies * line);
                 capturedGradient[c] = new() { Start = start + count - 1 + first, Step = -1 };
             }
             else
@@ -426,9 +508,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         nint line = (nint)Plan.LineLength;
         if (Plan.WantsLine)
         {
-            float* start = lineGradient - (count - 1), to = Partials + Plan.LinePartial(Shape, batch, head, chunk);
-            for (nint u = 0; u < line; u++)
-                to[u] = (start[u] + start[u + line]) + (start[u + 2 * line] + start[u + 3 * line]);
+            SumLine<V>(lineGradient - (count - 1), line, Partials + Plan.LinePartial(Shape, batch, head, chunk));
         }
         for (int c = 0; c < CapturedSet.Count; c++)
         {
@@ -436,10 +516,20 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 continue;
             float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
             if (CapturedGradients[c].IsByDistance)
-                new Span<float>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, (int)line).CopyTo(new Span<float>(to, (int)line));
+                SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, to);
             else if (CapturedGradients[c].Structure == CapturedStructure.PerHead)
                 *to = SumLanes<V>(capturedGradient[c].Start);
         }
+    }
+
+    // The four copies of a line into one.
+    private static void SumLine<V>(float* copies, nint line, float* to) where V : struct, ILanes<V>
+    {
+        nint u = 0;
+        for (; u + V.Count <= line; u += V.Count)
+            ((V.Load(copies + u) + V.Load(copies + u + line)) + (V.Load(copies + u + 2 * line) + V.Load(copies + u + 3 * line))).Store(to + u);
+        for (; u < line; u++)
+            to[u] = (copies[u] + copies[u + line]) + (copies[u + 2 * line] + copies[u + 3 * line]);
     }
 
     private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
@@ -520,42 +610,33 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         return sum.Sum();
     }
 
-    private readonly void WriteQueryGradient(nint head, nint i0, nint rows, nint block, nint d)
+    private readonly void WriteQueryGradient<V>(nint head, nint i0, nint rows, nint block, nint d) where V : struct, ILanes<V>
     {
-        bool whole = Plan.Chunks == 1;
-        float* to = whole ? QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row : Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d;
-        nint rowStep = whole ? QueryGradient.Row : d, columnStep = whole ? QueryGradient.Column : 1;
-        for (nint row = 0; row < rows; row++)
-        {
-            for (nint column = 0; column < d; column++)
-            {
-                float gradient = Shape.Scale * queryGradient[column * block + row];
-                float* at = to + row * rowStep + column * columnStep;
-                *at = whole && Accumulate ? *at + gradient : gradient;
-            }
-        }
+        Multiply<V>(queryGradient, d * block, Shape.Scale);
+        if (Plan.Chunks == 1)
+            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
+        else
+            MatrixCopy.Run(queryGradient, 1, block, Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d, d, 1, rows, d);
     }
 
-    private readonly void WriteKeyGradients(nint keyHead, nint first, nint count)
+    private readonly void WriteKeyGradients<V>(nint keyHead, nint first, nint count) where V : struct, ILanes<V>
     {
-        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow, Shape.Scale);
-        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow, 1f);
+        Multiply<V>(keyGradient, count * headRow, Shape.Scale);
+        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow);
+        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow);
     }
 
-    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step, float factor)
+    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step)
     {
-        if (!gradient.IsPresent)
-            return;
-        float* to = gradient.Matrix(batch, keyHead) + first * gradient.Row;
-        for (nint row = 0; row < count; row++)
-        {
-            for (nint column = 0; column < columns; column++)
-            {
-                float* at = to + row * gradient.Row + column * gradient.Column;
-                float value = factor * from[row * step + column];
-                *at = Accumulate ? *at + value : value;
-            }
-        }
+        if (gradient.IsPresent)
+            MatrixCopy.Run(from, step, 1, gradient.Matrix(batch, keyHead) + first * gradient.Row, gradient.Row, gradient.Column, count, columns, Accumulate);
+    }
+
+    // Whole vectors.
+    private static void Multiply<V>(float* start, nint floats, float factor) where V : struct, ILanes<V>
+    {
+        for (nint at = 0; at < floats; at += V.Count)
+            (V.Load(start + at) * factor).Store(start + at);
     }
 
     private static float* Take(ref float* scratch, nint floats)
@@ -566,11 +647,4 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     private static void Clear(float* start, nint floats) => System.Runtime.InteropServices.NativeMemory.Clear(start, (nuint)(floats * sizeof(float)));
-}
-
-/// <summary>What a rule sees on a tile, beside the scores.</summary>
-internal struct RuleTile
-{
-    public nint Head, FirstQuery, FirstKey;
-    public LaneRows Captured0, Captured1, Captured2, Captured3;
 }

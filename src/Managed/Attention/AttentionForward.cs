@@ -28,6 +28,7 @@ internal sealed partial class CpuDevice
                 Output = new Strided(o, output),
                 LogSumExp = new Strided(l, logSumExp),
                 HasRemainder = logSumExp.Rank == 4,
+                IsShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule,
             };
             Run(work, ForwardItems(shape), scratch, (nint)stride);
         }
@@ -56,6 +57,9 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp;
 
+    /// <summary>Whether the rule is short enough for two vectors in lockstep.</summary>
+    public bool IsShort;
+
     /// <summary>Whether <see cref="LogSumExp"/> has a second column for what rounding took from the first.</summary>
     public bool HasRemainder;
 
@@ -64,7 +68,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         nint block = AttentionTiles.Block<V>();
         nint queries = (nint)Shape.Queries, keys = (nint)Shape.Keys, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, offset = (nint)Shape.QueryOffset;
         nint blocks = (queries + block - 1) / block;
-        nint i0 = item % blocks * block, head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
+        nint head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
+        nint i0 = (blocks - 1 - item % blocks) * block; // the last block first: under a causal mask it takes longest
         nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
         nint rows = Math.Min(block, queries - i0);
 
@@ -91,108 +96,147 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
-            Product.Set<V>(k + j0 * Key.Row, Key.Row, Key.Column, count, q, block, AttentionTiles.Vectors, d, s, block);
+            float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
+            LaneRows bias = scores.Bias<V>(i0, block, j0, count, Shape.Causal, out bool hides);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
-            // The first key that some query of the block doesn't see lies right after the first query's position.
-            bool crossesDiagonal = Shape.Causal && j0 + count - 1 > i0 + offset;
-            bool hides = Score<V>(scores, s, tileMaximum, batch, head, i0, j0, count, crossesDiagonal);
-            bool skips = hides && !AttentionTiles.IsFinite(v + j0 * Value.Row, Value.Row, Value.Column, count, dv);
-            Weigh<V>(s, count, maximum, tileMaximum, sum, factor, skips ? -1f : 0f);
-            float* tileValues = v + j0 * Value.Row;
-            if (skips)
+            if (typeof(TRule) == typeof(PlainScore) && !hides && count % Product.Rows == 0)
             {
+                var scored = new ScoreTile { Scale = Shape.Scale, Bias = bias, Maximum = tileMaximum };
+                Product.SetThen<V, ScoreTile>(tileKeys, Key.Row, Key.Column, count, q, block, AttentionTiles.Vectors, d, s, block, scored);
+            }
+            else
+            {
+                Product.Set<V>(tileKeys, Key.Row, Key.Column, count, q, block, AttentionTiles.Vectors, d, s, block);
+                hides = hides
+                    ? Score<V, SomeHidden>(scores, bias, s, tileMaximum, batch, head, i0, j0, count)
+                    : Score<V, NoneHidden>(scores, bias, s, tileMaximum, batch, head, i0, j0, count);
+            }
+            if (hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv))
+            {
+                Weigh<V, SomeHidden>(s, count, maximum, tileMaximum, sum, factor);
                 Product.AddScaled<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, 0, o, block, factor);
                 Product.AddWhereLanesVisible<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, count, o, block, s);
             }
             else
+            {
+                Weigh<V, NoneHidden>(s, count, maximum, tileMaximum, sum, factor);
                 Product.AddScaled<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, count, o, block, factor);
+            }
         }
         Finish<V>(o, maximum, sum, batch, head, i0, rows, dv);
     }
 
     // Turns q·k into final scores and raises the maxima; returns whether some pair is hidden.
+    private readonly bool Score<V, THiding>(in HeadScores scores, LaneRows bias, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
+    {
+        RuleTile tile = default;
+        if (typeof(TRule) != typeof(PlainScore))
+            tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
+        return IsShort
+            ? ScoreLanes<Lockstep<V>, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count)
+            : ScoreLanes<V, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count);
+    }
+
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly bool Score<V>(in HeadScores scores, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count, bool crossesDiagonal)
-        where V : struct, ILanes<V>
+    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, nint block, LaneRows bias, float* s, float* maximum, nint count)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         bool ruled = typeof(TRule) != typeof(PlainScore);
-        nint block = AttentionTiles.Block<V>();
-        bool mayHide = crossesDiagonal || scores.LineHides || ruled;
-        LaneRows line = scores.LineTile(i0, j0);
-        LaneRows captured0 = default, captured1 = default, captured2 = default, captured3 = default;
-        if (ruled)
-        {
-            captured0 = scores.BeginTile<V>(Scoring, 0, i0, j0, count);
-            captured1 = scores.BeginTile<V>(Scoring, 1, i0, j0, count);
-            captured2 = scores.BeginTile<V>(Scoring, 2, i0, j0, count);
-            captured3 = scores.BeginTile<V>(Scoring, 3, i0, j0, count);
-        }
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        V head = V.From(tile.Head), sequence = V.From(tile.Batch);
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V highest = V.Load(maximum + lane), lanes = V.Iota(lane), position = V.Iota(i0 + lane + Shape.QueryOffset);
+            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
+            float* at = s + lane, added = bias.Start + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
             for (nint row = 0; row < count; row++)
             {
-                float* at = s + row * block + lane;
-                V z = V.Load(at), bias = V.Load(line.Start + row * line.Step + lane);
+                V z = V.Load(at), b = V.Load(added);
                 if (ruled)
                 {
                     z = Rule.Score(z * scale, new ScorePlace<V>
                     {
                         QueryPosition = position,
-                        KeyPosition = V.From(j0 + row),
-                        Head = V.From(head),
-                        Batch = V.From(batch),
-                        Captured0 = V.Load(captured0.Start + row * captured0.Step + lane),
-                        Captured1 = V.Load(captured1.Start + row * captured1.Step + lane),
-                        Captured2 = V.Load(captured2.Start + row * captured2.Step + lane),
-                        Captured3 = V.Load(captured3.Start + row * captured3.Step + lane),
+                        KeyPosition = key,
+                        Head = head,
+                        Batch = sequence,
+                        Captured0 = V.Load(c0),
+                        Captured1 = V.Load(c1),
+                        Captured2 = V.Load(c2),
+                        Captured3 = V.Load(c3),
                     });
                     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                    z = V.SelectEqual(z, hidden, hidden, z + bias);
+                    z = V.SelectEqual(z, hidden, hidden, z + b);
+                    key += 1f;
+                    c0 += tile.Captured0.Step;
+                    c1 += tile.Captured1.Step;
+                    c2 += tile.Captured2.Step;
+                    c3 += tile.Captured3.Step;
                 }
                 else
-                    z = V.MultiplyAdd(z, scale, bias);
-                if (mayHide)
-                {
-                    z = V.SelectEqual(bias, hidden, hidden, z);
-                    z = V.SelectLess(lanes, V.From(crossesDiagonal ? j0 + row - i0 - Shape.QueryOffset : 0), hidden, z);
+                    z = V.MultiplyAdd(z, scale, b);
+                if (THiding.Hides)
+                    z = V.SelectEqual(b, hidden, hidden, z);
+                if (THiding.Hides || ruled)
                     least = V.SelectEqual(z, hidden, hidden, least);
-                }
                 z.Store(at);
                 highest = V.MaxNative(highest, z);
+                at += block;
+                added += bias.Step;
             }
             highest.Store(maximum + lane);
         }
         return V.AnyEqual(least, hidden);
     }
 
-    // P = e^(S − maximum) in place, its sum, and the factor by which what was summed so far shrinks. Hidden pairs become `hidden`, 0 or a negative mark.
+    // P = e^(S − maximum) in place, its sum, and the factor by which what was summed so far shrinks. Hidden pairs become a negative mark if some are to be left out.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Weigh<V>(float* s, nint count, float* maximum, float* tileMaximum, float* sum, float* factor, float hidden) where V : struct, ILanes<V>
+    private static void Weigh<V, THiding>(float* s, nint count, float* maximum, float* tileMaximum, float* sum, float* factor)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        nint block = AttentionTiles.Block<V>();
-        V none = V.From(float.NegativeInfinity);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        nint w = V.Count;
+        V log2E = V.From(AttentionTiles.Log2E);
+        V r0 = Begin<V>(maximum, tileMaximum, sum, factor), r1 = Begin<V>(maximum + w, tileMaximum + w, sum + w, factor + w);
+        V r2 = Begin<V>(maximum + 2 * w, tileMaximum + 2 * w, sum + 2 * w, factor + 2 * w), r3 = Begin<V>(maximum + 3 * w, tileMaximum + 3 * w, sum + 3 * w, factor + 3 * w);
+        V t0 = V.Load(sum), t1 = V.Load(sum + w), t2 = V.Load(sum + 2 * w), t3 = V.Load(sum + 3 * w);
+        for (nint row = 0; row < count; row++, s += AttentionTiles.Vectors * w)
         {
-            V highest = V.Load(tileMaximum + lane);
-            V reference = V.SelectEqual(highest, none, V.Zero, highest);
-            V shrink = V.Exp(V.Load(maximum + lane) - reference);
-            V total = V.Load(sum + lane) * shrink;
-            for (nint row = 0; row < count; row++)
+            V z0 = V.Load(s), z1 = V.Load(s + w), z2 = V.Load(s + 2 * w), z3 = V.Load(s + 3 * w);
+            V.Exp2((z0 - r0) * log2E, (z1 - r1) * log2E, (z2 - r2) * log2E, (z3 - r3) * log2E, out V p0, out V p1, out V p2, out V p3);
+            t0 += p0;
+            t1 += p1;
+            t2 += p2;
+            t3 += p3;
+            if (THiding.Hides)
             {
-                float* at = s + row * block + lane;
-                V z = V.Load(at);
-                V p = V.Exp(z - reference);
-                total += p;
-                if (hidden != 0)
-                    p = V.SelectEqual(z, none, V.From(hidden), p);
-                p.Store(at);
+                V none = V.From(float.NegativeInfinity), mark = V.From(-1f);
+                p0 = V.SelectEqual(z0, none, mark, p0);
+                p1 = V.SelectEqual(z1, none, mark, p1);
+                p2 = V.SelectEqual(z2, none, mark, p2);
+                p3 = V.SelectEqual(z3, none, mark, p3);
             }
-            total.Store(sum + lane);
-            shrink.Store(factor + lane);
-            highest.Store(maximum + lane);
+            p0.Store(s);
+            p1.Store(s + w);
+            p2.Store(s + 2 * w);
+            p3.Store(s + 3 * w);
         }
+        t0.Store(sum);
+        t1.Store(sum + w);
+        t2.Store(sum + 2 * w);
+        t3.Store(sum + 3 * w);
+    }
+
+    // What scores are measured from: the new maximum, or 0 where a query has seen no key yet. The sum so far shrinks to it.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Begin<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
+    {
+        V highest = V.Load(tileMaximum), reference = V.SelectEqual(highest, V.From(float.NegativeInfinity), V.Zero, highest);
+        V shrink = V.Exp2((V.Load(maximum) - reference) * AttentionTiles.Log2E);
+        (V.Load(sum) * shrink).Store(sum);
+        shrink.Store(factor);
+        highest.Store(maximum);
+        return reference;
     }
 
     private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
@@ -200,16 +244,11 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         nint block = AttentionTiles.Block<V>();
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V total = V.Load(sum + lane);
+            V total = V.Load(sum + lane), share = V.SelectEqual(total, V.Zero, V.Zero, 1f / total);
             for (nint column = 0; column < dv; column++)
-                V.SelectEqual(total, V.Zero, V.Zero, V.Load(o + column * block + lane) / total).Store(o + column * block + lane);
+                (V.Load(o + column * block + lane) * share).Store(o + column * block + lane);
         }
-        float* output = Output.Matrix(batch, head) + i0 * Output.Row;
-        for (nint row = 0; row < rows; row++)
-        {
-            for (nint column = 0; column < dv; column++)
-                output[row * Output.Row + column * Output.Column] = o[column * block + row];
-        }
+        MatrixCopy.Run(o, 1, block, Output.Matrix(batch, head) + i0 * Output.Row, Output.Row, Output.Column, rows, dv);
         if (!LogSumExp.IsPresent)
             return;
         float* logSumExp = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row;
@@ -222,4 +261,45 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
         }
     }
+}
+
+/// <summary>Final scores of a tile without hidden pairs, and their maxima, straight from the registers of the product.</summary>
+internal unsafe struct ScoreTile : ITileEnd
+{
+    public float Scale;
+    public LaneRows Bias;
+    public float* Maximum;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
+    {
+        V scale = V.From(Scale);
+        float* bias = Bias.Start + row * Bias.Step + lane;
+        s0 = V.MultiplyAdd(s0, scale, V.Load(bias));
+        s1 = V.MultiplyAdd(s1, scale, V.Load(bias + Bias.Step));
+        s2 = V.MultiplyAdd(s2, scale, V.Load(bias + 2 * Bias.Step));
+        s3 = V.MultiplyAdd(s3, scale, V.Load(bias + 3 * Bias.Step));
+        s0.Store(c);
+        s1.Store(c + cStep);
+        s2.Store(c + 2 * cStep);
+        s3.Store(c + 3 * cStep);
+        V highest = V.MaxNative(V.MaxNative(s0, s1), V.MaxNative(s2, s3));
+        V.MaxNative(V.Load(Maximum + lane), highest).Store(Maximum + lane);
+    }
+}
+
+/// <summary>Whether pairs of a tile may be hidden: a kernel's loop has one form for each answer.</summary>
+internal interface IHiding
+{
+    static abstract bool Hides { get; }
+}
+
+internal readonly struct SomeHidden : IHiding
+{
+    public static bool Hides => true;
+}
+
+internal readonly struct NoneHidden : IHiding
+{
+    public static bool Hides => false;
 }

@@ -15,13 +15,21 @@ internal unsafe struct SumQueryGradients : IWork
         float* partial = Partials + Plan.QueryPartial(Shape, batch, head, 0), to = Gradient.Matrix(batch, head);
         for (nint row = 0; row < queries; row++)
         {
-            for (nint column = 0; column < d; column++)
+            float* from = partial + row * d, at = to + row * Gradient.Row;
+            nint column = 0;
+            for (; Gradient.Column == 1 && column + V.Count <= d; column += V.Count)
             {
-                float sum = partial[row * d + column];
+                V sum = V.Load(from + column);
                 for (nint chunk = 1; chunk < (nint)Plan.Chunks; chunk++)
-                    sum += partial[chunk * each + row * d + column];
-                float* at = to + row * Gradient.Row + column * Gradient.Column;
-                *at = Accumulate ? *at + sum : sum;
+                    sum += V.Load(from + chunk * each + column);
+                (Accumulate ? V.Load(at + column) + sum : sum).Store(at + column);
+            }
+            for (; column < d; column++)
+            {
+                float sum = from[column];
+                for (nint chunk = 1; chunk < (nint)Plan.Chunks; chunk++)
+                    sum += from[chunk * each + column];
+                at[column * Gradient.Column] = Accumulate ? at[column * Gradient.Column] + sum : sum;
             }
         }
     }

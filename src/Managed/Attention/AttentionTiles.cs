@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 
 namespace TransformerKernels;
 
@@ -31,45 +32,46 @@ internal static unsafe class AttentionTiles
     /// <summary>The floats of one tile.</summary>
     public const int WidestTile = Keys * WidestBlock;
 
+    /// <summary>The steps of a rule that the JIT still inlines whole with two vectors in lockstep and their derivatives; see <see cref="FormulaLength"/>.</summary>
+    public const int ShortRule = 40;
+
+    public const float Log2E = 1.44269504f;
+
     public static long RoundUp(long count, long multiple) => (count + multiple - 1) / multiple * multiple;
 
-    /// <summary>Copies rows i0 .. i0+rows−1 of a matrix into lanes: target[column·Block + row]. Lanes beyond the rows become 0.</summary>
+    /// <summary>Copies rows of a matrix into lanes: target[column·Block + row]. Lanes beyond the rows become 0.</summary>
     public static void PackColumns<V>(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float* target) where V : struct, ILanes<V>
     {
         nint block = Block<V>();
-        for (nint column = 0; column < columns; column++)
-        {
-            float* from = source + column * columnStep, to = target + column * block;
-            for (nint row = 0; row < rows; row++)
-                to[row] = from[row * rowStep];
-            for (nint row = rows; row < block; row++)
-                to[row] = 0;
-        }
+        if (rows < block)
+            NativeMemory.Clear(target, (nuint)(columns * block * sizeof(float)));
+        MatrixCopy.Run(source, rowStep, columnStep, target, 1, block, rows, columns);
     }
 
     /// <summary>Copies rows of a matrix to rows of whole vectors: target[row·step + column]. Columns up to step become 0.</summary>
     public static void PackRows(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float* target, nint step)
     {
-        for (nint row = 0; row < rows; row++)
-        {
-            float* from = source + row * rowStep, to = target + row * step;
-            for (nint column = 0; column < columns; column++)
-                to[column] = from[column * columnStep];
-            for (nint column = columns; column < step; column++)
-                to[column] = 0;
-        }
+        if (columns < step)
+            NativeMemory.Clear(target, (nuint)(rows * step * sizeof(float)));
+        MatrixCopy.Run(source, rowStep, columnStep, target, step, 1, rows, columns);
     }
 
     /// <summary>Whether a matrix holds neither NaN nor ∞.</summary>
-    public static bool IsFinite(float* source, nint rowStep, nint columnStep, nint rows, nint columns)
+    public static bool IsFinite<V>(float* source, nint rowStep, nint columnStep, nint rows, nint columns) where V : struct, ILanes<V>
     {
-        float sum = 0; // x·0 is 0, or NaN where x isn't finite
+        // x·0 is 0, or NaN where x isn't finite.
+        V sums = V.Zero;
+        float sum = 0;
         for (nint row = 0; row < rows; row++)
         {
-            for (nint column = 0; column < columns; column++)
-                sum += source[row * rowStep + column * columnStep] * 0f;
+            float* from = source + row * rowStep;
+            nint column = 0;
+            for (; columnStep == 1 && column + V.Count <= columns; column += V.Count)
+                sums += V.Load(from + column) * 0f;
+            for (; column < columns; column++)
+                sum += from[column * columnStep] * 0f;
         }
-        return sum == 0;
+        return sum + sums.Sum() == 0;
     }
 }
 
@@ -133,6 +135,21 @@ internal readonly unsafe struct Captured
         return start + Math.Clamp(index, 0, length - 1) * keyStep;
     }
 
+    /// <summary>Reads a structure by distance into a line: line[t] for t from .. from+count−1 is what belongs to distance −(t + offset).</summary>
+    public void ReadLine<V>(nint head, float* line, nint from, nint count, nint offset) where V : struct, ILanes<V>
+    {
+        float* start = data + head * headStep;
+        if (Structure == CapturedStructure.PerHeadAndDistance)
+        {
+            ScoreLine.Read<V>(start, keyStep, length, Centre - (from + offset), -1, line + from, count);
+            return;
+        }
+        // |distance| falls to 0 at t = −offset and rises from there.
+        nint falling = Math.Clamp(-offset - from, 0, count);
+        ScoreLine.Read<V>(start, keyStep, length, -(from + offset), -1, line + from, falling);
+        ScoreLine.Read<V>(start, keyStep, length, from + falling + offset, 1, line + from + falling, count - falling);
+    }
+
     /// <summary>Where an entry of a structure by distance lies.</summary>
     public float* Entry(nint head, nint index) => data + head * headStep + index * keyStep;
 
@@ -162,15 +179,59 @@ internal struct LaneRowsSet
     private LaneRows first;
 }
 
+/// <summary>Lines of values by distance: the value of query i and key j stands at line[i − j + const], so that for the next key the lanes begin one float earlier.</summary>
+internal static unsafe class ScoreLine
+{
+    /// <summary>line[n] = table[(index + n·direction)·step]; an index beyond an end takes the end.</summary>
+    public static void Read<V>(float* table, nint step, nint length, nint index, nint direction, float* line, nint count) where V : struct, ILanes<V>
+    {
+        nint last = length - 1;
+        // How many entries lie before the table is reached, and how many until it is left again.
+        nint before = Math.Clamp(direction > 0 ? -index : index - last, 0, count);
+        nint inside = Math.Clamp((direction > 0 ? last - index : index) + 1, before, count);
+        for (nint n = 0; n < before; n++)
+            line[n] = table[(direction > 0 ? 0 : last) * step];
+        float* from = table + (index + before * direction) * step;
+        nint stride = direction * step;
+        for (nint n = before; n < inside; n++, from += stride)
+            line[n] = *from;
+        for (nint n = inside; n < count; n++)
+            line[n] = table[(direction > 0 ? last : 0) * step];
+    }
+
+    /// <summary>line[t] −= slope·|t + offset| for t from .. from+count−1.</summary>
+    public static void AddSlope<V>(float slope, nint offset, float* line, nint from, nint count) where V : struct, ILanes<V>
+    {
+        nint t = from;
+        for (; t + V.Count <= from + count; t += V.Count)
+            (V.Load(line + t) - slope * V.Abs(V.Iota(t + offset))).Store(line + t);
+        for (; t < from + count; t++)
+            line[t] -= slope * Math.Abs(t + offset);
+    }
+
+    /// <summary>Whether a line holds −∞.</summary>
+    public static bool Hides<V>(float* line, nint count) where V : struct, ILanes<V>
+    {
+        V none = V.From(float.NegativeInfinity), least = V.Zero;
+        nint n = 0;
+        for (; n + V.Count <= count; n += V.Count)
+            least = V.SelectEqual(V.Load(line + n), none, none, least);
+        bool hides = V.AnyEqual(least, none);
+        for (; n < count; n++)
+            hides |= line[n] == float.NegativeInfinity;
+        return hides;
+    }
+}
+
 /// <summary>What changes the scores of one query head: the bias by distance, and the captured values of the rule, as rows of lanes.</summary>
 /// <remarks>
-/// Everything that depends on the distance alone lies in a line: the value of query i and key j at line[i − j + const], so that for the next key the
-/// lanes begin one float earlier. Slopes and a distance vector add up into one line.
+/// Everything that depends on the distance alone lies in a <see cref="ScoreLine"/>; slopes and a distance vector add up into one. A tile in which pairs are
+/// hidden by position has its biases written out, −∞ for what is hidden; all other tiles pay nothing for masks.
 /// </remarks>
 internal unsafe struct HeadScores
 {
     private nint batch, head, queries, keys, offset;
-    private float* zeros;
+    private float* zeros, tile;
 
     /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
     public float* Line;
@@ -180,9 +241,9 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a block or a tile a captured tensor, a block of zeros.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a block of zeros.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
-        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + CapturedSet.Count * AttentionTiles.WidestTile + AttentionTiles.WidestBlock;
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + AttentionTiles.WidestBlock;
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
     public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, ref float* scratch)
@@ -196,6 +257,7 @@ internal unsafe struct HeadScores
         nint block = AttentionTiles.Block<V>();
         zeros = Take(ref scratch, block);
         new Span<float>(zeros, (int)block).Clear();
+        tile = Take(ref scratch, AttentionTiles.Keys * block);
 
         // Query i and key j stand at line[i − j]: from the last key's first query to the first key's last query, and a block of spare lanes.
         nint first = query - (key + keys - 1), length = queries + keys - 1 + block;
@@ -204,11 +266,8 @@ internal unsafe struct HeadScores
         if (scoring.HasLine)
         {
             Line = Take(ref scratch, length) - first;
-            for (nint t = first; t < first + length; t++)
-            {
-                Line[t] = scoring.Bias(batch, head, -(t + offset), (nint)shape.DistanceCentre);
-                LineHides |= Line[t] == float.NegativeInfinity;
-            }
+            scoring.ReadLine<V>(batch, head, Line, first, length, offset, (nint)shape.DistanceCentre);
+            LineHides = ScoreLine.Hides<V>(Line + first, queries + keys - 1);
         }
         for (int c = 0; c < CapturedSet.Count; c++)
         {
@@ -221,8 +280,7 @@ internal unsafe struct HeadScores
             {
                 rows.Start = Take(ref scratch, length) - first;
                 rows.Step = -1;
-                for (nint t = first; t < first + length; t++)
-                    rows.Start[t] = *captured.At(batch, head, 0, 0, -(t + offset));
+                captured.ReadLine<V>(head, rows.Start, first, length, offset);
             }
             else if (captured.Structure is CapturedStructure.PerHead or CapturedStructure.PerQuery)
             {
@@ -250,8 +308,21 @@ internal unsafe struct HeadScores
         }
     }
 
-    /// <summary>Fetches the captured values of a tile, and says where its rows of lanes begin.</summary>
-    public readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
+    /// <summary>Fetches the captured values of a tile.</summary>
+    public readonly RuleTile BeginTile<V>(in AttentionScoring scoring, nint batch, nint head, nint i0, nint j0, nint rows) where V : struct, ILanes<V> => new()
+    {
+        Batch = batch,
+        Head = head,
+        FirstQuery = i0 + offset,
+        FirstKey = j0,
+        Captured0 = BeginTile<V>(scoring, 0, i0, j0, rows),
+        Captured1 = BeginTile<V>(scoring, 1, i0, j0, rows),
+        Captured2 = BeginTile<V>(scoring, 2, i0, j0, rows),
+        Captured3 = BeginTile<V>(scoring, 3, i0, j0, rows),
+    };
+
+    // Fetches the values of one captured tensor, and says where its rows of lanes begin.
+    private readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
     {
         ref readonly Captured captured = ref scoring.Captures[capture];
         LaneRows lanes = Captures[capture];
@@ -269,8 +340,34 @@ internal unsafe struct HeadScores
         return lanes;
     }
 
-    /// <summary>The first float of lanes of the line for key j0: row r of the tile begins r floats earlier.</summary>
-    public readonly LaneRows LineTile(nint i0, nint j0) => Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
+    /// <summary>The biases of a tile, −∞ where a pair is hidden.</summary>
+    /// <param name="i0">The first query.</param>
+    /// <param name="queryCount">The queries; lanes beyond them are hidden.</param>
+    /// <param name="j0">The first key.</param>
+    /// <param name="keyCount">The keys.</param>
+    /// <param name="causal">Whether a query sees no keys behind its position.</param>
+    /// <param name="hides">Whether there may be −∞.</param>
+    public readonly LaneRows Bias<V>(nint i0, nint queryCount, nint j0, nint keyCount, bool causal, out bool hides) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        LaneRows line = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
+        // The first key that some query of the block doesn't see lies right after the first query's position.
+        bool crossesDiagonal = causal && j0 + keyCount - 1 > i0 + offset;
+        hides = crossesDiagonal || queryCount < block || LineHides;
+        if (!crossesDiagonal && queryCount == block)
+            return line;
+        V none = V.From(float.NegativeInfinity), end = V.From(queryCount);
+        for (nint row = 0; row < keyCount; row++)
+        {
+            V firstLane = V.From(crossesDiagonal ? j0 + row - i0 - offset : 0);
+            for (nint lane = 0; lane < block; lane += V.Count)
+            {
+                V lanes = V.Iota(lane), bias = V.SelectLess(lanes, firstLane, none, V.Load(line.Start + row * line.Step + lane));
+                V.SelectLess(lanes, end, bias, none).Store(tile + row * block + lane);
+            }
+        }
+        return new() { Start = tile, Step = block };
+    }
 
     private static float* Take(ref float* scratch, nint floats)
     {
@@ -312,15 +409,21 @@ internal readonly unsafe struct AttentionScoring
 
     public bool HasLine => slopes != null || distanceBias != null;
 
-    /// <summary>The sum of the biases at a distance; 0 for the distances of spare lanes, which lie beyond the vector.</summary>
-    public float Bias(nint batch, nint head, nint distance, nint centre)
+    /// <summary>Writes the biases by distance into a line: line[t] for t from .. from+count−1 is their sum at distance −(t + offset).</summary>
+    public void ReadLine<V>(nint batch, nint head, float* line, nint from, nint count, nint offset, nint centre) where V : struct, ILanes<V>
     {
-        float bias = 0;
+        if (distanceBias != null)
+            ScoreLine.Read<V>(distanceBias + head * distanceHeadStep, distanceStep, distanceLength, centre - (from + offset), -1, line + from, count);
+        else
+            new Span<float>(line + from, (int)count).Clear();
         if (slopes != null)
-            bias = -slopes[batch * slopeBatchStep + head * slopeHeadStep] * Math.Abs(distance);
-        nint index = distance + centre;
-        if (distanceBias != null && index >= 0 && index < distanceLength)
-            bias += distanceBias[head * distanceHeadStep + index * distanceStep];
-        return bias;
+            ScoreLine.AddSlope<V>(slopes[batch * slopeBatchStep + head * slopeHeadStep], offset, line, from, count);
     }
+}
+
+/// <summary>What a rule sees on a tile, beside the scores.</summary>
+internal struct RuleTile
+{
+    public nint Batch, Head, FirstQuery, FirstKey;
+    public LaneRows Captured0, Captured1, Captured2, Captured3;
 }

@@ -45,7 +45,12 @@ internal static class Elementary
     public static T Expm1<T>(T x) where T : struct, IElementary<T>
     {
         // Below -60 the result is -1 to the last bit; the bound keeps 2^(n-1) normal.
-        x = T.MaxKeepingNaN(-60f, T.MinKeepingNaN(ExpHigh, x));
+        return Expm1Bounded(T.MaxKeepingNaN(-60f, T.MinKeepingNaN(ExpHigh, x)));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T Expm1Bounded<T>(T x) where T : struct, IElementary<T>
+    {
         T n = T.Round(x * Log2E);
         T half = T.PowerOfTwo(n - 1f);
         T sum = T.MultiplyAdd(half, Expm1Reduced(Reduce(x, n)), half - 0.5f);
@@ -89,7 +94,7 @@ internal static class Elementary
     public static T Tanh<T>(T x) where T : struct, IElementary<T>
     {
         // tanh|x| = E/(E+2) with E = e^(2|x|) - 1; at 20 it is 1 to the last bit.
-        T e = Expm1(T.MinKeepingNaN(20f, 2f * T.Abs(x)));
+        T e = Expm1Bounded(T.MinKeepingNaN(20f, 2f * T.Abs(x)));
         T tanh = e / (e + 2f);
         return T.SelectLess(x, T.Zero, -tanh, tanh);
     }
@@ -104,6 +109,58 @@ internal static class Elementary
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Softplus<T>(T x) where T : struct, IElementary<T> =>
         T.MaxKeepingNaN(0f, x) + Log1p(Exp(-T.Abs(x)));
+
+    // The minimax polynomial of degree 6 for 2^f through 1 at 0.
+    private const float Power1 = 6.931470444433249e-1f, Power2 = 2.4022930555223013e-1f, Power3 = 5.548528061864396e-2f, Power4 = 9.675451566928015e-3f,
+        Power5 = 1.2467846446010808e-3f, Power6 = 2.1612914954817624e-4f;
+
+    /// <summary>2^f for 0 ≤ f &lt; 1.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Exp2OfFraction<T>(T f) where T : struct, IElementary<T>
+    {
+        T p = T.MultiplyAdd(T.From(Power6), f, T.From(Power5));
+        p = T.MultiplyAdd(p, f, T.From(Power4));
+        p = T.MultiplyAdd(p, f, T.From(Power3));
+        p = T.MultiplyAdd(p, f, T.From(Power2));
+        p = T.MultiplyAdd(p, f, T.From(Power1));
+        return T.MultiplyAdd(p, f, T.One);
+    }
+
+    /// <summary>The same of four numbers in lockstep.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Exp2OfFractions<T>(T f0, T f1, T f2, T f3, out T p0, out T p1, out T p2, out T p3) where T : struct, IElementary<T>
+    {
+        T c = T.From(Power6), next = T.From(Power5);
+        p0 = T.MultiplyAdd(c, f0, next);
+        p1 = T.MultiplyAdd(c, f1, next);
+        p2 = T.MultiplyAdd(c, f2, next);
+        p3 = T.MultiplyAdd(c, f3, next);
+        next = T.From(Power4);
+        p0 = T.MultiplyAdd(p0, f0, next);
+        p1 = T.MultiplyAdd(p1, f1, next);
+        p2 = T.MultiplyAdd(p2, f2, next);
+        p3 = T.MultiplyAdd(p3, f3, next);
+        next = T.From(Power3);
+        p0 = T.MultiplyAdd(p0, f0, next);
+        p1 = T.MultiplyAdd(p1, f1, next);
+        p2 = T.MultiplyAdd(p2, f2, next);
+        p3 = T.MultiplyAdd(p3, f3, next);
+        next = T.From(Power2);
+        p0 = T.MultiplyAdd(p0, f0, next);
+        p1 = T.MultiplyAdd(p1, f1, next);
+        p2 = T.MultiplyAdd(p2, f2, next);
+        p3 = T.MultiplyAdd(p3, f3, next);
+        next = T.From(Power1);
+        p0 = T.MultiplyAdd(p0, f0, next);
+        p1 = T.MultiplyAdd(p1, f1, next);
+        p2 = T.MultiplyAdd(p2, f2, next);
+        p3 = T.MultiplyAdd(p3, f3, next);
+        next = T.One;
+        p0 = T.MultiplyAdd(p0, f0, next);
+        p1 = T.MultiplyAdd(p1, f1, next);
+        p2 = T.MultiplyAdd(p2, f2, next);
+        p3 = T.MultiplyAdd(p3, f3, next);
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static T Reduce<T>(T x, T n) where T : struct, IElementary<T> =>

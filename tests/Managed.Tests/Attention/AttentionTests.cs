@@ -68,6 +68,17 @@ public class AttentionTests
         }
     }
 
+    [Fact]
+    public void A_long_rule_has_the_bits_of_the_short_one_that_it_equals()
+    {
+        var rule = new Temperature(0.25f, 20);
+        Assert.InRange(FormulaLength.Of(rule), 1, AttentionTiles.ShortRule);
+        Assert.True(FormulaLength.Of(new LongWay<Temperature>(rule)) > AttentionTiles.ShortRule);
+        var problem = new AttentionCase { Queries = 70, Keys = 133, HeadSize = 9, Causal = true, Captured = [new(AttentionCase.Numbers(3, 1, 1, 2, 133), CapturedBy.Key)] };
+        AttentionCase.Results shorter = problem.Run(Device, rule), longer = problem.Run(Device, new LongWay<Temperature>(rule));
+        Assert.All(shorter.All.Zip(longer.All), pair => Assert.Equal(pair.First, pair.Second));
+    }
+
     [Theory]
     [InlineData(0)]
     [InlineData(3)]

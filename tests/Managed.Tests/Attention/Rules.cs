@@ -22,6 +22,13 @@ public readonly struct Gained<TInner>(TInner inner) : IScoreRule where TInner : 
     public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => inner.Score(score * T.Exp(at.Captured0), at.Shift(1));
 }
 
+/// <summary>inner(score + 0), the 0 being a long way round: more steps than two vectors in lockstep are worth.</summary>
+public readonly struct LongWay<TInner>(TInner inner) : IScoreRule where TInner : unmanaged, IScoreRule
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => inner.Score(score + 0f * T.Log1p(T.Abs(at.Distance)), at);
+}
+
 /// <summary>score·c0 + (c1·c2 − tanh(c3))·distance/8: four captured tensors at once.</summary>
 public readonly struct FourCaptures : IScoreRule
 {

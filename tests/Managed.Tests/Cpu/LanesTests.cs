@@ -34,6 +34,8 @@ public partial class LanesTests
         Check<Lanes128>();
         Check<Lanes256>();
         Check<Lanes512>();
+        Check<Lockstep<Real32>>();
+        Check<Lockstep<Lanes256>>();
 
         static unsafe void Check<T>() where T : struct, ILanes<T>
         {

@@ -14,7 +14,7 @@ public class LoopTests(ITestOutputHelper output)
     [
         "PairLossWork`1[DpoSigmoid]:Value", "PairLossWork`1[DpoSigmoid]:Differentiate", "PairLossWork`1[DpoSigmoid]:Summarise",
         "TokenLossWork`1[PpoClip]:Value", "TokenLossWork`1[PpoClip]:Differentiate",
-        "AttentionForwardWork`1[Gained`1[Temperature]]:Score", "AttentionForwardWork`1[Gained`1[Temperature]]:Weigh",
+        "AttentionForwardWork`1[Gained`1[Temperature]]:ScoreLanes", "AttentionForwardWork`1[Gained`1[Temperature]]:Weigh",
         "AttentionBackwardWork`1[Gained`1[Temperature]]:ApplyRule", "AttentionBackwardWork`1[Gained`1[Temperature]]:AddCaptured",
         "AttentionBackwardWork`1[Gained`1[Temperature]]:Differentiate",
     ];
