@@ -22,6 +22,22 @@ public sealed partial class GpuDevice
         throw NotOffered("rotary embedding");
 
     /// <inheritdoc/>
+    protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
+    {
+        string? lacking =
+            problem.Logits.Type != ElementType.Float32 ? $"logits of {problem.Logits.Type}" :
+            problem.Bias.IsPresent ? "a bias of the vocabulary" :
+            problem.Softcap != 0 ? "a softcap of logits" :
+            problem.Temperature != 1 ? "a temperature" :
+            problem.ValidVocabulary is { } valid && valid != problem.Logits.Length(1) ? "a padded vocabulary" :
+            outputs.SumOfSquares.IsPresent ? "the sum of squared probabilities" :
+            outputs.Argmax.IsPresent ? "the likeliest token" :
+            outputs.TopLogProbs.IsPresent ? "the likeliest tokens" : null;
+        if (lacking is not null)
+            throw NotOffered($"{lacking} in log-probs");
+    }
+
+    /// <inheritdoc/>
     protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs) => throw NotOffered("log-probs from logits");
 
     /// <inheritdoc/>
