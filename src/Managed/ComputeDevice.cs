@@ -82,7 +82,12 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Implements <see cref="RotaryEmbedding"/>; <paramref name="backward"/> turns the other way. The arguments are checked.</summary>
     protected internal abstract void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward);
 
-    /// <summary>Implements <see cref="LogProbs.FromLogits"/>; the arguments are checked.</summary>
+    /// <summary>Throws <see cref="NotSupportedException"/> naming what the device lacks of these inputs and outputs; a device that lacks nothing leaves it as it is.</summary>
+    protected internal virtual void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
+    {
+    }
+
+    /// <summary>Implements <see cref="LogProbs.FromLogits(ComputeDevice, in LogitsProblem, in TokenOutputs)"/>; the arguments are checked.</summary>
     protected internal abstract void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs);
 
     /// <summary>Implements <see cref="LogProbs.FromLogitsBackward"/>; the arguments are checked.</summary>

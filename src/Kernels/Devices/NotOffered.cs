@@ -4,6 +4,22 @@ namespace TransformerKernels;
 public sealed partial class GpuDevice
 {
     /// <inheritdoc/>
+    protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
+    {
+        string? lacking =
+            problem.Logits.Type != ElementType.Float32 ? $"logits of {problem.Logits.Type}" :
+            problem.Bias.IsPresent ? "a bias of the vocabulary" :
+            problem.Softcap != 0 ? "a softcap of logits" :
+            problem.Temperature != 1 ? "a temperature" :
+            problem.ValidVocabulary is { } valid && valid != problem.Logits.Length(1) ? "a padded vocabulary" :
+            outputs.SumOfSquares.IsPresent ? "the sum of squared probabilities" :
+            outputs.Argmax.IsPresent ? "the likeliest token" :
+            outputs.TopLogProbs.IsPresent ? "the likeliest tokens" : null;
+        if (lacking is not null)
+            throw NotOffered($"{lacking} in log-probs");
+    }
+
+    /// <inheritdoc/>
     protected internal override void EstimateAdvantages(in AdvantageProblem problem, TensorView advantages, TensorView returns) =>
         throw NotOffered("advantage estimation");
 

@@ -9,6 +9,16 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract unsafe T Load(float* source);
     /// <summary>Writes <see cref="Count"/> floats; no alignment is needed.</summary>
     unsafe void Store(float* destination);
+    /// <summary>Reads <see cref="Count"/> float16 numbers; every one is a float32.</summary>
+    static abstract unsafe T LoadFloat16(ushort* source);
+    /// <summary>Reads <see cref="Count"/> bfloat16 numbers; every one is a float32.</summary>
+    static abstract unsafe T LoadBFloat16(ushort* source);
+    /// <summary>Reads 2 · <see cref="Count"/> bfloat16 numbers: those at even and those at odd places, which takes half as many steps as one after the other.</summary>
+    static abstract unsafe void LoadBFloat16(ushort* source, out T even, out T odd);
+    /// <summary>Writes <see cref="Count"/> numbers as float16, to the nearest, ties to even; beyond its range they become infinite.</summary>
+    unsafe void StoreFloat16(ushort* destination);
+    /// <summary>Writes <see cref="Count"/> numbers as bfloat16, to the nearest, ties to even.</summary>
+    unsafe void StoreBFloat16(ushort* destination);
     /// <summary>start, start + 1, start + 2 ...</summary>
     static abstract T Iota(float start);
     /// <summary>The sum of the lanes, in an order fixed by the width.</summary>
@@ -21,6 +31,10 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract T MaxNative(T a, T b);
     /// <summary>The largest lane; what a NaN gives depends on the processor.</summary>
     float Largest();
+    /// <summary>x − ⌊x⌋.</summary>
+    static abstract T Fraction(T x);
+    /// <summary>x·2^⌊n⌋ for n from −200 to 0 and x from 1 to 2; a result below the normal range may be 0.</summary>
+    static abstract T ScaleDown(T x, T n);
     /// <summary>Of the 2 · <see cref="Count"/> floats in a and b: those at even and those at odd places.</summary>
     static abstract void Unzip(T a, T b, out T even, out T odd);
     /// <summary>Undoes <see cref="Unzip"/>.</summary>
@@ -42,4 +56,26 @@ internal static class LanesConstants
 
     /// <summary>What tells the processor to subtract the next integer below: no bits of fraction kept, rounding down, no exceptions.</summary>
     public const byte DownToInteger = 0x09;
+
+    // float16: a sign, 5 bits of exponent, 10 of fraction; float32 has 8 and 23.
+    /// <summary>By how many bits float32's fraction is longer than float16's.</summary>
+    public const int HalfShift = 13;
+    /// <summary>The bit of float16's sign.</summary>
+    public const int HalfSign = 0x8000;
+    /// <summary>float16's infinity, and its bits moved to where float32's fraction and exponent are.</summary>
+    public const int HalfInfinity = 0x7c00, HalfInfinityShifted = HalfInfinity << HalfShift;
+    /// <summary>The bits of the float 2¹¹², the difference of the exponents' biases.</summary>
+    public const int HalfBias = (127 - 15 + 127) << 23;
+    /// <summary>The bits of the float32 from which on float16 is infinite: 65520, half a unit above the largest.</summary>
+    public const int HalfOverflow = 0x477ff000;
+    /// <summary>The bits of the smallest normal float16, 2⁻¹⁴, as a float32.</summary>
+    public const int HalfSmallestNormal = (127 - 14) << 23;
+    /// <summary>The bits of the float ½: added to a number below the normal range of float16, it leaves the number's float16 bits in its own last places.</summary>
+    public const int HalfSubnormalMagic = 126 << 23;
+    /// <summary>Of two bfloat16 numbers side by side, the second one's bits; behind it they are a float's.</summary>
+    public const uint UpperHalf = 0xffff0000;
+    /// <summary>float32's infinity.</summary>
+    public const int Infinity = 0x7f800000;
+    /// <summary>What makes a NaN of float16, of bfloat16, quiet.</summary>
+    public const int QuietHalf = 0x7e00, QuietBFloat16 = 0x40;
 }

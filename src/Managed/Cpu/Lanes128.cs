@@ -137,6 +137,57 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
     public unsafe void Store(float* destination) => v.Store(destination);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes128 LoadFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector128<uint> wide);
+        Vector128<int> bits = wide.AsInt32(), sign = bits & Vector128.Create(LanesConstants.HalfSign);
+        Vector128<int> magnitude = Vector128.ShiftLeft(bits ^ sign, LanesConstants.HalfShift);
+        // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
+        Vector128<int> number = (magnitude.AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32();
+        Vector128<int> special = Vector128.GreaterThanOrEqual(magnitude, Vector128.Create(LanesConstants.HalfInfinityShifted)) & Vector128.Create(LanesConstants.Infinity);
+        return new((number | special | Vector128.ShiftLeft(sign, 16)).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes128 LoadBFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector128<uint> wide);
+        return new(Vector128.ShiftLeft(wide, 16).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe void LoadBFloat16(ushort* source, out Lanes128 even, out Lanes128 odd)
+    {
+        Vector128<uint> both = Vector128.Load((uint*)source);
+        even = new(Vector128.ShiftLeft(both, 16).AsSingle());
+        odd = new((both & Vector128.Create(LanesConstants.UpperHalf)).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreFloat16(ushort* destination)
+    {
+        Vector128<int> bits = v.AsInt32(), magnitude = bits & Vector128.Create(int.MaxValue);
+        Vector128<int> odd = Vector128.ShiftRightLogical(magnitude, LanesConstants.HalfShift) & Vector128<int>.One;
+        Vector128<int> normal = Vector128.ShiftRightLogical(magnitude - Vector128.Create(LanesConstants.HalfSmallestNormal - (1 << 23)) + odd
+            + Vector128.Create((1 << (LanesConstants.HalfShift - 1)) - 1), LanesConstants.HalfShift);
+        Vector128<float> magic = Vector128.Create(LanesConstants.HalfSubnormalMagic).AsSingle();
+        Vector128<int> subnormal = (magnitude.AsSingle() + magic).AsInt32() - magic.AsInt32();
+        Vector128<int> half = Vector128.ConditionalSelect(Vector128.LessThan(magnitude, Vector128.Create(LanesConstants.HalfSmallestNormal)), subnormal, normal);
+        half = Vector128.ConditionalSelect(Vector128.LessThan(magnitude, Vector128.Create(LanesConstants.HalfOverflow)), half, Vector128.Create(LanesConstants.HalfInfinity));
+        half = Vector128.ConditionalSelect(Vector128.GreaterThan(magnitude, Vector128.Create(LanesConstants.Infinity)), Vector128.Create(LanesConstants.QuietHalf), half);
+        Storage16.Store((half | (Vector128.ShiftRightLogical(bits, 16) & Vector128.Create(LanesConstants.HalfSign))).AsUInt32(), destination);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreBFloat16(ushort* destination)
+    {
+        Vector128<int> bits = v.AsInt32(), upper = Vector128.ShiftRightLogical(bits, 16);
+        Vector128<int> rounded = Vector128.ShiftRightLogical(bits + (upper & Vector128<int>.One) + Vector128.Create((int)short.MaxValue), 16);
+        Vector128<int> isNumber = Vector128.Equals(v, v).AsInt32();
+        Storage16.Store(Vector128.ConditionalSelect(isNumber, rounded, upper | Vector128.Create(LanesConstants.QuietBFloat16)).AsUInt32(), destination);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 Iota(float start) => new(Vector128.Create(start) + Vector128.CreateSequence(0f, 1f));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -158,6 +209,19 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
         for (int distance = Count / 2; distance > 0; distance /= 2)
             largest = Vector128.MaxNative(largest, Vector128.Shuffle(largest, Vector128<int>.Indices ^ Vector128.Create(distance)));
         return largest.ToScalar();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Fraction(Lanes128 x)
+    {
+        return x - Floor(x);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 ScaleDown(Lanes128 x, Lanes128 n)
+    {
+        // An exponent of −127 has the bits of 0.
+        return x * PowerOfTwo(Floor(MaxKeepingNaN(-127f, n)));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

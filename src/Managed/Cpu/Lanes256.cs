@@ -137,6 +137,57 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     public unsafe void Store(float* destination) => v.Store(destination);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes256 LoadFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector256<uint> wide);
+        Vector256<int> bits = wide.AsInt32(), sign = bits & Vector256.Create(LanesConstants.HalfSign);
+        Vector256<int> magnitude = Vector256.ShiftLeft(bits ^ sign, LanesConstants.HalfShift);
+        // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
+        Vector256<int> number = (magnitude.AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32();
+        Vector256<int> special = Vector256.GreaterThanOrEqual(magnitude, Vector256.Create(LanesConstants.HalfInfinityShifted)) & Vector256.Create(LanesConstants.Infinity);
+        return new((number | special | Vector256.ShiftLeft(sign, 16)).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes256 LoadBFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector256<uint> wide);
+        return new(Vector256.ShiftLeft(wide, 16).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe void LoadBFloat16(ushort* source, out Lanes256 even, out Lanes256 odd)
+    {
+        Vector256<uint> both = Vector256.Load((uint*)source);
+        even = new(Vector256.ShiftLeft(both, 16).AsSingle());
+        odd = new((both & Vector256.Create(LanesConstants.UpperHalf)).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreFloat16(ushort* destination)
+    {
+        Vector256<int> bits = v.AsInt32(), magnitude = bits & Vector256.Create(int.MaxValue);
+        Vector256<int> odd = Vector256.ShiftRightLogical(magnitude, LanesConstants.HalfShift) & Vector256<int>.One;
+        Vector256<int> normal = Vector256.ShiftRightLogical(magnitude - Vector256.Create(LanesConstants.HalfSmallestNormal - (1 << 23)) + odd
+            + Vector256.Create((1 << (LanesConstants.HalfShift - 1)) - 1), LanesConstants.HalfShift);
+        Vector256<float> magic = Vector256.Create(LanesConstants.HalfSubnormalMagic).AsSingle();
+        Vector256<int> subnormal = (magnitude.AsSingle() + magic).AsInt32() - magic.AsInt32();
+        Vector256<int> half = Vector256.ConditionalSelect(Vector256.LessThan(magnitude, Vector256.Create(LanesConstants.HalfSmallestNormal)), subnormal, normal);
+        half = Vector256.ConditionalSelect(Vector256.LessThan(magnitude, Vector256.Create(LanesConstants.HalfOverflow)), half, Vector256.Create(LanesConstants.HalfInfinity));
+        half = Vector256.ConditionalSelect(Vector256.GreaterThan(magnitude, Vector256.Create(LanesConstants.Infinity)), Vector256.Create(LanesConstants.QuietHalf), half);
+        Storage16.Store((half | (Vector256.ShiftRightLogical(bits, 16) & Vector256.Create(LanesConstants.HalfSign))).AsUInt32(), destination);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreBFloat16(ushort* destination)
+    {
+        Vector256<int> bits = v.AsInt32(), upper = Vector256.ShiftRightLogical(bits, 16);
+        Vector256<int> rounded = Vector256.ShiftRightLogical(bits + (upper & Vector256<int>.One) + Vector256.Create((int)short.MaxValue), 16);
+        Vector256<int> isNumber = Vector256.Equals(v, v).AsInt32();
+        Storage16.Store(Vector256.ConditionalSelect(isNumber, rounded, upper | Vector256.Create(LanesConstants.QuietBFloat16)).AsUInt32(), destination);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Iota(float start) => new(Vector256.Create(start) + Vector256.CreateSequence(0f, 1f));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -158,6 +209,19 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
         for (int distance = Count / 2; distance > 0; distance /= 2)
             largest = Vector256.MaxNative(largest, Vector256.Shuffle(largest, Vector256<int>.Indices ^ Vector256.Create(distance)));
         return largest.ToScalar();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Fraction(Lanes256 x)
+    {
+        return x - Floor(x);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 ScaleDown(Lanes256 x, Lanes256 n)
+    {
+        // An exponent of −127 has the bits of 0.
+        return x * PowerOfTwo(Floor(MaxKeepingNaN(-127f, n)));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -140,6 +140,57 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     public unsafe void Store(float* destination) => v.Store(destination);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes512 LoadFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector512<uint> wide);
+        Vector512<int> bits = wide.AsInt32(), sign = bits & Vector512.Create(LanesConstants.HalfSign);
+        Vector512<int> magnitude = Vector512.ShiftLeft(bits ^ sign, LanesConstants.HalfShift);
+        // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
+        Vector512<int> number = (magnitude.AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32();
+        Vector512<int> special = Vector512.GreaterThanOrEqual(magnitude, Vector512.Create(LanesConstants.HalfInfinityShifted)) & Vector512.Create(LanesConstants.Infinity);
+        return new((number | special | Vector512.ShiftLeft(sign, 16)).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes512 LoadBFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector512<uint> wide);
+        return new(Vector512.ShiftLeft(wide, 16).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe void LoadBFloat16(ushort* source, out Lanes512 even, out Lanes512 odd)
+    {
+        Vector512<uint> both = Vector512.Load((uint*)source);
+        even = new(Vector512.ShiftLeft(both, 16).AsSingle());
+        odd = new((both & Vector512.Create(LanesConstants.UpperHalf)).AsSingle());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreFloat16(ushort* destination)
+    {
+        Vector512<int> bits = v.AsInt32(), magnitude = bits & Vector512.Create(int.MaxValue);
+        Vector512<int> odd = Vector512.ShiftRightLogical(magnitude, LanesConstants.HalfShift) & Vector512<int>.One;
+        Vector512<int> normal = Vector512.ShiftRightLogical(magnitude - Vector512.Create(LanesConstants.HalfSmallestNormal - (1 << 23)) + odd
+            + Vector512.Create((1 << (LanesConstants.HalfShift - 1)) - 1), LanesConstants.HalfShift);
+        Vector512<float> magic = Vector512.Create(LanesConstants.HalfSubnormalMagic).AsSingle();
+        Vector512<int> subnormal = (magnitude.AsSingle() + magic).AsInt32() - magic.AsInt32();
+        Vector512<int> half = Vector512.ConditionalSelect(Vector512.LessThan(magnitude, Vector512.Create(LanesConstants.HalfSmallestNormal)), subnormal, normal);
+        half = Vector512.ConditionalSelect(Vector512.LessThan(magnitude, Vector512.Create(LanesConstants.HalfOverflow)), half, Vector512.Create(LanesConstants.HalfInfinity));
+        half = Vector512.ConditionalSelect(Vector512.GreaterThan(magnitude, Vector512.Create(LanesConstants.Infinity)), Vector512.Create(LanesConstants.QuietHalf), half);
+        Storage16.Store((half | (Vector512.ShiftRightLogical(bits, 16) & Vector512.Create(LanesConstants.HalfSign))).AsUInt32(), destination);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreBFloat16(ushort* destination)
+    {
+        Vector512<int> bits = v.AsInt32(), upper = Vector512.ShiftRightLogical(bits, 16);
+        Vector512<int> rounded = Vector512.ShiftRightLogical(bits + (upper & Vector512<int>.One) + Vector512.Create((int)short.MaxValue), 16);
+        Vector512<int> isNumber = Vector512.Equals(v, v).AsInt32();
+        Storage16.Store(Vector512.ConditionalSelect(isNumber, rounded, upper | Vector512.Create(LanesConstants.QuietBFloat16)).AsUInt32(), destination);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Iota(float start) => new(Vector512.Create(start) + Vector512.CreateSequence(0f, 1f));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -161,6 +212,23 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
         for (int distance = Count / 2; distance > 0; distance /= 2)
             largest = Vector512.MaxNative(largest, Vector512.Shuffle(largest, Vector512<int>.Indices ^ Vector512.Create(distance)));
         return largest.ToScalar();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Fraction(Lanes512 x)
+    {
+        if (Avx512DQ.IsSupported)
+            return new(Avx512DQ.Reduce(x.v, 0x09));
+        return x - Floor(x);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 ScaleDown(Lanes512 x, Lanes512 n)
+    {
+        if (Avx512F.IsSupported)
+            return new(Avx512F.Scale(x.v, n.v));
+        // An exponent of −127 has the bits of 0.
+        return x * PowerOfTwo(Floor(MaxKeepingNaN(-127f, n)));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -216,6 +216,29 @@ public readonly struct Real32 : ILanes<Real32>
     unsafe void ILanes<Real32>.Store(float* destination) => *destination = v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static unsafe Real32 ILanes<Real32>.LoadFloat16(ushort* source) => new((float)BitConverter.UInt16BitsToHalf(*source));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static unsafe Real32 ILanes<Real32>.LoadBFloat16(ushort* source) => new(BitConverter.Int32BitsToSingle(*source << 16));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static unsafe void ILanes<Real32>.LoadBFloat16(ushort* source, out Real32 even, out Real32 odd)
+    {
+        even = new(BitConverter.Int32BitsToSingle(source[0] << 16));
+        odd = new(BitConverter.Int32BitsToSingle(source[1] << 16));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    unsafe void ILanes<Real32>.StoreFloat16(ushort* destination) => *destination = BitConverter.HalfToUInt16Bits((Half)v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    unsafe void ILanes<Real32>.StoreBFloat16(ushort* destination)
+    {
+        uint bits = BitConverter.SingleToUInt32Bits(v), upper = bits >> 16;
+        *destination = (ushort)(float.IsNaN(v) ? upper | LanesConstants.QuietBFloat16 : (bits + (upper & 1) + (uint)short.MaxValue) >> 16);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.Iota(float start) => new(start);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -232,6 +255,13 @@ public readonly struct Real32 : ILanes<Real32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     float ILanes<Real32>.Largest() => v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.Fraction(Real32 x) => new(x.v - MathF.Floor(x.v));
+
+    // An exponent of −127 has the bits of 0.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.ScaleDown(Real32 x, Real32 n) => new(x.v * BitConverter.Int32BitsToSingle((Math.Max((int)MathF.Floor(n.v), -127) + 127) << 23));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static void ILanes<Real32>.Unzip(Real32 a, Real32 b, out Real32 even, out Real32 odd)

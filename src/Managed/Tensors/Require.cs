@@ -23,16 +23,20 @@ internal static class Require
         Input(device, tensor, name, [ElementType.Float32], shape);
 
     /// <summary>As <see cref="Input(ComputeDevice, in TensorView, string, ReadOnlySpan{long})"/>, writable, no two of whose elements share memory.</summary>
-    public static void Output(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape)
+    public static void Output(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape) =>
+        Output(device, tensor, name, [ElementType.Float32], shape);
+
+    /// <summary>As <see cref="Input(ComputeDevice, in TensorView, string, ReadOnlySpan{ElementType}, ReadOnlySpan{long})"/>, writable, no two of whose elements share memory.</summary>
+    public static void Output(ComputeDevice device, in TensorView tensor, string name, ReadOnlySpan<ElementType> types, params ReadOnlySpan<long> shape)
     {
-        Input(device, tensor, name, shape);
+        Input(device, tensor, name, types, shape);
         if (tensor.IsReadOnly)
             throw new ArgumentException($"{name} is written, but the view is read-only.", name);
         if (tensor.AliasesItself)
             throw new ArgumentException($"{name} is written, but its strides put several elements at one address.", name);
     }
 
-    /// <summary>The same as <see cref="Output"/> for a tensor that may be absent.</summary>
+    /// <summary>The same as <see cref="Output(ComputeDevice, in TensorView, string, ReadOnlySpan{long})"/> for a tensor that may be absent.</summary>
     public static void OptionalOutput(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape)
     {
         if (tensor.IsPresent)

@@ -75,4 +75,103 @@ public partial class LanesTests
             }
         }
     }
+
+    [Fact]
+    public void Every_16_bit_number_is_read_and_written_back_and_others_round_to_the_nearest()
+    {
+        Check<Real32>();
+        Check<Lanes128>();
+        Check<Lanes256>();
+        Check<Lanes512>();
+
+        static unsafe void Check<T>() where T : struct, ILanes<T>
+        {
+            int n = T.Count;
+            ushort* bits = stackalloc ushort[2 * n];
+            float* numbers = stackalloc float[2 * n];
+            for (int start = 0; start < 0x10000; start += n)
+            {
+                Fill(start);
+                T.LoadFloat16(bits).Store(numbers);
+                for (int i = 0; i < n; i++)
+                    Same((float)BitConverter.UInt16BitsToHalf(bits[i]), numbers[i]);
+                T.Load(numbers).StoreFloat16(bits);
+                for (int i = 0; i < n; i++)
+                    Assert.True(float.IsNaN(numbers[i]) ? Half.IsNaN(BitConverter.UInt16BitsToHalf(bits[i])) : bits[i] == start + i, $"{start + i:x4}");
+
+                Fill(start);
+                T.LoadBFloat16(bits).Store(numbers);
+                for (int i = 0; i < n; i++)
+                    Same(BitConverter.Int32BitsToSingle(bits[i] << 16), numbers[i]);
+                T.Load(numbers).StoreBFloat16(bits);
+                for (int i = 0; i < n; i++)
+                    Assert.True(float.IsNaN(numbers[i]) ? float.IsNaN(BitConverter.Int32BitsToSingle(bits[i] << 16)) : bits[i] == start + i, $"{start + i:x4}");
+
+                Fill(start);
+                T.LoadBFloat16(bits, out T even, out T odd);
+                even.Store(numbers);
+                odd.Store(numbers + n);
+                for (int i = 0; i < 2 * n; i++)
+                    Same(BitConverter.Int32BitsToSingle(bits[i] << 16), numbers[(i & 1) * n + i / 2]);
+            }
+
+            // Between neighbours: below the middle, the middle, above it.
+            foreach (uint pattern in (uint[])[0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xffff])
+            {
+                for (uint upper = 0; upper < 0x10000; upper += 7)
+                {
+                    float x = BitConverter.UInt32BitsToSingle(upper << 16 | pattern);
+                    if (float.IsNaN(x))
+                        continue;
+                    T.From(x).StoreFloat16(bits);
+                    Assert.True(bits[0] == BitConverter.HalfToUInt16Bits((Half)x), $"{x:R}: {bits[0]:x4}");
+                    T.From(x).StoreBFloat16(bits);
+                    Assert.True(bits[0] == upper + (pattern > 0x8000 || pattern == 0x8000 && (upper & 1) == 1 ? 1u : 0), $"{x:R}: {bits[0]:x4}");
+                }
+            }
+
+            void Fill(int start)
+            {
+                for (int i = 0; i < 2 * n; i++)
+                    bits[i] = (ushort)(start + i);
+            }
+        }
+
+        static void Same(float expected, float actual) =>
+            Assert.True(float.IsNaN(expected) ? float.IsNaN(actual) : BitConverter.SingleToUInt32Bits(expected) == BitConverter.SingleToUInt32Bits(actual), $"{expected:R}: {actual:R}");
+    }
+
+    [Fact]
+    public void Powers_of_e_up_to_1_are_as_exact_as_promised()
+    {
+        Check<Real32>();
+        Check<Lanes128>();
+        Check<Lanes256>();
+        Check<Lanes512>();
+
+        // 1.3 units for the polynomial, and what rounding x log₂e costs.
+        static unsafe void Check<T>() where T : struct, ILanes<T>
+        {
+            float* result = stackalloc float[T.Count];
+            for (float x = -104; x <= 0; x += 0.001f)
+            {
+                double truth = Math.Exp(x), allowed = truth * (1.3 + Math.Abs(x)) * Math.ScaleB(1, -23) + 1.2e-38;
+                Exponential.OfNonPositive(T.From(x)).Store(result);
+                Assert.True(Math.Abs(result[T.Count - 1] - truth) <= allowed, $"{x}: {result[0]}, {truth}");
+                T y = T.From(x) * Exponential.Log2E;
+                Exponential.PowersOfTwo(y, y, y, y, y, y, y, y, out _, out _, out _, out _, out _, out _, out _, out T last);
+                float other = result[T.Count - 1];
+                last.Store(result);
+                Assert.Equal(other, result[T.Count - 1]);
+            }
+            foreach ((float x, float power) in ((float, float)[])[(0, 1), (-0f, 1), (-104, 0), (float.NaN, float.NaN)])
+            {
+                Exponential.OfNonPositive(T.From(x)).Store(result);
+                Assert.Equal(power, result[0]);
+                Exponential.OfNonPositive(T.From(x), T.One, T.From(x), T.One, out T first, out _, out _, out _);
+                first.Store(result);
+                Assert.Equal(power, result[0]);
+            }
+        }
+    }
 }

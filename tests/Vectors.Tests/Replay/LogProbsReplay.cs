@@ -22,30 +22,49 @@ public sealed class LogProbsReplay : IReplay
         output.StartsWith("float32.", StringComparison.Ordinal) || output.StartsWith("naive.", StringComparison.Ordinal)
         || output.StartsWith("trl.", StringComparison.Ordinal) || output.StartsWith("verl.", StringComparison.Ordinal)
         || output is "topkLogprobTiesPossible" or "logitsRowSum"
+        || output == "topkIndex" && vector.Name == "argmax-ties" // torch takes any of several; we take the first
         || output.StartsWith("torch.", StringComparison.Ordinal) && Defined(vector);
 
     private static bool Defined(VectorCase vector) => vector.Outputs.ContainsKey("logprob");
 
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        vector.KnowsOnly(["temperature", "ignoreIndex", "topk", "validVocabulary", "tokens", "vocabulary", "seed", "sampledRows", "sampledColumns", "defined"],
-            ["logits", "targets", "upstreamLogprob", "upstreamLse", "upstreamEntropy", "firstLogits", "lastLogits"]);
-        vector.Requires("temperature", 1.0);
+        vector.KnowsOnly(["temperature", "softcap", "ignoreIndex", "topk", "validVocabulary", "storage", "tokens", "vocabulary", "width", "seed", "sampledRows", "sampledColumns", "defined"],
+            ["logits", "bias", "targets", "upstreamLogprob", "upstreamLse", "upstreamEntropy", "firstLogits", "lastLogits"]);
         TokenLogits tokens = vector.Parameter("seed") is null ? Given(vector) : Generated(vector);
         TokenResult<T> forward = tokens.Forward<T>(library);
         var results = new Results<T>();
-        (string logProb, string logSumExp, string entropy, string gradient) = Defined(vector) ? ("logprob", "lse", "entropy", "logits")
+        bool defined = Defined(vector);
+        (string logProb, string logSumExp, string entropy, string gradient) = defined ? ("logprob", "lse", "entropy", "logits")
             : ("torch.logSoftmaxGather", "torch.logsumexp", "torch.categoricalEntropy", "torch.logits");
         results.Output(logProb, forward.LogProb);
         results.Output(logSumExp, forward.LogSumExp);
         results.Output(entropy, forward.Entropy);
+        results.Output("sumP2", forward.SumOfSquares);
+        results.Output(defined ? "argmax" : "torch.argmax", Array.ConvertAll(tokens.Argmax(library), T.CreateTruncating));
+        if ((int?)vector.Number("topk") is { } count)
+        {
+            (long[] top, T[] topLogProbs) = tokens.Top<T>(library, count);
+            results.Output("topkLogprob", topLogProbs);
+            results.Output("topkIndex", Array.ConvertAll(top, T.CreateTruncating));
+        }
+        else if (vector.Outputs.TryGetValue("topkLogprob", out VectorTensor? best))
+            results.Output("topkLogprob", tokens.Top<T>(library, best.Shape[^1]).LogProbs);
         if (vector.Input("upstreamLogprob") is { } upstream)
         {
             T[] logits = tokens.Backward<T>(library, upstream.Data, vector.Need("upstreamLse").Data, vector.Need("upstreamEntropy").Data);
+            if (vector.Gradients.ContainsKey("logitsRounded"))
+                results.Gradient("logitsRounded", tokens.Backward<T>(library, upstream.Data, vector.Need("upstreamLse").Data, vector.Need("upstreamEntropy").Data, rounded: true));
             if (vector.Parameter("seed") is null)
                 results.Gradient(gradient, logits);
             else
                 Digest(vector, tokens, logits, results);
+            if (tokens.Shaping.Bias is not null)
+            {
+                // The caller adds up the rows.
+                double[] magnitudes = [.. Columns(tokens, logits, Math.Abs)];
+                results.Gradient("bias", [.. Columns(tokens, logits, x => x).Select(T.CreateTruncating)], magnitude: magnitudes.Max());
+            }
             return results;
         }
         double[] ones = [.. tokens.Targets.Select(_ => 1.0)];
@@ -55,12 +74,16 @@ public sealed class LogProbsReplay : IReplay
         return results;
     }
 
-    private static TokenLogits Given(VectorCase vector)
+    private static IEnumerable<double> Columns<T>(TokenLogits tokens, T[] gradient, Func<double, double> term) where T : unmanaged, IFloatingPointIeee754<T> =>
+        Enumerable.Range(0, tokens.Vocabulary).Select(j => Enumerable.Range(0, tokens.Targets.Length).Sum(row => term(double.CreateTruncating(gradient[row * tokens.Vocabulary + j]))));
+
+    private static LogitShaping Shaping(VectorCase vector) => new(vector.Input("bias")?.Data, vector.Number("softcap") ?? 0, vector.Number("temperature") ?? 1, (int?)vector.Number("validVocabulary"));
+
+    private static TokenLogits Given(VectorCase vector) => new(vector.Need("logits"), vector.Need("targets").Integers, (long)(vector.Number("ignoreIndex") ?? -100))
     {
-        VectorTensor logits = vector.Need("logits");
-        var tokens = new TokenLogits(logits, vector.Need("targets").Integers, (long)(vector.Number("ignoreIndex") ?? -100));
-        return vector.Number("validVocabulary") is { } valid ? tokens with { Valid = (int)valid } : tokens;
-    }
+        Shaping = Shaping(vector),
+        Storage = vector.Text("storage") switch { "bfloat16" => ElementType.BFloat16, "float16" => ElementType.Float16, _ => ElementType.Float32 },
+    };
 
     private static TokenLogits Generated(VectorCase vector)
     {
@@ -80,7 +103,7 @@ public sealed class LogProbsReplay : IReplay
         if (!logits[..5].SequenceEqual(vector.Need("firstLogits").Data) || !logits[^5..].SequenceEqual(vector.Need("lastLogits").Data) || !targets.SequenceEqual(vector.Need("targets").Integers)
             || !Stream(seed, 2, rows).Select(draw => (draw - (double)(1 << 23)) * Math.ScaleB(1, -UpstreamExponent)).SequenceEqual(vector.Need("upstreamLogprob").Data))
             throw new InvalidDataException($"{vector.Id}: the generated numbers aren't the file's.");
-        return new(logits, vocabulary, targets, -100, vocabulary);
+        return new(logits, vocabulary, targets) { Shaping = Shaping(vector) };
     }
 
     private static uint[] Stream(uint seed, uint stream, int count)

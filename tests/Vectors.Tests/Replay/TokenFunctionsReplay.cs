@@ -17,7 +17,7 @@ public sealed class TokenFunctionsReplay : IReplay
     {
         ("trl", _, "core.logprobs_from_logits" or "selective_log_softmax") => ("output", false),
         ("trl", _, "core.entropy_from_logits" or "entropy_from_logits") => ("output", true),
-        ("verl", "token-logprobs.json", _) when vector.Name.StartsWith("logprobs-", StringComparison.Ordinal) => ("logprobs", false),
+        ("verl", "token-logprobs.json", _) when vector.Name.StartsWith("logprobs-", StringComparison.Ordinal) || vector.Name.StartsWith("temperature-", StringComparison.Ordinal) => ("logprobs", false),
         ("openrlhf", "supervised-and-statistics.json", _) when vector.Name.StartsWith("log-probs-", StringComparison.Ordinal) => ("log_probs", false),
         ("openrlhf", "supervised-and-statistics.json", _) when vector.Name.StartsWith("entropy-", StringComparison.Ordinal) => ("entropy", true),
         _ => null,
@@ -26,7 +26,6 @@ public sealed class TokenFunctionsReplay : IReplay
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
         vector.KnowsOnly(["function", "temperature", "dtype"], ["logits", "labels", "index", "row_mask", "upstream"]);
-        vector.Requires("temperature", 1.0);
         if (vector.Text("dtype") is "bfloat16" or "float16")
             throw new NotReplayedException(vector.Text("dtype")!);
         (string output, bool entropy) = Function(vector)!.Value;
@@ -37,7 +36,7 @@ public sealed class TokenFunctionsReplay : IReplay
             throw new NotReplayedException("several targets a row");
         if (vector.Input("row_mask") is { } mask)
             targets = [.. targets.Select((target, row) => mask.Data[row] == 0 ? -100 : target)];
-        var tokens = new TokenLogits(logits, targets);
+        var tokens = new TokenLogits(logits, targets) { Shaping = new(Temperature: vector.Number("temperature") ?? 1) };
         TokenResult<T> forward = tokens.Forward<T>(library);
         var results = new Results<T>();
         results.Output(output, entropy ? forward.Entropy : forward.LogProb);

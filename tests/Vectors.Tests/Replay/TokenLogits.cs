@@ -8,82 +8,139 @@ namespace TransformerKernels.Tests;
 /// <param name="Vocabulary">V.</param>
 /// <param name="Targets">[n].</param>
 /// <param name="IgnoreTarget">The target of rows that are left out.</param>
-/// <param name="Valid">How many columns count, the first ones; the others get no gradient.</param>
-public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets, long IgnoreTarget, int Valid)
+public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets, long IgnoreTarget = -100)
 {
-    public TokenLogits(VectorTensor logits, long[] targets, long ignoreTarget = -100)
-        : this(logits.Data, logits.Shape[^1], targets, ignoreTarget, logits.Shape[^1])
+    public TokenLogits(VectorTensor logits, long[] targets, long ignoreTarget = -100) : this(logits.Data, logits.Shape[^1], targets, ignoreTarget)
     {
     }
+
+    /// <summary>Bias, softcap, temperature and padding.</summary>
+    public LogitShaping Shaping { get; init; } = LogitShaping.None;
+
+    /// <summary>How the library gets the logits.</summary>
+    public ElementType Storage { get; init; } = ElementType.Float32;
 
     private int Tokens => Targets.Length;
 
-    private Grid<double> ValidLogits
-    {
-        get
-        {
-            Grid<double> all = new(Logits, Tokens, Vocabulary), valid = Grid.Zeros<double>(Tokens, Valid);
-            for (int row = 0; row < Tokens; row++)
-                all.Row(row)[..Valid].CopyTo(valid.Row(row));
-            return valid;
-        }
-    }
+    private Grid<double> Stored => new(Logits, Tokens, Vocabulary);
 
     /// <summary>The results per token.</summary>
     public TokenResult<T> Forward<T>(bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
         if (!library)
-            return LogProbsOracle.Forward<T>(ValidLogits, Targets, IgnoreTarget);
-        (float[] logProb, float[] logSumExp, float[] entropy) = LibraryForward(Array.ConvertAll(Logits, x => (float)x));
-        return new((T[])(object)logProb, (T[])(object)logSumExp, (T[])(object)entropy);
-    }
-
-    /// <summary>The gradient of the logits [n, V]; null upstreams are 0.</summary>
-    public T[] Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy) where T : unmanaged, IFloatingPointIeee754<T>
-    {
-        if (library)
-            return (T[])(object)LibraryBackward(logProb, logSumExp, entropy);
-        Grid<T> valid = LogProbsOracle.Backward<T>(ValidLogits, Targets, logProb, logSumExp, entropy, IgnoreTarget);
-        Grid<T> all = Grid.Zeros<T>(Tokens, Vocabulary);
-        for (int row = 0; row < Tokens; row++)
-            valid.Row(row).CopyTo(all.Row(row));
-        return all.Data;
-    }
-
-    private (float[] LogProb, float[] LogSumExp, float[] Entropy) LibraryForward(float[] logits)
-    {
-        float[] logProb = new float[Tokens], logSumExp = new float[Tokens], entropy = new float[Tokens];
-        var problem = new LogitsProblem
-        {
-            Logits = TensorView.Of(logits, Tokens, Vocabulary).Slice(1, 0, Valid),
-            Targets = TensorView.Of(Targets, Tokens),
-            IgnoreTarget = IgnoreTarget,
-        };
-        LogProbs.FromLogits(ComputeDevice.Cpu, problem, new TokenOutputs
+            return LogProbsOracle.Forward<T>(Stored, Targets, IgnoreTarget, Shaping);
+        float[] logProb = new float[Tokens], logSumExp = new float[Tokens], entropy = new float[Tokens], squares = new float[Tokens];
+        LogProbs.FromLogits(ComputeDevice.Cpu, Problem(StoredLogits()), new TokenOutputs
         {
             LogProb = TensorView.Of(logProb, Tokens),
             LogSumExp = TensorView.Of(logSumExp, Tokens),
             Entropy = TensorView.Of(entropy, Tokens),
+            SumOfSquares = TensorView.Of(squares, Tokens),
         });
-        return (logProb, logSumExp, entropy);
+        return new((T[])(object)logProb, (T[])(object)logSumExp, (T[])(object)entropy, (T[])(object)squares);
     }
 
-    private float[] LibraryBackward(double[]? logProb, double[]? logSumExp, double[]? entropy)
+    /// <summary>The likeliest tokens of each row [n, k], with their log-probs.</summary>
+    public (long[] Tokens, T[] LogProbs) Top<T>(bool library, int count) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        float[] logits = Array.ConvertAll(Logits, x => (float)x), gradient = new float[logits.Length];
-        (_, float[] savedLogSumExp, float[] savedEntropy) = LibraryForward(logits);
-        var problem = new LogitsProblem
+        var tokens = new long[Tokens * count];
+        var logProbs = new float[Tokens * count];
+        if (library)
         {
-            Logits = TensorView.Of(logits, Tokens, Vocabulary).Slice(1, 0, Valid),
-            Targets = TensorView.Of(Targets, Tokens),
-            IgnoreTarget = IgnoreTarget,
+            LogProbs.FromLogits(ComputeDevice.Cpu, Problem(StoredLogits()), new TokenOutputs { TopLogProbs = TensorView.Of(logProbs, Tokens, count), TopTokens = TensorView.Of(tokens, Tokens, count) });
+            return (tokens, (T[])(object)logProbs);
+        }
+        tokens = LogProbsOracle.Top(Stored, Targets, count, IgnoreTarget, Shaping);
+        T[][] ranks = [.. Enumerable.Range(0, count).Select(rank => LogProbsOracle.Forward<T>(Stored,
+            [.. Targets.Select((target, row) => target == IgnoreTarget ? target : tokens[row * count + rank])], IgnoreTarget, Shaping).LogProb)];
+        return (tokens, [.. Enumerable.Range(0, tokens.Length).Select(i => ranks[i % count][i / count])]);
+    }
+
+    /// <summary>The token with the largest logit of each row.</summary>
+    public long[] Argmax(bool library)
+    {
+        if (!library)
+            return LogProbsOracle.Top(Stored, Targets, 1, IgnoreTarget, Shaping);
+        var tokens = new long[Tokens];
+        LogProbs.FromLogits(ComputeDevice.Cpu, Problem(StoredLogits()), new TokenOutputs { Argmax = TensorView.Of(tokens) });
+        return tokens;
+    }
+
+    /// <summary>The gradient of the logits [n, V]; null upstreams are 0.</summary>
+    /// <param name="library">Whose.</param>
+    /// <param name="logProb">Upstream of the log-probs.</param>
+    /// <param name="logSumExp">Upstream of the log-sum-exps.</param>
+    /// <param name="entropy">Upstream of the entropies.</param>
+    /// <param name="rounded">Whether it is rounded to how the logits are stored.</param>
+    public T[] Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy, bool rounded = false) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (library)
+            return (T[])(object)LibraryBackward(logProb, logSumExp, entropy, rounded);
+        T[] gradient = LogProbsOracle.Backward<T>(Stored, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping).Data;
+        return rounded ? Array.ConvertAll(gradient, x => T.CreateTruncating(Round(double.CreateTruncating(x)))) : gradient;
+    }
+
+    private double Round(double x) => Storage switch
+    {
+        ElementType.Float16 => (double)(Half)x,
+        ElementType.BFloat16 => BitConverter.Int32BitsToSingle(BFloat16Bits((float)x) << 16),
+        _ => x,
+    };
+
+    // To the nearest, ties to even.
+    private static ushort BFloat16Bits(float x)
+    {
+        uint bits = BitConverter.SingleToUInt32Bits(x);
+        return (ushort)(float.IsNaN(x) ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+
+    private Array StoredLogits() => Storage switch
+    {
+        ElementType.Float16 => Array.ConvertAll(Logits, x => (Half)x),
+        ElementType.BFloat16 => Array.ConvertAll(Logits, x => new BFloat16(BFloat16Bits((float)x))),
+        _ => Array.ConvertAll(Logits, x => (float)x),
+    };
+
+    private static TensorView View(Array stored, params ReadOnlySpan<long> shape) => stored switch
+    {
+        Half[] halves => TensorView.Of(halves, shape),
+        BFloat16[] halves => TensorView.Of(halves, shape),
+        _ => TensorView.Of((float[])stored, shape),
+    };
+
+    private LogitsProblem Problem(Array stored) => new()
+    {
+        Logits = View(stored, Tokens, Vocabulary),
+        Targets = TensorView.Of(Targets, Tokens),
+        IgnoreTarget = IgnoreTarget,
+        Bias = View(Shaping.Bias),
+        Softcap = (float)Shaping.Softcap,
+        Temperature = (float)Shaping.Temperature,
+        ValidVocabulary = Shaping.Valid,
+    };
+
+    private float[] LibraryBackward(double[]? logProb, double[]? logSumExp, double[]? entropy, bool rounded)
+    {
+        Array logits = StoredLogits();
+        TokenResult<float> saved = Forward<float>(library: true);
+        var state = new TokenSaved { LogSumExp = TensorView.Of(saved.LogSumExp, Tokens), Entropy = TensorView.Of(saved.Entropy, Tokens) };
+        var upstream = new TokenUpstream { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy) };
+        if (!rounded)
+        {
+            var gradient = new float[logits.Length];
+            LogProbs.FromLogitsBackward(ComputeDevice.Cpu, Problem(logits), state, upstream, TensorView.Of(gradient, Tokens, Vocabulary));
+            return gradient;
+        }
+        LogProbs.FromLogitsBackward(ComputeDevice.Cpu, Problem(logits), state, upstream, View(logits, Tokens, Vocabulary));
+        return logits switch
+        {
+            Half[] halves => Array.ConvertAll(halves, x => (float)x),
+            BFloat16[] halves => Array.ConvertAll(halves, x => BitConverter.Int32BitsToSingle(x.Bits << 16)),
+            _ => (float[])logits,
         };
-        LogProbs.FromLogitsBackward(ComputeDevice.Cpu, problem,
-            new TokenSaved { LogSumExp = TensorView.Of(savedLogSumExp, Tokens), Entropy = TensorView.Of(savedEntropy, Tokens) },
-            new TokenUpstream { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy) },
-            TensorView.Of(gradient, Tokens, Vocabulary).Slice(1, 0, Valid));
-        return gradient;
     }
 
     private static TensorView View(double[]? values) => values is null ? default : TensorView.Of(Array.ConvertAll(values, x => (float)x), values.Length);
+
+    private readonly record struct BFloat16(ushort Bits);
 }

@@ -1,0 +1,185 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+internal sealed partial class CpuDevice
+{
+    /// <summary>The rows of a <see cref="LogitsProblem"/> in pinned memory, and what becomes of a logit before it counts.</summary>
+    private readonly unsafe struct LogitRows
+    {
+        private readonly byte* logits, targets;
+        private readonly nint rowStride, targetStride;
+        private readonly bool targetsAreLong;
+        private readonly float* bias;
+        private readonly float softcap, temperature;
+
+        /// <summary>How many rows, and how many columns of each count.</summary>
+        public readonly nint Count, Vocabulary;
+
+        /// <summary>Columns after the vocabulary that exist but don't count.</summary>
+        public readonly nint Tail;
+
+        public readonly long IgnoreTarget;
+
+        public readonly ElementType Type;
+
+        /// <summary>Whether the logits count as they stand in memory.</summary>
+        public readonly bool IsPlain;
+
+        public LogitRows(byte* logits, byte* targets, byte* bias, in LogitsProblem problem)
+        {
+            this.logits = logits;
+            this.targets = targets;
+            this.bias = (float*)bias;
+            Type = problem.Logits.Type;
+            rowStride = (nint)problem.Logits.Stride(0) * Type.Size();
+            targetStride = (nint)problem.Targets.Stride(0);
+            targetsAreLong = problem.Targets.Type == ElementType.Int64;
+            softcap = problem.Softcap;
+            temperature = problem.Temperature;
+            Count = (nint)problem.Logits.Length(0);
+            Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Logits.Length(1));
+            Tail = (nint)problem.Logits.Length(1) - Vocabulary;
+            IgnoreTarget = problem.IgnoreTarget;
+            IsPlain = bias == null && softcap == 0 && temperature == 1;
+        }
+
+        public bool Bends => softcap != 0 || temperature != 1;
+
+        public byte* Row(nint row) => logits + row * rowStride;
+
+        public long Target(nint row) => targetsAreLong ? ((long*)targets)[row * targetStride] : ((int*)targets)[row * targetStride];
+
+        /// <summary>Computes the logits of a part of a row, −∞ behind them up to a whole vector. Returns the largest; NaN may be passed over.</summary>
+        public float Prepare<V>(nint row, nint start, nint count, float* prepared) where V : struct, ILanes<V> => (Type, IsPlain) switch
+        {
+            (ElementType.Float32, true) => Prepare<V, Float32Storage, Yes>(row, start, count, prepared),
+            (ElementType.Float32, false) => Prepare<V, Float32Storage, No>(row, start, count, prepared),
+            (ElementType.BFloat16, true) => Prepare<V, BFloat16Storage, Yes>(row, start, count, prepared),
+            (ElementType.BFloat16, false) => Prepare<V, BFloat16Storage, No>(row, start, count, prepared),
+            (_, true) => Prepare<V, Float16Storage, Yes>(row, start, count, prepared),
+            (_, false) => Prepare<V, Float16Storage, No>(row, start, count, prepared),
+        };
+
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private float Prepare<V, TStorage, TPlain>(nint row, nint start, nint count, float* prepared)
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TPlain : struct, IChoice
+        {
+            byte* source = Row(row) + start * TStorage.Size;
+            float* offset = bias + start;
+            V largest = V.From(float.NegativeInfinity);
+            nint i = 0;
+            for (; i <= count - V.Count; i += V.Count)
+            {
+                V z = TStorage.Load<V>(source + i * TStorage.Size);
+                if (!TPlain.Taken)
+                    z = Bend(bias == null ? z : z + V.Load(offset + i));
+                largest = V.MaxNative(largest, z);
+                z.Store(prepared + i);
+            }
+            if (i < count)
+            {
+                nint end = i + V.Count;
+                float last = float.NegativeInfinity;
+                for (; i < count; i++)
+                {
+                    Real32 z = TStorage.Load<Real32>(source + i * TStorage.Size);
+                    if (!TPlain.Taken)
+                        z = Bend(bias == null ? z : z + offset[i]);
+                    prepared[i] = z.Value;
+                    last = z.Value > last ? z.Value : last;
+                }
+                for (; i < end; i++)
+                    prepared[i] = float.NegativeInfinity;
+                largest = V.MaxNative(largest, V.From(last));
+            }
+            return largest.Largest();
+        }
+
+        /// <summary>A single logit, computed as all of them are.</summary>
+        public float At<V>(nint row, nint column) where V : struct, ILanes<V>
+        {
+            float* prepared = stackalloc float[V.Count];
+            nint start = column - column % V.Count;
+            Prepare<V>(row, start, Math.Min(V.Count, Vocabulary - start), prepared);
+            return prepared[column - start];
+        }
+
+        /// <summary>Turns gradients of prepared logits into gradients of the stored ones: (1 − tanh²) / temperature.</summary>
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        public void Unbend<V>(float* prepared, float* gradient, nint count) where V : struct, ILanes<V>
+        {
+            for (nint i = 0; i < count; i += V.Count)
+            {
+                V dz = V.Load(gradient + i);
+                if (softcap != 0)
+                {
+                    V tanh = V.Load(prepared + i) * temperature / softcap;
+                    dz *= 1f - tanh * tanh;
+                }
+                (temperature != 1 ? dz / temperature : dz).Store(gradient + i);
+            }
+        }
+
+        /// <summary>The factor of <see cref="Unbend"/> for one logit.</summary>
+        public double Slope(double prepared)
+        {
+            double tanh = softcap == 0 ? 0 : prepared * temperature / softcap;
+            return (1 - tanh * tanh) / temperature;
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private V Bend<V>(V z) where V : struct, ILanes<V>
+        {
+            if (softcap != 0)
+                z = V.Tanh(z / softcap) * softcap;
+            return temperature == 1 ? z : z / temperature;
+        }
+    }
+
+    /// <summary>Rows of gradients in pinned memory, of any of the storage types.</summary>
+    private readonly unsafe struct GradientRows
+    {
+        private readonly byte* data;
+        private readonly nint stride;
+        private readonly ElementType type;
+
+        public GradientRows(byte* data, in TensorView view)
+        {
+            this.data = data;
+            type = view.Type;
+            stride = (nint)view.Stride(0) * type.Size();
+        }
+
+        public bool IsFloat32 => type == ElementType.Float32;
+
+        public float* Row(nint row) => (float*)(data + row * stride);
+
+        public void Clear(nint row, nint start, nint count) => new Span<byte>(data + row * stride + start * type.Size(), checked((int)(count * type.Size()))).Clear();
+
+        /// <summary>Rounds numbers into a part of a row.</summary>
+        public void Write<V>(float* numbers, nint row, nint start, nint count) where V : struct, ILanes<V>
+        {
+            if (type == ElementType.Float32)
+            {
+                new ReadOnlySpan<float>(numbers, (int)count).CopyTo(new Span<float>(Row(row) + start, (int)count));
+                return;
+            }
+            ushort* target = (ushort*)(data + row * stride) + start;
+            nint i = 0;
+            for (; i <= count - V.Count; i += V.Count)
+                Write(V.Load(numbers + i), target + i);
+            for (; i < count; i++)
+                Write(new Real32(numbers[i]), target + i);
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private void Write<V>(V numbers, ushort* target) where V : struct, ILanes<V>
+        {
+            if (type == ElementType.BFloat16)
+                numbers.StoreBFloat16(target);
+            else
+                numbers.StoreFloat16(target);
+        }
+    }
+}

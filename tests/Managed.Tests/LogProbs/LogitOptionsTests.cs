@@ -1,0 +1,271 @@
+using System.Runtime.InteropServices;
+using TransformerKernels.Oracle;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>What a logits problem may have besides float32 logits: storage of 16 bits, bias, softcap, temperature, padding; and the outputs besides log-prob, log-sum-exp and entropy.</summary>
+public class LogitOptionsTests
+{
+    private const int Tokens = 5;
+
+    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+
+    public static TheoryData<ElementType, int, string> Grid()
+    {
+        var rows = new TheoryData<ElementType, int, string>();
+        foreach (ElementType type in (ElementType[])[ElementType.Float32, ElementType.Float16, ElementType.BFloat16])
+        {
+            foreach (int vocabulary in (int[])[1, 2, 15, 16, 17, 33, 64, 127, 300, 2047, 2049, 4100])
+            {
+                foreach (string options in (string[])["", "bias", "softcap", "temperature", "padded", "bias softcap temperature padded"])
+                    rows.Add(type, vocabulary, options);
+            }
+        }
+        return rows;
+    }
+
+    // The third row is ignored and full of NaN, as is the padding.
+    private sealed class Example
+    {
+        public Example(ElementType type, int vocabulary, string options)
+        {
+            Type = type;
+            Vocabulary = vocabulary;
+            int valid = options.Contains("padded") ? Math.Max(1, vocabulary - 3) : vocabulary;
+            var random = new Random(vocabulary);
+            Values = [.. Seeded.Normal(Tokens * vocabulary, vocabulary, 3).Select(Round)];
+            Targets = [.. Enumerable.Range(0, Tokens).Select(_ => (long)random.Next(valid))];
+            Targets[2] = -100;
+            for (int i = 0; i < Values.Length; i++)
+            {
+                if (i / vocabulary == 2 || i % vocabulary >= valid)
+                    Values[i] = float.NaN;
+            }
+            if (vocabulary > 20)
+            {
+                Values[5] = float.NegativeInfinity;
+                Values[vocabulary + 1] = Round(15);
+            }
+            Bias = options.Contains("bias") ? [.. Seeded.Normal(vocabulary, 2).Select((x, j) => j >= valid ? float.NaN : x)] : null;
+            Shaping = new(Bias is null ? null : Array.ConvertAll(Bias, x => (double)x), options.Contains("softcap") ? 5 : 0, options.Contains("temperature") ? 0.75 : 1, options.Contains("padded") ? valid : null);
+            Bits = Array.ConvertAll(Values, x => type == ElementType.BFloat16 ? (ushort)(BitConverter.SingleToUInt32Bits(x) >> 16) : BitConverter.HalfToUInt16Bits((Half)x));
+        }
+
+        public ElementType Type { get; }
+        public int Vocabulary { get; }
+        public float[] Values { get; }
+        public ushort[] Bits { get; }
+        public long[] Targets { get; }
+        public float[]? Bias { get; }
+        public LogitShaping Shaping { get; }
+
+        public Grid<double> Logits => TransformerKernels.Oracle.Grid.Of(Values, Tokens, Vocabulary);
+
+        public float Round(float x) => Type switch
+        {
+            ElementType.Float32 => x,
+            ElementType.Float16 => (float)(Half)x,
+            _ => RoundBFloat16(x),
+        };
+
+        public LogitsProblem Problem(bool copyFloats = false) => new()
+        {
+            Logits = Type == ElementType.Float32 ? TensorView.Of(copyFloats ? [.. Values] : Values, Tokens, Vocabulary) : Stored(copyFloats ? [.. Bits] : Bits),
+            Targets = TensorView.Of(Targets),
+            Bias = Bias is null ? default : TensorView.Of(Bias),
+            Softcap = (float)Shaping.Softcap,
+            Temperature = (float)Shaping.Temperature,
+            ValidVocabulary = Shaping.Valid,
+        };
+
+        public TensorView Stored(ushort[] bits) => Type == ElementType.BFloat16
+            ? TensorView.Of(MemoryMarshal.Cast<ushort, BFloat16>(bits.AsSpan()), Tokens, Vocabulary) : TensorView.Of(MemoryMarshal.Cast<ushort, Half>(bits.AsSpan()), Tokens, Vocabulary);
+
+        public float[] Read(ushort[] bits) => Array.ConvertAll(bits, x => Type == ElementType.BFloat16 ? BitConverter.Int32BitsToSingle(x << 16) : (float)BitConverter.UInt16BitsToHalf(x));
+    }
+
+    // Any two bytes of this name will do.
+    private readonly record struct BFloat16(ushort Bits);
+
+    private static float RoundBFloat16(float x)
+    {
+        if (!float.IsFinite(x))
+            return x;
+        uint bits = BitConverter.SingleToUInt32Bits(x);
+        return BitConverter.UInt32BitsToSingle((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
+    }
+
+    [Theory]
+    [MemberData(nameof(Grid))]
+    public void Every_output_keeps_the_contract(ElementType type, int vocabulary, string options)
+    {
+        var example = new Example(type, vocabulary, options);
+        float[] logProb = new float[Tokens], logSumExp = new float[Tokens], entropy = new float[Tokens], squares = new float[Tokens];
+        int[] argmax = new int[Tokens];
+        LogProbs.FromLogits(Device, example.Problem(), new()
+        {
+            LogProb = TensorView.Of(logProb),
+            LogSumExp = TensorView.Of(logSumExp),
+            Entropy = TensorView.Of(entropy),
+            SumOfSquares = TensorView.Of(squares),
+            Argmax = TensorView.Of(argmax),
+        });
+        TokenResult<double> oracle = LogProbsOracle.Forward<double>(example.Logits, example.Targets, shaping: example.Shaping);
+        TokenResult<float> naive = LogProbsOracle.Forward<float>(example.Logits, example.Targets, shaping: example.Shaping);
+        Contract.Check(logProb, oracle.LogProb, naive.LogProb, Contract.Forward, "log-prob");
+        Contract.Check(logSumExp, oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp");
+        Contract.Check(entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
+        Contract.Check(squares, oracle.SumOfSquares, naive.SumOfSquares, Contract.Forward, "Σp²");
+        if (!options.Contains("softcap")) // which makes equals of what differs in double only
+            Assert.Equal(LogProbsOracle.Top(example.Logits, example.Targets, 1, shaping: example.Shaping), argmax.Select(token => (long)token));
+
+        // Nobody's presence changes the others.
+        float[] alone = new float[Tokens];
+        LogProbs.FromLogits(Device, example.Problem(), new() { LogProb = TensorView.Of(alone) });
+        Assert.Equal(logProb, alone);
+        LogProbs.FromLogits(Device, example.Problem(), new() { Entropy = TensorView.Of(alone) });
+        Assert.Equal(entropy, alone);
+        LogProbs.FromLogits(Device, example.Problem(), new() { SumOfSquares = TensorView.Of(alone) });
+        Assert.Equal(squares, alone);
+    }
+
+    [Theory]
+    [MemberData(nameof(Grid))]
+    public void Gradient_keeps_the_contract_in_place_and_elsewhere(ElementType type, int vocabulary, string options)
+    {
+        var example = new Example(type, vocabulary, options);
+        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), saved = new float[Tokens], entropy = new float[Tokens];
+        LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) });
+        foreach (bool withEntropy in (bool[])[false, true])
+        {
+            var upstream = new TokenUpstream { LogProb = TensorView.Of(a), LogSumExp = TensorView.Of(b), Entropy = withEntropy ? TensorView.Of(c) : default };
+            var state = new TokenSaved { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) };
+            double[] A = Array.ConvertAll(a, x => (double)x), B = Array.ConvertAll(b, x => (double)x), C = Array.ConvertAll(c, x => (double)x);
+            double[] oracle = LogProbsOracle.Backward<double>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping).Data;
+            float[] naive = LogProbsOracle.Backward<float>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping).Data;
+
+            float[] wide = new float[Tokens * vocabulary];
+            Array.Fill(wide, 7f);
+            LogProbs.FromLogitsBackward(Device, example.Problem(), state, upstream, TensorView.Of(wide, Tokens, vocabulary));
+            Contract.Check(wide, oracle, naive, Contract.Gradient, "gradient");
+
+            LogitsProblem copy = example.Problem(copyFloats: true);
+            LogProbs.FromLogitsBackward(Device, copy, state, upstream, copy.Logits);
+            float[] inPlace = type == ElementType.Float32 ? MemoryMarshal.Cast<byte, float>(Bytes(copy.Logits)).ToArray() : example.Read(MemoryMarshal.Cast<byte, ushort>(Bytes(copy.Logits)).ToArray());
+            Assert.Equal(wide.Select(example.Round), inPlace);
+        }
+    }
+
+    private static unsafe ReadOnlySpan<byte> Bytes(TensorView view)
+    {
+        fixed (byte* data = view)
+            return new ReadOnlySpan<byte>(data, (int)view.ElementCount * view.Type.Size()).ToArray();
+    }
+
+    [Theory]
+    [InlineData(1, 1)]
+    [InlineData(7, 3)]
+    [InlineData(16, 16)]
+    [InlineData(33, 5)]
+    [InlineData(3000, 40)]
+    public void Top_tokens_are_the_likeliest_ones_in_order(int vocabulary, int count)
+    {
+        foreach (ElementType type in (ElementType[])[ElementType.Float32, ElementType.BFloat16])
+        {
+            var example = new Example(type, vocabulary, "temperature");
+            float[] logProbs = new float[Tokens * count], ours = new float[Tokens], lse = new float[Tokens];
+            long[] tokens = new long[Tokens * count];
+            LogProbs.FromLogits(Device, example.Problem(), new() { TopLogProbs = TensorView.Of(logProbs, Tokens, count), TopTokens = TensorView.Of(tokens, Tokens, count) });
+            Assert.Equal(LogProbsOracle.Top(example.Logits, example.Targets, count, shaping: example.Shaping), tokens);
+            for (int rank = 0; rank < count; rank++)
+            {
+                long[] targets = [.. Enumerable.Range(0, Tokens).Select(row => row == 2 ? -100 : tokens[row * count + rank])];
+                LogitsProblem problem = example.Problem();
+                problem.Targets = TensorView.Of(targets);
+                LogProbs.FromLogits(Device, problem, new() { LogProb = TensorView.Of(ours) });
+                Assert.Equal(ours, Enumerable.Range(0, Tokens).Select(row => logProbs[row * count + rank]));
+            }
+        }
+    }
+
+    [Fact]
+    public void Of_equal_logits_the_first_counts_as_the_largest()
+    {
+        foreach (int vocabulary in (int[])[3, 40, 5000])
+        {
+            float[] logits = new float[2 * vocabulary], top = new float[4];
+            logits.AsSpan(vocabulary / 3, vocabulary / 2).Fill(2);
+            logits.AsSpan(vocabulary).Fill(float.NegativeInfinity);
+            int[] argmax = new int[2], tokens = new int[4];
+            LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(logits, 2, vocabulary), Targets = TensorView.Of(new int[2]) },
+                new() { Argmax = TensorView.Of(argmax), TopLogProbs = TensorView.Of(top, 2, 2), TopTokens = TensorView.Of(tokens, 2, 2) });
+            Assert.Equal([vocabulary / 3, 0], argmax);
+            Assert.Equal([vocabulary / 3, vocabulary == 3 ? 0 : vocabulary / 3 + 1], tokens[..2]);
+        }
+    }
+
+    [Fact]
+    public void A_NaN_or_an_infinity_is_the_largest_wherever_it_stands()
+    {
+        foreach (int at in (int[])[0, 17, 2500, 4999])
+        {
+            foreach (float value in (float[])[float.NaN, float.PositiveInfinity])
+            {
+                float[] logits = Seeded.Normal(5000, at + 1), squares = new float[1];
+                logits[at] = value;
+                long[] argmax = new long[1];
+                LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(logits, 1, 5000), Targets = TensorView.Of(new int[1]) }, new() { Argmax = TensorView.Of(argmax), SumOfSquares = TensorView.Of(squares) });
+                Assert.Equal(at, argmax[0]);
+                Assert.True(float.IsNaN(squares[0]));
+            }
+        }
+    }
+
+    [Fact]
+    public void Arrays_give_what_tensors_give()
+    {
+        float[] logits = Seeded.Normal(30, 1), logProbs = new float[3], entropies = new float[3], expected = new float[3], expectedEntropies = new float[3];
+        int[] targets = [4, -100, 0];
+        LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(logits, 3, 10), Targets = TensorView.Of(targets) }, new() { LogProb = TensorView.Of(expected), Entropy = TensorView.Of(expectedEntropies) });
+        LogProbs.FromLogits(logits, targets, logProbs, entropies);
+        Assert.Equal(expected, logProbs);
+        Assert.Equal(expectedEntropies, entropies);
+        LogProbs.FromLogits(logits, targets, logProbs);
+        LogProbs.FromLogits([], [], []);
+        Assert.Equal("29 logits aren't 3 rows of a vocabulary. (Parameter 'logits')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits.AsSpan(1), targets, logProbs)).Message);
+        Assert.Equal("logProbs has the length 2; there are 3 targets. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs.AsSpan(1))).Message);
+        Assert.Equal("entropies has the length 2; there are 3 targets. (Parameter 'entropies')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, entropies.AsSpan(1))).Message);
+        Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logits.AsSpan(0, 3)));
+    }
+
+    [Fact]
+    public void Bad_options_throw_naming_them()
+    {
+        float[] z = new float[12], out1 = new float[4], wide = new float[8];
+        int[] t = new int[4];
+        Throws("problem.Bias has the shape [4]; it should be [3]. (Parameter 'problem.Bias')", problem => { problem.Bias = TensorView.Of(out1); return problem; });
+        Throws("problem.Bias has the stride 2; it must be 1. (Parameter 'problem.Bias')", problem => { problem.Bias = TensorView.Of(wide, 4, 2).Select(1, 0).Slice(0, 0, 3); return problem; });
+        Throws("problem.Softcap is -1; it must be a positive number, or 0 for none.", problem => { problem.Softcap = -1; return problem; });
+        Throws("problem.Softcap is NaN; it must be a positive number, or 0 for none.", problem => { problem.Softcap = float.NaN; return problem; });
+        Throws("problem.Temperature is 0; it must be a positive number.", problem => { problem.Temperature = 0; return problem; });
+        Throws("problem.ValidVocabulary is 4; it must lie between 1 and the vocabulary, 3.", problem => { problem.ValidVocabulary = 4; return problem; });
+        Throws("problem.ValidVocabulary is 0; it must lie between 1 and the vocabulary, 3.", problem => { problem.ValidVocabulary = 0; return problem; });
+        Throws("problem.Targets[0] is 2; it must lie between 0 and 1, or be -100 to ignore the token.", problem => { problem.ValidVocabulary = 2; t[0] = 2; return problem; });
+        t[0] = 0;
+        LogitsProblem plain = new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) };
+        Assert.Throws<ArgumentException>("problem.Logits", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(new int[12], 4, 3), Targets = TensorView.Of(t) }, new() { LogProb = TensorView.Of(out1) }));
+        Assert.Throws<ArgumentException>("outputs.Argmax", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { Argmax = TensorView.Of(out1) }));
+        Assert.Throws<ArgumentException>("outputs.TopLogProbs", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { TopLogProbs = TensorView.Of(new float[16], 4, 4) }));
+        Assert.Throws<ArgumentNullException>("outputs.TopLogProbs", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { TopTokens = TensorView.Of(new int[4], 4, 1) }));
+        Assert.Throws<ArgumentException>("logitsGradient", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(out1) }, default, TensorView.Of(new Half[12], 4, 3)));
+
+        void Throws(string message, Change change)
+        {
+            ArgumentException thrown = Assert.ThrowsAny<ArgumentException>(() => LogProbs.FromLogits(Device, change(new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }), new() { LogProb = TensorView.Of(out1) }));
+            Assert.StartsWith(message, thrown.Message);
+        }
+    }
+
+    private delegate LogitsProblem Change(LogitsProblem problem);
+}
