@@ -66,13 +66,13 @@ public sealed partial class GpuDevice
             AttentionShape withoutValues = shape with { ValueSize = 0 };
             LaunchForward(rule, withoutValues, new ForwardArguments(this, problem, withoutValues, default, logSumExp));
         }
-        long blocks = shape.Batch * shape.Heads * ScoreTile.Blocks(shape.Queries);
+        long blocks = shape.Batch * shape.Heads * GpuScoreTile.Blocks(shape.Queries);
         LaunchBackward(AttentionBackwardKernels.Rows, blocks, 0, new RowArguments(this, shape, saved.Output, logSumExp, upstream, memory));
 
         if (gradients.Key.IsPresent || gradients.Value.IsPresent)
         {
             KeyArguments arguments = new(this, score, shape, problem, upstream, gradients, memory, rows);
-            LaunchBackward(AttentionBackwardKernels.Keys, shape.Batch * shape.KeyHeads * ScoreTile.Blocks(shape.Keys) * arguments.Slices, rule, arguments);
+            LaunchBackward(AttentionBackwardKernels.Keys, shape.Batch * shape.KeyHeads * GpuScoreTile.Blocks(shape.Keys) * arguments.Slices, rule, arguments);
         }
         bool diagonals = WantsDiagonals(gradients);
         if (gradients.Query.IsPresent || diagonals)
@@ -125,7 +125,7 @@ public sealed partial class GpuDevice
         if (arguments.HasLongSums)
             LaunchBackward(AttentionBackwardKernels.SumLong, arguments.Entries, 0, arguments);
         else
-            LaunchBackward(AttentionBackwardKernels.SumShort, (arguments.Entries + ScoreTile.GroupSize - 1) / ScoreTile.GroupSize, 0, arguments);
+            LaunchBackward(AttentionBackwardKernels.SumShort, (arguments.Entries + GpuScoreTile.GroupSize - 1) / GpuScoreTile.GroupSize, 0, arguments);
     }
 
     private void LaunchBackward<T1, T2>(Action<T1, T2> kernel, long groups, T1 first, T2 second) where T1 : struct where T2 : struct
@@ -158,14 +158,14 @@ internal readonly struct BiasSums
 
     public BiasSums(in AttentionShape shape, BiasSumKind kind)
     {
-        long blocks = ScoreTile.Blocks(shape.Queries);
+        long blocks = GpuScoreTile.Blocks(shape.Queries);
         Kind = (int)kind;
         BlocksPerPiece = kind is BiasSumKind.Diagonals or BiasSumKind.Columns ? Math.Max(1, (blocks + MostPieces - 1) / MostPieces) : 1;
         Pieces = (blocks + BlocksPerPiece - 1) / BlocksPerPiece;
-        long keys = ScoreTile.Blocks(shape.Keys) * ScoreTile.Side;
+        long keys = GpuScoreTile.Blocks(shape.Keys) * GpuScoreTile.Side;
         Length = kind switch
         {
-            BiasSumKind.Diagonals => keys + BlocksPerPiece * ScoreTile.Side,
+            BiasSumKind.Diagonals => keys + BlocksPerPiece * GpuScoreTile.Side,
             BiasSumKind.Columns => keys,
             BiasSumKind.Rows => shape.Queries,
             _ => 0,
@@ -234,7 +234,7 @@ internal readonly struct KeyArguments
         KeyHeads = checked((int)shape.KeyHeads);
         WantsKey = gradients.Key.IsPresent ? 1 : 0;
         WantsValue = gradients.Value.IsPresent ? 1 : 0;
-        Slices = (int)Math.Max(WantsKey * ScoreTile.Slices(score.HeadSize), WantsValue * ScoreTile.Slices(score.ValueSize));
+        Slices = (int)Math.Max(WantsKey * GpuScoreTile.Slices(score.HeadSize), WantsValue * GpuScoreTile.Slices(score.ValueSize));
         Accumulate = gradients.Accumulate ? 1 : 0;
     }
 }
@@ -276,7 +276,7 @@ internal readonly struct QueryArguments
         Capture = capture;
         WantsQuery = capture < 0 && gradients.Query.IsPresent ? 1 : 0;
         QueryGradient = new(device, WantsQuery != 0 ? gradients.Query : default, "gradients.Query");
-        Slices = WantsQuery != 0 ? (int)ScoreTile.Slices(score.HeadSize) : 1;
+        Slices = WantsQuery != 0 ? (int)GpuScoreTile.Slices(score.HeadSize) : 1;
         Accumulate = gradients.Accumulate ? 1 : 0;
     }
 }
@@ -331,7 +331,7 @@ internal readonly struct BiasSumArguments
         if (sums.Kind == (int)BiasSumKind.Diagonals)
         {
             // A piece's diagonal w has key − query = w − (queries up to the piece's end) + 1.
-            shiftStep = sums.BlocksPerPiece * ScoreTile.Side;
+            shiftStep = sums.BlocksPerPiece * GpuScoreTile.Side;
             shift = shape.QueryOffset + shiftStep - 1;
             least = shape.LeastDistance;
             greatest = shape.GreatestDistance;
@@ -433,28 +433,28 @@ internal readonly struct BiasSumArguments
 
 internal static class AttentionBackwardKernels
 {
-    public const int GroupSize = ScoreTile.GroupSize;
+    public const int GroupSize = GpuScoreTile.GroupSize;
 
     /// <summary>Log-sum-exp, what rounding took from it, and D of 64 queries.</summary>
     public static void Rows(int none, RowArguments a)
     {
-        ArrayView<float> staging = SharedMemory.Allocate<float>(ScoreTile.StagingFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
         int thread = Group.IdxX;
-        long blocks = (a.Queries + ScoreTile.Side - 1) / ScoreTile.Side, item = Grid.IdxX, i0 = item % blocks * ScoreTile.Side;
+        long blocks = (a.Queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side, item = Grid.IdxX, i0 = item % blocks * GpuScoreTile.Side;
         long head = item / blocks % a.Heads, batch = item / blocks / a.Heads;
-        int rows = (int)(a.Queries - i0 < ScoreTile.Side ? a.Queries - i0 : ScoreTile.Side);
+        int rows = (int)(a.Queries - i0 < GpuScoreTile.Side ? a.Queries - i0 : GpuScoreTile.Side);
         GpuMatrix output = a.Output.Of(batch, head), upstream = a.UpstreamOutput.Of(batch, head);
         // In the order in which the product dO Vᵀ is summed, so that the two cancel to the last bit where a query sees one key.
         float sum = 0f;
-        for (int first = 0; first < a.ValueSize; first += ScoreTile.Slice)
+        for (int first = 0; first < a.ValueSize; first += GpuScoreTile.Slice)
         {
             Group.Barrier();
-            ScoreTile.StageTransposed(staging, 0, upstream, i0, rows, first, a.ValueSize);
-            ScoreTile.StageTransposed(staging, ScoreTile.Slice * ScoreTile.SliceStep, output, i0, rows, first, a.ValueSize);
+            GpuScoreTile.StageTransposed(staging, 0, upstream, i0, rows, first, a.ValueSize);
+            GpuScoreTile.StageTransposed(staging, GpuScoreTile.Slice * GpuScoreTile.SliceStep, output, i0, rows, first, a.ValueSize);
             Group.Barrier();
-            int terms = a.ValueSize - first < ScoreTile.Slice ? a.ValueSize - first : ScoreTile.Slice;
-            for (int k = 0; k < terms && thread < ScoreTile.Side; k++)
-                sum += staging[k * ScoreTile.SliceStep + thread] * staging[(ScoreTile.Slice + k) * ScoreTile.SliceStep + thread];
+            int terms = a.ValueSize - first < GpuScoreTile.Slice ? a.ValueSize - first : GpuScoreTile.Slice;
+            for (int k = 0; k < terms && thread < GpuScoreTile.Side; k++)
+                sum += staging[k * GpuScoreTile.SliceStep + thread] * staging[(GpuScoreTile.Slice + k) * GpuScoreTile.SliceStep + thread];
         }
         if (thread >= rows)
             return;
@@ -470,60 +470,60 @@ internal static class AttentionBackwardKernels
     /// <summary>dK and dV of 64 keys, over all queries of all heads that share them.</summary>
     public static void Keys<TRule>(TRule rule, KeyArguments a) where TRule : unmanaged, IScoreRule
     {
-        ArrayView<float> tile = SharedMemory.Allocate<float>(ScoreTile.TileFloats);
-        ArrayView<float> staging = SharedMemory.Allocate<float>(ScoreTile.StagingFloats);
-        ArrayView<float> lines = SharedMemory.Allocate<float>(ScoreTile.LinesFloats);
-        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * ScoreTile.Side);
+        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuScoreTile.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuScoreTile.LinesFloats);
+        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * GpuScoreTile.Side);
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
-        int thread = Group.IdxX, row = thread / ScoreTile.ThreadsPerRow, part = thread % ScoreTile.ThreadsPerRow;
-        long item = Grid.IdxX, blocks = (a.Score.Keys + ScoreTile.Side - 1) / ScoreTile.Side;
-        int column = (int)(item % a.Slices) * ScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
+        int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow;
+        long item = Grid.IdxX, blocks = (a.Score.Keys + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
+        int column = (int)(item % a.Slices) * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
         item /= a.Slices;
-        long j0 = item % blocks * ScoreTile.Side;
+        long j0 = item % blocks * GpuScoreTile.Side;
         item /= blocks;
         long keyHead = item % a.KeyHeads, batch = item / a.KeyHeads;
-        int rows = (int)(a.Score.Keys - j0 < ScoreTile.Side ? a.Score.Keys - j0 : ScoreTile.Side);
+        int rows = (int)(a.Score.Keys - j0 < GpuScoreTile.Side ? a.Score.Keys - j0 : GpuScoreTile.Side);
         GpuMatrix key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
         // The first query that sees the block's first key.
-        long begin = a.Score.Causal != 0 && j0 > a.Score.QueryOffset ? (j0 - a.Score.QueryOffset) / ScoreTile.Side * ScoreTile.Side : 0;
+        long begin = a.Score.Causal != 0 && j0 > a.Score.QueryOffset ? (j0 - a.Score.QueryOffset) / GpuScoreTile.Side * GpuScoreTile.Side : 0;
 
         RegisterTile keyLow = default, keyHigh = default, valueLow = default, valueHigh = default;
         for (long head = keyHead * a.Score.HeadsPerKeyHead; head < (keyHead + 1) * a.Score.HeadsPerKeyHead; head++)
         {
             GpuMatrix query = a.Score.Query.Of(batch, head), upstream = a.UpstreamOutput.Of(batch, head);
-            for (long i0 = begin; i0 < a.Score.Queries; i0 += ScoreTile.Side)
+            for (long i0 = begin; i0 < a.Score.Queries; i0 += GpuScoreTile.Side)
             {
-                int columns = (int)(a.Score.Queries - i0 < ScoreTile.Side ? a.Score.Queries - i0 : ScoreTile.Side);
+                int columns = (int)(a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side);
                 RegisterTile weightGradients = default, scores = default;
-                ScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
+                GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
                 FillTerms(a.Terms, a.Rows, terms, (batch * a.Score.Heads + head) * a.Score.Queries + i0, columns);
-                ScoreTile.AddProducts(ref weightGradients, staging, value, j0, rows, upstream, i0, columns, valueSize);
-                ScoreTile.AddProducts(ref scores, staging, key, j0, rows, query, i0, columns, headSize);
-                ScoreTile.Store(scores, tile);
+                GpuScoreTile.AddProducts(ref weightGradients, staging, value, j0, rows, upstream, i0, columns, valueSize);
+                GpuScoreTile.AddProducts(ref scores, staging, key, j0, rows, query, i0, columns, headSize);
+                GpuScoreTile.Store(scores, tile);
                 Group.Barrier();
 
                 int hides = 0;
-                for (int c = part; c < columns && row < rows; c += ScoreTile.ThreadsPerRow)
+                for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
                 {
-                    int at = row * ScoreTile.RowStep + c;
-                    float z = ScoreTile.Differentiate(rule, a.Score, lines, batch, head, i0, j0, c, row, tile[at], -1, out float slope);
-                    tile[at] = Weight(z, terms[c], terms[ScoreTile.Side + c]);
-                    staging[row * ScoreTile.SliceStep + c] = slope;
+                    int at = row * GpuScoreTile.RowStep + c;
+                    float z = GpuScoreTile.Differentiate(rule, a.Score, lines, batch, head, i0, j0, c, row, tile[at], -1, out float slope);
+                    tile[at] = Weight(z, terms[c], terms[GpuScoreTile.Side + c]);
+                    staging[row * GpuScoreTile.SliceStep + c] = slope;
                     hides |= z == float.NegativeInfinity ? 1 : 0;
                 }
                 flags[thread] = hides;
                 Group.Barrier();
 
                 ScoreGradients(ref weightGradients, tile, staging, terms, false);
-                bool rowsHide = ScoreTile.RowsHide(flags);
+                bool rowsHide = GpuScoreTile.RowsHide(flags);
                 if (a.WantsValue != 0 && column < valueSize)
-                    ScoreTile.AddTileTimesRows(ref valueLow, ref valueHigh, tile, staging, upstream, i0, columns, column, valueSize, rowsHide);
+                    GpuScoreTile.AddTileTimesRows(ref valueLow, ref valueHigh, tile, staging, upstream, i0, columns, column, valueSize, rowsHide);
                 if (a.WantsKey != 0 && column < headSize)
                 {
                     Group.Barrier();
-                    ScoreTile.Store(weightGradients, tile);
-                    ScoreTile.AddTileTimesRows(ref keyLow, ref keyHigh, tile, staging, query, i0, columns, column, headSize, rowsHide);
+                    GpuScoreTile.Store(weightGradients, tile);
+                    GpuScoreTile.AddTileTimesRows(ref keyLow, ref keyHigh, tile, staging, query, i0, columns, column, headSize, rowsHide);
                 }
             }
         }
@@ -531,28 +531,28 @@ internal static class AttentionBackwardKernels
         {
             GpuMatrix gradient = a.ValueGradient.Of(batch, keyHead);
             WriteRows(valueLow, gradient, j0, rows, column, valueSize, 1f, a.Accumulate);
-            WriteRows(valueHigh, gradient, j0, rows, column + ScoreTile.Side, valueSize, 1f, a.Accumulate);
+            WriteRows(valueHigh, gradient, j0, rows, column + GpuScoreTile.Side, valueSize, 1f, a.Accumulate);
         }
         if (a.WantsKey != 0)
         {
             GpuMatrix gradient = a.KeyGradient.Of(batch, keyHead);
             WriteRows(keyLow, gradient, j0, rows, column, headSize, a.Score.Scale, a.Accumulate);
-            WriteRows(keyHigh, gradient, j0, rows, column + ScoreTile.Side, headSize, a.Score.Scale, a.Accumulate);
+            WriteRows(keyHigh, gradient, j0, rows, column + GpuScoreTile.Side, headSize, a.Score.Scale, a.Accumulate);
         }
     }
 
     /// <summary>dQ of a piece of queries, and the sums of what one bias receives from them.</summary>
     public static void Queries<TRule>(TRule rule, QueryArguments a) where TRule : unmanaged, IScoreRule
     {
-        ArrayView<float> tile = SharedMemory.Allocate<float>(ScoreTile.TileFloats);
-        ArrayView<float> staging = SharedMemory.Allocate<float>(ScoreTile.StagingFloats);
-        ArrayView<float> lines = SharedMemory.Allocate<float>(ScoreTile.LinesFloats);
-        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * ScoreTile.Side);
+        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuScoreTile.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuScoreTile.LinesFloats);
+        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * GpuScoreTile.Side);
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
-        int thread = Group.IdxX, row = thread / ScoreTile.ThreadsPerRow, part = thread % ScoreTile.ThreadsPerRow;
+        int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow;
         long item = Grid.IdxX;
-        int column = (int)(item % a.Slices) * ScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
+        int column = (int)(item % a.Slices) * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
         item /= a.Slices;
         long piece = item % a.Sums.Pieces;
         item /= a.Sums.Pieces;
@@ -565,36 +565,36 @@ internal static class AttentionBackwardKernels
         long sums = 3 * a.Rows + ((batch * a.Score.Heads + head) * parts + (summed ? piece : 0)) * a.Sums.Length;
 
         // A place of the sums belongs to one thread, which adds to it tile after tile: the tiles begin at multiples of 64.
-        int owners = kind == (int)BiasSumKind.Diagonals ? ScoreTile.Line : ScoreTile.Side;
+        int owners = kind == (int)BiasSumKind.Diagonals ? GpuScoreTile.Line : GpuScoreTile.Side;
         for (long at = thread; summed && thread < owners && at < a.Sums.Length; at += owners)
             a.Memory[sums + at] = 0f;
 
-        long firstRow = piece * a.Sums.BlocksPerPiece * ScoreTile.Side, endRow = firstRow + a.Sums.BlocksPerPiece * ScoreTile.Side;
-        for (long i0 = firstRow; i0 < endRow && i0 < a.Score.Queries; i0 += ScoreTile.Side)
+        long firstRow = piece * a.Sums.BlocksPerPiece * GpuScoreTile.Side, endRow = firstRow + a.Sums.BlocksPerPiece * GpuScoreTile.Side;
+        for (long i0 = firstRow; i0 < endRow && i0 < a.Score.Queries; i0 += GpuScoreTile.Side)
         {
-            int rows = (int)(a.Score.Queries - i0 < ScoreTile.Side ? a.Score.Queries - i0 : ScoreTile.Side);
+            int rows = (int)(a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side);
             long end = a.Score.EndOfKeys(i0, rows);
             Group.Barrier();
             FillTerms(a.Memory, a.Rows, terms, (batch * a.Score.Heads + head) * a.Score.Queries + i0, rows);
             RegisterTile low = default, high = default;
             float rowSum = 0f;
-            for (long j0 = 0; j0 < end; j0 += ScoreTile.Side)
+            for (long j0 = 0; j0 < end; j0 += GpuScoreTile.Side)
             {
-                int columns = (int)(end - j0 < ScoreTile.Side ? end - j0 : ScoreTile.Side);
+                int columns = (int)(end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side);
                 RegisterTile weightGradients = default, scores = default;
-                ScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
-                ScoreTile.AddProducts(ref weightGradients, staging, upstream, i0, rows, value, j0, columns, valueSize);
-                ScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, headSize);
-                ScoreTile.Store(scores, tile);
+                GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
+                GpuScoreTile.AddProducts(ref weightGradients, staging, upstream, i0, rows, value, j0, columns, valueSize);
+                GpuScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, headSize);
+                GpuScoreTile.Store(scores, tile);
                 Group.Barrier();
 
                 int hides = 0;
-                for (int c = part; c < columns && row < rows; c += ScoreTile.ThreadsPerRow)
+                for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
                 {
-                    int at = row * ScoreTile.RowStep + c;
-                    float z = ScoreTile.Differentiate(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at], a.Capture, out float slope);
-                    tile[at] = Weight(z, terms[row], terms[ScoreTile.Side + row]);
-                    staging[row * ScoreTile.SliceStep + c] = slope;
+                    int at = row * GpuScoreTile.RowStep + c;
+                    float z = GpuScoreTile.Differentiate(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at], a.Capture, out float slope);
+                    tile[at] = Weight(z, terms[row], terms[GpuScoreTile.Side + row]);
+                    staging[row * GpuScoreTile.SliceStep + c] = slope;
                     hides |= z == float.NegativeInfinity ? 1 : 0;
                 }
                 flags[thread] = hides;
@@ -610,10 +610,10 @@ internal static class AttentionBackwardKernels
                     if (a.WantsQuery != 0)
                         ScoreGradients(ref weightGradients, tile, staging, terms, true);
                     // Each thread has read its own places of the tile and of nobody else's.
-                    ScoreTile.Store(received, tile);
+                    GpuScoreTile.Store(received, tile);
                     Group.Barrier();
                     if (kind == (int)BiasSumKind.Diagonals)
-                        AddDiagonals(a.Memory, sums, tile, j0 - i0 + endRow - ScoreTile.Side, rows, columns);
+                        AddDiagonals(a.Memory, sums, tile, j0 - i0 + endRow - GpuScoreTile.Side, rows, columns);
                     else if (kind == (int)BiasSumKind.Columns)
                         AddColumn(a.Memory, sums + j0, tile, rows, columns);
                     else if (kind == (int)BiasSumKind.Rows)
@@ -626,15 +626,15 @@ internal static class AttentionBackwardKernels
                     ScoreGradients(ref weightGradients, tile, staging, terms, true);
                 if (a.WantsQuery != 0)
                 {
-                    ScoreTile.Store(weightGradients, tile);
-                    ScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, key, j0, columns, column, headSize, ScoreTile.RowsHide(flags));
+                    GpuScoreTile.Store(weightGradients, tile);
+                    GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, key, j0, columns, column, headSize, GpuScoreTile.RowsHide(flags));
                 }
             }
             if (a.WantsQuery != 0)
             {
                 GpuMatrix gradient = a.QueryGradient.Of(batch, head);
                 WriteRows(low, gradient, i0, rows, column, headSize, a.Score.Scale, a.Accumulate);
-                WriteRows(high, gradient, i0, rows, column + ScoreTile.Side, headSize, a.Score.Scale, a.Accumulate);
+                WriteRows(high, gradient, i0, rows, column + GpuScoreTile.Side, headSize, a.Score.Scale, a.Accumulate);
             }
             if (kind == (int)BiasSumKind.Rows && thread < rows)
                 a.Memory[sums + i0 + thread] = rowSum;
@@ -667,8 +667,8 @@ internal static class AttentionBackwardKernels
         if (t >= rows)
             return;
         terms[t] = memory[at + t];
-        terms[ScoreTile.Side + t] = memory[all + at + t];
-        terms[2 * ScoreTile.Side + t] = memory[2 * all + at + t];
+        terms[GpuScoreTile.Side + t] = memory[all + at + t];
+        terms[2 * GpuScoreTile.Side + t] = memory[2 * all + at + t];
     }
 
     // e^(z − L): what rounding takes from the difference, and from L, is put back as a factor 1 + it.
@@ -678,15 +678,15 @@ internal static class AttentionBackwardKernels
         float difference = z - logSumExp, second = difference - z;
         float lost = z - (difference - second) - (logSumExp + second);
         float p = Real32.Exp(new(difference)).Value;
-        return z == float.NegativeInfinity ? ScoreTile.Hidden : p + p * (lost - remainder);
+        return z == float.NegativeInfinity ? GpuScoreTile.Hidden : p + p * (lost - remainder);
     }
 
     // From dP in registers and P in the tile: dS = P (dP − D) · slope. D belongs to the tile's row or column, whichever the query is.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void ScoreGradients(ref RegisterTile t, ArrayView<float> tile, ArrayView<float> slopes, ArrayView<float> terms, bool rowsAreQueries)
     {
-        int x = Group.IdxX % ScoreTile.Threads, y = Group.IdxX / ScoreTile.Threads;
-        const int n = ScoreTile.Threads, d = 2 * ScoreTile.Side;
+        int x = Group.IdxX % GpuScoreTile.Threads, y = Group.IdxX / GpuScoreTile.Threads;
+        const int n = GpuScoreTile.Threads, d = 2 * GpuScoreTile.Side;
         t.S00 = ScoreGradient(t.S00, tile, slopes, y, x, terms[d + (rowsAreQueries ? y : x)]);
         t.S01 = ScoreGradient(t.S01, tile, slopes, y, x + n, terms[d + (rowsAreQueries ? y : x + n)]);
         t.S02 = ScoreGradient(t.S02, tile, slopes, y, x + 2 * n, terms[d + (rowsAreQueries ? y : x + 2 * n)]);
@@ -709,9 +709,9 @@ internal static class AttentionBackwardKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void FinalGradients(ref RegisterTile t, ArrayView<float> tile, ArrayView<float> terms)
     {
-        const int n = ScoreTile.Threads, step = n * ScoreTile.RowStep;
-        int x = Group.IdxX % n, y = Group.IdxX / n, at = y * ScoreTile.RowStep + x;
-        float d0 = terms[2 * ScoreTile.Side + y], d1 = terms[2 * ScoreTile.Side + y + n], d2 = terms[2 * ScoreTile.Side + y + 2 * n], d3 = terms[2 * ScoreTile.Side + y + 3 * n];
+        const int n = GpuScoreTile.Threads, step = n * GpuScoreTile.RowStep;
+        int x = Group.IdxX % n, y = Group.IdxX / n, at = y * GpuScoreTile.RowStep + x;
+        float d0 = terms[2 * GpuScoreTile.Side + y], d1 = terms[2 * GpuScoreTile.Side + y + n], d2 = terms[2 * GpuScoreTile.Side + y + 2 * n], d3 = terms[2 * GpuScoreTile.Side + y + 3 * n];
         t.S00 = FinalGradient(t.S00, tile[at], d0);
         t.S01 = FinalGradient(t.S01, tile[at + n], d0);
         t.S02 = FinalGradient(t.S02, tile[at + 2 * n], d0);
@@ -731,29 +731,29 @@ internal static class AttentionBackwardKernels
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float FinalGradient(float weightGradient, float p, float d) => p == ScoreTile.Hidden ? ScoreTile.Hidden : p * (weightGradient - d);
+    private static float FinalGradient(float weightGradient, float p, float d) => p == GpuScoreTile.Hidden ? GpuScoreTile.Hidden : p * (weightGradient - d);
 
     // Where dz is 0 the slope may be infinite.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float ScoreGradient(float weightGradient, ArrayView<float> tile, ArrayView<float> slopes, int row, int column, float d)
     {
-        float dz = FinalGradient(weightGradient, tile[row * ScoreTile.RowStep + column], d), slope = slopes[row * ScoreTile.SliceStep + column];
-        return dz == ScoreTile.Hidden || dz == 0f ? dz : dz * slope;
+        float dz = FinalGradient(weightGradient, tile[row * GpuScoreTile.RowStep + column], d), slope = slopes[row * GpuScoreTile.SliceStep + column];
+        return dz == GpuScoreTile.Hidden || dz == 0f ? dz : dz * slope;
     }
 
     // Diagonal t of the tile belongs to place w + t of the sums, and that to thread (w + t) % 128.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void AddDiagonals(ArrayView<float> memory, long sums, ArrayView<float> tile, long w, int rows, int columns)
     {
-        int t = (int)((Group.IdxX - w) & (ScoreTile.Line - 1));
-        if (Group.IdxX >= ScoreTile.Line || t == ScoreTile.Line - 1)
+        int t = (int)((Group.IdxX - w) & (GpuScoreTile.Line - 1));
+        if (Group.IdxX >= GpuScoreTile.Line || t == GpuScoreTile.Line - 1)
             return;
-        int first = ScoreTile.Side - 1 - t, last = columns - 1 + first;
+        int first = GpuScoreTile.Side - 1 - t, last = columns - 1 + first;
         float sum = 0f;
         for (int row = first < 0 ? 0 : first; row < rows && row <= last; row++)
         {
-            float dz = tile[row * ScoreTile.RowStep + row - first];
-            sum += dz == ScoreTile.Hidden ? 0f : dz;
+            float dz = tile[row * GpuScoreTile.RowStep + row - first];
+            sum += dz == GpuScoreTile.Hidden ? 0f : dz;
         }
         memory[sums + w + t] += sum;
     }
@@ -767,8 +767,8 @@ internal static class AttentionBackwardKernels
         float sum = 0f;
         for (int row = 0; row < rows; row++)
         {
-            float dz = tile[row * ScoreTile.RowStep + column];
-            sum += dz == ScoreTile.Hidden ? 0f : dz;
+            float dz = tile[row * GpuScoreTile.RowStep + column];
+            sum += dz == GpuScoreTile.Hidden ? 0f : dz;
         }
         memory[sums + column] += sum;
     }
@@ -782,8 +782,8 @@ internal static class AttentionBackwardKernels
         float sum = 0f;
         for (int column = 0; column < columns; column++)
         {
-            float dz = tile[row * ScoreTile.RowStep + column];
-            sum += dz == ScoreTile.Hidden ? 0f : dz;
+            float dz = tile[row * GpuScoreTile.RowStep + column];
+            sum += dz == GpuScoreTile.Hidden ? 0f : dz;
         }
         rowSum += sum;
     }
@@ -791,11 +791,11 @@ internal static class AttentionBackwardKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void WritePairs(in QueryArguments a, ArrayView<float> tile, long batch, long head, long i0, long j0, int rows, int columns)
     {
-        int column = Group.IdxX % ScoreTile.Side;
-        for (int row = Group.IdxX / ScoreTile.Side; row < rows && column < columns; row += GroupSize / ScoreTile.Side)
+        int column = Group.IdxX % GpuScoreTile.Side;
+        for (int row = Group.IdxX / GpuScoreTile.Side; row < rows && column < columns; row += GroupSize / GpuScoreTile.Side)
         {
-            float dz = tile[row * ScoreTile.RowStep + column];
-            dz = dz == ScoreTile.Hidden ? 0f : dz;
+            float dz = tile[row * GpuScoreTile.RowStep + column];
+            dz = dz == GpuScoreTile.Hidden ? 0f : dz;
             long at = a.Pairs.At(batch, head, i0 + row, j0 + column, 0);
             GpuCaptured pairs = a.Pairs;
             pairs[at] = a.Accumulate != 0 ? pairs[at] + dz : dz;
@@ -807,9 +807,9 @@ internal static class AttentionBackwardKernels
     private static void ClearPairs(in QueryArguments a, long batch, long head, long i0, int rows, long end)
     {
         GpuCaptured pairs = a.Pairs;
-        for (int row = Group.IdxX / ScoreTile.Side; row < rows; row += GroupSize / ScoreTile.Side)
+        for (int row = Group.IdxX / GpuScoreTile.Side; row < rows; row += GroupSize / GpuScoreTile.Side)
         {
-            for (long column = end + Group.IdxX % ScoreTile.Side; column < a.Score.Keys; column += ScoreTile.Side)
+            for (long column = end + Group.IdxX % GpuScoreTile.Side; column < a.Score.Keys; column += GpuScoreTile.Side)
                 pairs[pairs.At(batch, head, i0 + row, column, 0)] = 0f;
         }
     }
@@ -817,11 +817,11 @@ internal static class AttentionBackwardKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void WriteRows(in RegisterTile t, in GpuMatrix gradient, long first, int rows, int column, int size, float scale, int accumulate)
     {
-        int y = Group.IdxX / ScoreTile.Threads, x = column + Group.IdxX % ScoreTile.Threads;
+        int y = Group.IdxX / GpuScoreTile.Threads, x = column + Group.IdxX % GpuScoreTile.Threads;
         WriteRow(gradient, first, y, rows, x, size, scale, accumulate, t.S00, t.S01, t.S02, t.S03);
-        WriteRow(gradient, first, y + ScoreTile.Threads, rows, x, size, scale, accumulate, t.S10, t.S11, t.S12, t.S13);
-        WriteRow(gradient, first, y + 2 * ScoreTile.Threads, rows, x, size, scale, accumulate, t.S20, t.S21, t.S22, t.S23);
-        WriteRow(gradient, first, y + 3 * ScoreTile.Threads, rows, x, size, scale, accumulate, t.S30, t.S31, t.S32, t.S33);
+        WriteRow(gradient, first, y + GpuScoreTile.Threads, rows, x, size, scale, accumulate, t.S10, t.S11, t.S12, t.S13);
+        WriteRow(gradient, first, y + 2 * GpuScoreTile.Threads, rows, x, size, scale, accumulate, t.S20, t.S21, t.S22, t.S23);
+        WriteRow(gradient, first, y + 3 * GpuScoreTile.Threads, rows, x, size, scale, accumulate, t.S30, t.S31, t.S32, t.S33);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -830,9 +830,9 @@ internal static class AttentionBackwardKernels
         if (row >= rows)
             return;
         Write(gradient, first + row, x, size, scale * s0, accumulate);
-        Write(gradient, first + row, x + ScoreTile.Threads, size, scale * s1, accumulate);
-        Write(gradient, first + row, x + 2 * ScoreTile.Threads, size, scale * s2, accumulate);
-        Write(gradient, first + row, x + 3 * ScoreTile.Threads, size, scale * s3, accumulate);
+        Write(gradient, first + row, x + GpuScoreTile.Threads, size, scale * s1, accumulate);
+        Write(gradient, first + row, x + 2 * GpuScoreTile.Threads, size, scale * s2, accumulate);
+        Write(gradient, first + row, x + 3 * GpuScoreTile.Threads, size, scale * s3, accumulate);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -32,7 +32,7 @@ public sealed partial class GpuDevice
     private void LaunchForward<TRule>(TRule rule, in AttentionShape shape, in ForwardArguments arguments) where TRule : unmanaged, IScoreRule
     {
         cancellation.ThrowIfCancellationRequested();
-        int groups = checked((int)(shape.Batch * shape.Heads * ScoreTile.Blocks(shape.Queries) * ScoreTile.Slices(shape.ValueSize)));
+        int groups = checked((int)(shape.Batch * shape.Heads * GpuScoreTile.Blocks(shape.Queries) * GpuScoreTile.Slices(shape.ValueSize)));
         if (groups > 0)
             Queue.Launch(AttentionForwardKernels.Forward, groups, AttentionForwardKernels.GroupSize, rule, arguments);
     }
@@ -59,48 +59,48 @@ internal readonly struct ForwardArguments
 
 internal static class AttentionForwardKernels
 {
-    public const int GroupSize = ScoreTile.GroupSize;
+    public const int GroupSize = GpuScoreTile.GroupSize;
 
     /// <summary>Output and log-sum-exp of 64 queries.</summary>
     public static void Forward<TRule>(TRule rule, ForwardArguments a) where TRule : unmanaged, IScoreRule
     {
-        ArrayView<float> tile = SharedMemory.Allocate<float>(ScoreTile.TileFloats);
-        ArrayView<float> staging = SharedMemory.Allocate<float>(ScoreTile.StagingFloats);
-        ArrayView<float> lines = SharedMemory.Allocate<float>(ScoreTile.LinesFloats);
+        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuScoreTile.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuScoreTile.LinesFloats);
         ArrayView<float> exchange = SharedMemory.Allocate<float>(GroupSize);
-        ArrayView<float> factors = SharedMemory.Allocate<float>(ScoreTile.Side);
+        ArrayView<float> factors = SharedMemory.Allocate<float>(GpuScoreTile.Side);
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
-        int thread = Group.IdxX, row = thread / ScoreTile.ThreadsPerRow, part = thread % ScoreTile.ThreadsPerRow, y = thread / ScoreTile.Threads;
-        long queries = a.Score.Queries, blocks = (queries + ScoreTile.Side - 1) / ScoreTile.Side;
-        int valueSize = a.Score.ValueSize, slices = valueSize == 0 ? 1 : (valueSize + ScoreTile.OutputColumns - 1) / ScoreTile.OutputColumns;
+        int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow, y = thread / GpuScoreTile.Threads;
+        long queries = a.Score.Queries, blocks = (queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
+        int valueSize = a.Score.ValueSize, slices = valueSize == 0 ? 1 : (valueSize + GpuScoreTile.OutputColumns - 1) / GpuScoreTile.OutputColumns;
         long item = Grid.IdxX;
-        int column = (int)(item % slices) * ScoreTile.OutputColumns;
+        int column = (int)(item % slices) * GpuScoreTile.OutputColumns;
         item /= slices;
-        long i0 = item % blocks * ScoreTile.Side;
+        long i0 = item % blocks * GpuScoreTile.Side;
         item /= blocks;
         long head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
-        int rows = (int)(queries - i0 < ScoreTile.Side ? queries - i0 : ScoreTile.Side);
+        int rows = (int)(queries - i0 < GpuScoreTile.Side ? queries - i0 : GpuScoreTile.Side);
         long end = a.Score.EndOfKeys(i0, rows);
         GpuMatrix query = a.Score.Query.Of(batch, head), key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
 
         RegisterTile low = default, high = default;
         float maximum = float.NegativeInfinity, sum = 0f;
-        for (long j0 = 0; j0 < end; j0 += ScoreTile.Side)
+        for (long j0 = 0; j0 < end; j0 += GpuScoreTile.Side)
         {
-            int columns = (int)(end - j0 < ScoreTile.Side ? end - j0 : ScoreTile.Side);
+            int columns = (int)(end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side);
             RegisterTile scores = default;
-            ScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
-            ScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, a.Score.HeadSize);
-            ScoreTile.Store(scores, tile);
+            GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
+            GpuScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, a.Score.HeadSize);
+            GpuScoreTile.Store(scores, tile);
             Group.Barrier();
 
             float highest = maximum;
             int hides = 0;
-            for (int c = part; c < columns && row < rows; c += ScoreTile.ThreadsPerRow)
+            for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
             {
-                int at = row * ScoreTile.RowStep + c;
-                float z = ScoreTile.Score(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at]);
+                int at = row * GpuScoreTile.RowStep + c;
+                float z = GpuScoreTile.Score(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at]);
                 tile[at] = z;
                 highest = z > highest ? z : highest;
                 hides |= z == float.NegativeInfinity ? 1 : 0;
@@ -109,16 +109,16 @@ internal static class AttentionForwardKernels
             flags[thread] = hides;
             Group.Barrier();
 
-            int first = row * ScoreTile.ThreadsPerRow;
+            int first = row * GpuScoreTile.ThreadsPerRow;
             highest = Larger(Larger(exchange[first], exchange[first + 1]), Larger(exchange[first + 2], exchange[first + 3]));
             float reference = highest == float.NegativeInfinity ? 0f : highest;
             float shrink = Real32.Exp(new(maximum - reference)).Value, tileSum = 0f;
-            for (int c = part; c < columns && row < rows; c += ScoreTile.ThreadsPerRow)
+            for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
             {
-                int at = row * ScoreTile.RowStep + c;
+                int at = row * GpuScoreTile.RowStep + c;
                 float z = tile[at];
                 float p = Real32.Exp(new(z - reference)).Value;
-                tile[at] = z == float.NegativeInfinity ? ScoreTile.Hidden : p;
+                tile[at] = z == float.NegativeInfinity ? GpuScoreTile.Hidden : p;
                 tileSum += p;
             }
             sum = sum * shrink + tileSum;
@@ -127,23 +127,23 @@ internal static class AttentionForwardKernels
                 factors[row] = shrink;
             Group.Barrier();
 
-            float f0 = factors[y], f1 = factors[y + ScoreTile.Threads], f2 = factors[y + 2 * ScoreTile.Threads], f3 = factors[y + 3 * ScoreTile.Threads];
-            ScoreTile.ScaleRows(ref low, f0, f1, f2, f3);
-            ScoreTile.ScaleRows(ref high, f0, f1, f2, f3);
+            float f0 = factors[y], f1 = factors[y + GpuScoreTile.Threads], f2 = factors[y + 2 * GpuScoreTile.Threads], f3 = factors[y + 3 * GpuScoreTile.Threads];
+            GpuScoreTile.ScaleRows(ref low, f0, f1, f2, f3);
+            GpuScoreTile.ScaleRows(ref high, f0, f1, f2, f3);
             if (valueSize > 0)
-                ScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, ScoreTile.RowsHide(flags));
+                GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, GpuScoreTile.RowsHide(flags));
         }
 
         exchange[thread] = sum;
         Group.Barrier();
-        int own = row * ScoreTile.ThreadsPerRow;
+        int own = row * GpuScoreTile.ThreadsPerRow;
         float total = exchange[own] + exchange[own + 1] + exchange[own + 2] + exchange[own + 3];
         if (part == 0)
             factors[row] = total;
         Group.Barrier();
         GpuMatrix output = a.Output.Of(batch, head);
         WriteRows(low, output, factors, i0, rows, column, valueSize);
-        WriteRows(high, output, factors, i0, rows, column + ScoreTile.Side, valueSize);
+        WriteRows(high, output, factors, i0, rows, column + GpuScoreTile.Side, valueSize);
 
         if (part != 0 || row >= rows || column != 0 || a.LogSumExpColumns == 0)
             return;
@@ -160,11 +160,11 @@ internal static class AttentionForwardKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void WriteRows(in RegisterTile t, in GpuMatrix output, ArrayView<float> totals, long i0, int rows, int column, int size)
     {
-        int y = Group.IdxX / ScoreTile.Threads, x = column + Group.IdxX % ScoreTile.Threads;
+        int y = Group.IdxX / GpuScoreTile.Threads, x = column + Group.IdxX % GpuScoreTile.Threads;
         WriteRow(output, totals, i0, y, rows, x, size, t.S00, t.S01, t.S02, t.S03);
-        WriteRow(output, totals, i0, y + ScoreTile.Threads, rows, x, size, t.S10, t.S11, t.S12, t.S13);
-        WriteRow(output, totals, i0, y + 2 * ScoreTile.Threads, rows, x, size, t.S20, t.S21, t.S22, t.S23);
-        WriteRow(output, totals, i0, y + 3 * ScoreTile.Threads, rows, x, size, t.S30, t.S31, t.S32, t.S33);
+        WriteRow(output, totals, i0, y + GpuScoreTile.Threads, rows, x, size, t.S10, t.S11, t.S12, t.S13);
+        WriteRow(output, totals, i0, y + 2 * GpuScoreTile.Threads, rows, x, size, t.S20, t.S21, t.S22, t.S23);
+        WriteRow(output, totals, i0, y + 3 * GpuScoreTile.Threads, rows, x, size, t.S30, t.S31, t.S32, t.S33);
     }
 
     // Σ p v / Σ p; 0 where no key is seen.
@@ -176,12 +176,12 @@ internal static class AttentionForwardKernels
         float total = totals[row];
         if (x < size)
             output[i0 + row, x] = total == 0f ? 0f : s0 / total;
-        if (x + ScoreTile.Threads < size)
-            output[i0 + row, x + ScoreTile.Threads] = total == 0f ? 0f : s1 / total;
-        if (x + 2 * ScoreTile.Threads < size)
-            output[i0 + row, x + 2 * ScoreTile.Threads] = total == 0f ? 0f : s2 / total;
-        if (x + 3 * ScoreTile.Threads < size)
-            output[i0 + row, x + 3 * ScoreTile.Threads] = total == 0f ? 0f : s3 / total;
+        if (x + GpuScoreTile.Threads < size)
+            output[i0 + row, x + GpuScoreTile.Threads] = total == 0f ? 0f : s1 / total;
+        if (x + 2 * GpuScoreTile.Threads < size)
+            output[i0 + row, x + 2 * GpuScoreTile.Threads] = total == 0f ? 0f : s2 / total;
+        if (x + 3 * GpuScoreTile.Threads < size)
+            output[i0 + row, x + 3 * GpuScoreTile.Threads] = total == 0f ? 0f : s3 / total;
     }
 
     // maximum + ln(sum), to about 1e-9 in two floats. A log-sum-exp that is off by its own rounding would shift all weights of a row in the backward pass.

@@ -33,14 +33,14 @@ public sealed partial class GpuDevice
 }
 
 /// <summary>The logits of a kernel's argument, and which token came at each row.</summary>
-internal readonly struct LogitRows
+internal readonly struct GpuLogitRows
 {
     public readonly GpuTensor<float> Logits;
     public readonly GpuTensor<int> Targets;
     public readonly GpuTensor<long> LongTargets;
     public readonly long Count, Vocabulary, IgnoreTarget;
 
-    public LogitRows(GpuDevice device, in LogitsProblem problem)
+    public GpuLogitRows(GpuDevice device, in LogitsProblem problem)
     {
         bool areLong = problem.Targets.Type == ElementType.Int64;
         Logits = new(device, problem.Logits, "problem.Logits");
@@ -59,7 +59,7 @@ internal readonly struct LogitRows
 /// <summary>What the forward kernel reads and writes.</summary>
 internal readonly struct LogProbsArguments(GpuDevice device, in LogitsProblem problem, in TokenOutputs outputs)
 {
-    public readonly LogitRows Rows = new(device, problem);
+    public readonly GpuLogitRows Rows = new(device, problem);
     public readonly GpuTensor<float> LogProb = new(device, outputs.LogProb, "outputs.LogProb");
     public readonly GpuTensor<float> LogSumExp = new(device, outputs.LogSumExp, "outputs.LogSumExp");
     public readonly GpuTensor<float> Entropy = new(device, outputs.Entropy, "outputs.Entropy");
@@ -68,7 +68,7 @@ internal readonly struct LogProbsArguments(GpuDevice device, in LogitsProblem pr
 /// <summary>What the backward kernel reads and writes.</summary>
 internal readonly struct LogProbsBackwardArguments(GpuDevice device, in LogitsProblem problem, in TokenUpstream upstream, TensorView logitsGradient)
 {
-    public readonly LogitRows Rows = new(device, problem);
+    public readonly GpuLogitRows Rows = new(device, problem);
     public readonly GpuTensor<float> OfLogProb = new(device, upstream.LogProb, "upstream.LogProb");
     public readonly GpuTensor<float> OfLogSumExp = new(device, upstream.LogSumExp, "upstream.LogSumExp");
     public readonly GpuTensor<float> OfEntropy = new(device, upstream.Entropy, "upstream.Entropy");
@@ -113,7 +113,7 @@ internal static class LogProbsKernels
                 }
                 continue;
             }
-            LogitSums sums = Sums(a.Rows, row, shared, shared, 0);
+            GpuLogitSums sums = Sums(a.Rows, row, shared, shared, 0);
             if (Group.IdxX == 0)
             {
                 float logit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
@@ -141,7 +141,7 @@ internal static class LogProbsKernels
             }
             // Before the barriers of the sums: the gradient may replace the logits.
             float targetLogit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
-            LogitSums sums = Sums(a.Rows, row, shared, cache, CachedLogits);
+            GpuLogitSums sums = Sums(a.Rows, row, shared, cache, CachedLogits);
             Upstream upstream = new(OrZero(a.OfLogProb, row), OrZero(a.OfLogSumExp, row), OrZero(a.OfEntropy, row));
 
             for (long start = (a.Rows.Vocabulary - 1) / BlockLogits * BlockLogits; start >= 0; start -= BlockLogits)
@@ -169,7 +169,7 @@ internal static class LogProbsKernels
 
     /// <summary>The sums of a row, in every thread; its first logits go to the cache.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static LogitSums Sums(in LogitRows rows, long row, ArrayView<float> shared, ArrayView<float> cache, int cached)
+    private static GpuLogitSums Sums(in GpuLogitRows rows, long row, ArrayView<float> shared, ArrayView<float> cache, int cached)
     {
         ThreadSums own = new(float.NegativeInfinity, 0f, 0f, 0f, 0f);
         ArrayView<float> memory = rows.Logits.Memory;
@@ -224,13 +224,13 @@ internal static class LogProbsKernels
             }
         }
         Group.Barrier();
-        LogitSums sums = new(max == float.PositiveInfinity || max == float.NegativeInfinity ? 0f : max, shared[0], shared[GroupSize], shared[2 * GroupSize]);
+        GpuLogitSums sums = new(max == float.PositiveInfinity || max == float.NegativeInfinity ? 0f : max, shared[0], shared[GroupSize], shared[2 * GroupSize]);
         Group.Barrier();
         return sums;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float Logit(in LogitRows rows, long row, ArrayView<float> cache, long j)
+    private static float Logit(in GpuLogitRows rows, long row, ArrayView<float> cache, long j)
     {
         if (j < CachedLogits)
             return cache[(int)j];
@@ -292,12 +292,12 @@ internal static class LogProbsKernels
     }
 
     /// <summary>A row's shift, logarithm of its Σ e^(z − shift), and entropy.</summary>
-    private readonly struct LogitSums
+    private readonly struct GpuLogitSums
     {
         public readonly float Shift, LogSum, Entropy;
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public LogitSums(float shift, float ones, float rest, float weighted)
+        public GpuLogitSums(float shift, float ones, float rest, float weighted)
         {
             Shift = shift;
             LogSum = Real32.Log1p(new(ones - 1f + rest)).Value;

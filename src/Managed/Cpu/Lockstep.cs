@@ -171,6 +171,41 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lockstep<V> LoadFloat16(ushort* source) => new(V.LoadFloat16(source), V.LoadFloat16(source + V.Count));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lockstep<V> LoadBFloat16(ushort* source) => new(V.LoadBFloat16(source), V.LoadBFloat16(source + V.Count));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe void LoadBFloat16(ushort* source, out Lockstep<V> even, out Lockstep<V> odd)
+    {
+        V.LoadBFloat16(source, out V even0, out V odd0);
+        V.LoadBFloat16(source + 2 * V.Count, out V even1, out V odd1);
+        even = new(even0, even1);
+        odd = new(odd0, odd1);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreFloat16(ushort* destination)
+    {
+        first.StoreFloat16(destination);
+        second.StoreFloat16(destination + V.Count);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void StoreBFloat16(ushort* destination)
+    {
+        first.StoreBFloat16(destination);
+        second.StoreBFloat16(destination + V.Count);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Fraction(Lockstep<V> x) => new(V.Fraction(x.first), V.Fraction(x.second));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> ScaleDown(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleDown(x.first, n.first), V.ScaleDown(x.second, n.second));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Iota(float start) => new(V.Iota(start), V.Iota(start + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

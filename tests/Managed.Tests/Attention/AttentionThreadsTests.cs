@@ -1,3 +1,4 @@
+using TransformerKernels.Oracle;
 using Xunit;
 
 namespace TransformerKernels.Tests;

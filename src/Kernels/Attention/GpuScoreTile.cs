@@ -23,7 +23,7 @@ internal struct RegisterTile
 /// </code>
 /// Every element is summed in the order of its terms, so its bits depend neither on the tile nor on the group.
 /// </remarks>
-internal static class ScoreTile
+internal static class GpuScoreTile
 {
     public const int GroupSize = 256;
 
