@@ -7,4 +7,7 @@ public static class DeviceUnderTest
 
     /// <summary>Whether a multiplication and an addition may be rounded once, by a compiler that isn't ours.</summary>
     public static bool Fuses => false;
+
+    /// <summary>How many random cases of so many a test tries.</summary>
+    public static int Samples(int count) => count;
 }

@@ -9,4 +9,9 @@ public static class DeviceUnderTest
 
     /// <summary>Whether a multiplication and an addition may be rounded once, by a compiler that isn't ours.</summary>
     public static bool Fuses => !GpuUnderTest.Current.IsInterpreted;
+
+    /// <summary>How many random cases of so many a test tries: fewer on the interpreter.</summary>
+    public static int Samples(int count) => GpuUnderTest.Current.IsInterpreted ? 1 + count / InterpretedShare : count;
+
+    private const int InterpretedShare = 60;
 }
