@@ -53,7 +53,7 @@ public sealed class AttentionReplay : IReplay
     /// <summary>Forward, and backward if there is an upstream gradient, by the library.</summary>
     internal static Results<float> Run<TRule>(Case read, TRule rule) where TRule : unmanaged, IScoreRule
     {
-        ComputeDevice device = ComputeDevice.Cpu;
+        ComputeDevice device = DeviceUnderTest.Device;
         using var workspace = new Workspace(device);
         AttentionInputs inputs = read.Inputs;
         int batch = inputs.Query.Shape[0], heads = inputs.Query.Shape[1], keyHeads = inputs.Key.Shape[1], queries = inputs.Query.Shape[2];
