@@ -11,7 +11,8 @@ public class DevicesProgramTests
     public async Task The_report_names_every_device_or_says_what_is_missing()
     {
         var start = new ProcessStartInfo(Environment.ProcessPath is { } path && Path.GetFileNameWithoutExtension(path) == "dotnet" ? path : "dotnet",
-            [Path.Combine(AppContext.BaseDirectory, "Devices.dll")]) { RedirectStandardOutput = true, RedirectStandardError = true };
+            [Path.Combine(AppContext.BaseDirectory, "Devices.dll")])
+        { RedirectStandardOutput = true, RedirectStandardError = true };
         using Process process = Process.Start(start)!;
         Task<string> errors = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
         string told = await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
