@@ -10,7 +10,7 @@ internal sealed class GpuMaths(GpuDevice device) : ModelMaths
 
     public override ComputeDevice Device => device;
 
-    public override DeviceTraffic Traffic => default;
+    public override DeviceTraffic Traffic => new(device.Counts.Launches, device.Counts.BytesUploaded, device.Counts.BytesDownloaded);
 
     public override double GradientNorm => norm.ToArray<float>()[0];
 
