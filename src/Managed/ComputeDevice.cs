@@ -65,6 +65,12 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Closes what was opened.</summary>
     protected abstract void Dispose(bool disposing);
 
+    /// <summary>
+    /// Whether attention takes every property of <see cref="AttentionProblem"/>. A device that says no gets causality, offset, slopes, distance bias and
+    /// captured tensors only; the others are refused by name before it is called.
+    /// </summary>
+    protected internal virtual bool OffersAllOfAttention => false;
+
     /// <summary>The bytes of workspace that <see cref="AttentionForward"/> needs for this problem.</summary>
     protected internal abstract long AttentionForwardWorkspaceBytes(in AttentionProblem problem);
 
