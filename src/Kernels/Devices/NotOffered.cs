@@ -45,6 +45,13 @@ public sealed partial class GpuDevice
         TensorView logitsGradient) => throw NotOffered("log-probs from logits backward");
 
     /// <inheritdoc/>
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) => throw NotOffered("log-probs from hidden states");
+
+    /// <inheritdoc/>
+    protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
+        bool backward, Workspace workspace) => throw NotOffered("log-probs from hidden states");
+
+    /// <inheritdoc/>
     protected internal override void TokenLoss<TLoss>(in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics,
         Workspace workspace) => throw NotOffered("policy losses");
 

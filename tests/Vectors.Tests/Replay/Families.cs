@@ -5,7 +5,7 @@ public static class Families
 {
     public static IReadOnlyList<IReplay> All { get; } =
     [
-        new AttentionReplay(), new OnnxAttentionReplay(), new RotaryReplay(), new LogProbsReplay(), new CrossEntropyReplay(), new TokenFunctionsReplay(),
+        new AttentionReplay(), new OnnxAttentionReplay(), new RotaryReplay(), new LogProbsReplay(), new HiddenLogProbsReplay(), new CrossEntropyReplay(), new LigerCrossEntropyReplay(), new TokenFunctionsReplay(),
         new PreferenceReplay(), new PolicyReplay(), new AdvantageReplay(), new WhiteningReplay(), new ModelReplay(), new TinyLlamaReplay(),
     ];
 
