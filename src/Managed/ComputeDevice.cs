@@ -100,6 +100,13 @@ public abstract class ComputeDevice : IDisposable
     protected internal abstract void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,
         TensorView logitsGradient);
 
+    /// <summary>The bytes of workspace that <see cref="LogProbsFromHidden"/> takes, within the budget if that suffices at all.</summary>
+    protected internal abstract long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget);
+
+    /// <summary>Implements <see cref="LogProbs.FromHidden"/>, <see cref="LogProbs.FromHiddenBackward"/> and <see cref="LogProbs.TrainFromHidden"/>; the arguments are checked. Absent outputs and gradients aren't wanted.</summary>
+    protected internal abstract void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
+        bool backward, Workspace workspace);
+
     /// <summary>The bytes of workspace that <see cref="PairLoss"/> and <see cref="TokenLoss"/> need for so many pairs, or sequences of so many tokens.</summary>
     protected internal abstract long LossWorkspaceBytes(long rows, long columns);
 
