@@ -30,7 +30,14 @@ internal static class Cases
 
         Logits("logprobs/from-logits/32000", 0.78, 0.88, 1024, 32_000),
         Logits("logprobs/from-logits/151936", 0.78, 0.88, 256, 151_936),
+        new("logprobs/from-logits-bfloat16/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: false, isNarrow: true), 0.65, 0.80,
+            device => new FromLogitsContest(device, 1024, 32_000, backward: false, isNarrow: true)),
         Logits("logprobs/backward/32000", 0.75, 0.87, 1024, 32_000, backward: true),
+        Hidden("logprobs/fused-forward/32000", 0.85, 0.93, 1024, 1024, 32_000),
+        Hidden("logprobs/fused-forward/128256", 0.85, 0.93, 512, 2048, 128_256),
+        Hidden("logprobs/fused-train/32000", 0.78, 0.88, 1024, 1024, 32_000, train: true),
+        Hidden("logprobs/fused-train/128256", 0.78, 0.88, 512, 2048, 128_256, train: true),
+        Hidden("logprobs/fused-train/memory", 64, 32, 4096, 2048, 128_256, train: true) with { CountsMemory = true },
 
         new("alignment/dpo", "[30000000]", DpoContest.CostOf(ManyPairs), 0.70, 0.85, device => new DpoContest(device, ManyPairs)),
         new("alignment/ppo", "[30000, 1000]", PpoContest.CostOf((long)Sequences * Tokens), 0.70, 0.85, device => new PpoContest(device, Sequences, Tokens)),
@@ -39,11 +46,9 @@ internal static class Cases
 
     public static IReadOnlyList<MissingCases> Missing { get; } =
     [
-        new(["positions/rotary/in-place-bfloat16", "logprobs/from-logits-bfloat16/32000"], "16-bit storage"),
+        new(["positions/rotary/in-place-bfloat16"], "16-bit storage"),
         new(["attention/forward/t5", "attention/train/t5"], "attention in breadth: bucketed tables"),
         new(["attention/forward/dense", "attention/train/dense"], "attention in breadth: dense bias"),
-        new(["logprobs/fused-forward/32000", "logprobs/fused-forward/128256", "logprobs/fused-train/32000", "logprobs/fused-train/128256",
-            "logprobs/fused-train/memory"], "log-probs fused with the vocabulary product"),
         new(["alignment/grpo"], "the loss family in breadth"),
     ];
 
@@ -56,4 +61,8 @@ internal static class Cases
     private static Case Logits(string name, double must, double aim, int tokens, int vocabulary, bool backward = false) =>
         new(name, $"[{tokens}, {vocabulary}]", FromLogitsContest.CostOf(tokens, vocabulary, backward), must, aim,
             device => new FromLogitsContest(device, tokens, vocabulary, backward));
+
+    private static Case Hidden(string name, double must, double aim, int tokens, int width, int vocabulary, bool train = false) =>
+        new(name, $"[{tokens}, {width}] x [{vocabulary}, {width}]", Cost.HiddenLogProbs(tokens, width, vocabulary, train), must, aim,
+            device => new FromHiddenContest(device, tokens, width, vocabulary, train));
 }

@@ -30,6 +30,8 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
         contest.Restore();
         contest.DropWorkspace();
         long? extra = ResidentMemory.PeakAbove(contest.Run);
+        if (@case.CountsMemory)
+            return OfMemory(@case, contest, error, extra);
         WarmUp(contest);
 
         using DisposeScope? scope = whyNoPeer is null ? NewDisposeScope() : null;
@@ -71,6 +73,31 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
             peak.Add(limits.Peak());
             bandwidth.Add(limits.Bandwidth(@case.Cost.Traffic));
         }
+    }
+
+    // Once more, for its time; nothing to compete with.
+    private Result OfMemory(Case @case, Contest contest, double error, long? extra)
+    {
+        double seconds = Time(contest.Run);
+        var rates = new Rates(limits.Peak(), limits.Bandwidth(@case.Cost.Traffic));
+        return new()
+        {
+            Case = @case.Name,
+            Shape = @case.Shape,
+            Device = device.Name,
+            OursMs = seconds * MsPerSecond,
+            Spread = 0,
+            Peer = "none: memory only",
+            Limit = @case.Cost.LimitName(rates),
+            LimitRate = @case.Cost.IsComputeBound(rates) ? rates.Peak : rates.Bandwidth,
+            FloorMs = @case.Cost.Floor(rates) * MsPerSecond,
+            ExtraMb = extra / BytesPerMb,
+            Must = @case.Must,
+            Aim = @case.Aim,
+            CountsMemory = true,
+            Error = error,
+            Rounds = 1,
+        };
     }
 
     private static void WarmUp(Contest contest)

@@ -49,6 +49,16 @@ internal abstract class Contest(ComputeDevice device) : IDisposable
     /// <summary>A float32 tensor of zeros.</summary>
     protected TensorBuffer Zeros(params ReadOnlySpan<long> shape) => Own(Device.Allocate(ElementType.Float32, shape));
 
+    /// <summary>A bfloat16 tensor of noise, uniform between ±<paramref name="scale"/>.</summary>
+    protected TensorBuffer NoisyBFloat16(int seed, float scale, params ReadOnlySpan<long> shape)
+    {
+        TensorBuffer buffer = Own(Device.Allocate(ElementType.BFloat16, shape));
+        Span<BFloat16> values = buffer.AsSpan<BFloat16>();
+        for (int i = 0; i < values.Length; i++)
+            values[i] = BFloat16.Truncate(scale * Noise.At(seed, i));
+        return buffer;
+    }
+
     /// <summary>A float32 tensor of noise, uniform between ±<paramref name="scale"/>.</summary>
     protected TensorBuffer Noisy(int seed, float scale, params ReadOnlySpan<long> shape)
     {
@@ -62,3 +72,11 @@ internal abstract class Contest(ComputeDevice device) : IDisposable
 /// <param name="Name">What it is made of.</param>
 /// <param name="Run">Runs it once; what it allocates is freed with the scope around the call.</param>
 internal sealed record Peer(string Name, Action Run);
+
+/// <summary>A bfloat16: the library takes any two bytes of this name.</summary>
+internal readonly record struct BFloat16(ushort Bits)
+{
+    public static BFloat16 Truncate(float x) => new((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16));
+
+    public float ToSingle() => BitConverter.UInt32BitsToSingle((uint)Bits << 16);
+}

@@ -43,9 +43,13 @@ internal readonly record struct Cost(double Operations, double Bytes, Traffic Tr
     public static double VisiblePairs(int length, bool causal) => causal ? length * (length + 1.0) / 2 : (double)length * length;
 
     /// <summary>Log-probs from logits, or the gradient that replaces them: 24 operations a logit.</summary>
-    public static Cost Logits(long tokens, long vocabulary, bool inPlace, double bytesPerToken) =>
-        new(OperationsPerLogit * tokens * vocabulary, (inPlace ? 2 : 1) * tokens * vocabulary * sizeof(float) + tokens * bytesPerToken,
+    public static Cost Logits(long tokens, long vocabulary, bool inPlace, double bytesPerToken, int bytesPerLogit) =>
+        new(OperationsPerLogit * tokens * vocabulary, (inPlace ? 2 : 1) * tokens * vocabulary * bytesPerLogit + tokens * bytesPerToken,
             inPlace ? Traffic.Update : Traffic.Read);
+
+    /// <summary>Log-probs from hidden states: 2 operations a multiply-add of the logits, and 6 more for the gradients, even if a method needs fewer.</summary>
+    public static Cost HiddenLogProbs(long tokens, long width, long vocabulary, bool backward) =>
+        new((backward ? 8.0 : 2.0) * tokens * width * vocabulary, (backward ? 2.0 : 1.0) * (tokens + vocabulary) * width * sizeof(float), backward ? Traffic.Copy : Traffic.Read);
 
     /// <summary>Element-wise work: only bytes count.</summary>
     public static Cost Elementwise(double bytes, Traffic traffic) => new(0, bytes, traffic);

@@ -16,14 +16,19 @@ internal sealed class FromLogitsContest : Contest
     private const int ForwardBytesPerToken = sizeof(long) + 3 * sizeof(float), BackwardBytesPerToken = sizeof(long) + 2 * sizeof(float);
 
     private readonly int tokens, vocabulary;
-    private readonly bool backward;
+    private readonly bool backward, isNarrow;
     private readonly TensorBuffer logits, targets, logProb, logSumExp, entropy, upstream;
     private readonly TensorBuffer? original;
 
-    public FromLogitsContest(ComputeDevice device, int tokens, int vocabulary, bool backward) : base(device)
+    /// <param name="device">Where ours runs.</param>
+    /// <param name="tokens">Rows.</param>
+    /// <param name="vocabulary">Columns.</param>
+    /// <param name="backward">Whether it is the gradient that is timed.</param>
+    /// <param name="isNarrow">Whether logits are bfloat16.</param>
+    public FromLogitsContest(ComputeDevice device, int tokens, int vocabulary, bool backward, bool isNarrow = false) : base(device)
     {
-        (this.tokens, this.vocabulary, this.backward) = (tokens, vocabulary, backward);
-        logits = Noisy(1, LogitScale, tokens, vocabulary);
+        (this.tokens, this.vocabulary, this.backward, this.isNarrow) = (tokens, vocabulary, backward, isNarrow);
+        logits = isNarrow ? NoisyBFloat16(1, LogitScale, tokens, vocabulary) : Noisy(1, LogitScale, tokens, vocabulary);
         targets = Own(device.Allocate(ElementType.Int64, tokens));
         Span<long> target = targets.AsSpan<long>();
         for (int token = 0; token < tokens; token++)
@@ -39,8 +44,8 @@ internal sealed class FromLogitsContest : Contest
         }
     }
 
-    public static Cost CostOf(long tokens, long vocabulary, bool backward) =>
-        Cost.Logits(tokens, vocabulary, backward, backward ? BackwardBytesPerToken : ForwardBytesPerToken);
+    public static Cost CostOf(long tokens, long vocabulary, bool backward, bool isNarrow = false) =>
+        Cost.Logits(tokens, vocabulary, backward, backward ? BackwardBytesPerToken : ForwardBytesPerToken, isNarrow ? sizeof(ushort) : sizeof(float));
 
     public override void Run()
     {
@@ -59,7 +64,9 @@ internal sealed class FromLogitsContest : Contest
     public override double Check()
     {
         int first = tokens - CheckedRows;
-        Grid<double> rows = Grid.Of((original ?? logits).AsSpan<float>()[(first * vocabulary)..], CheckedRows, vocabulary);
+        Grid<double> rows = isNarrow
+            ? new(Array.ConvertAll(logits.AsSpan<BFloat16>()[(first * vocabulary)..].ToArray(), x => (double)x.ToSingle()), CheckedRows, vocabulary)
+            : Grid.Of((original ?? logits).AsSpan<float>()[(first * vocabulary)..], CheckedRows, vocabulary);
         ReadOnlySpan<long> target = targets.AsSpan<long>()[first..];
         if (backward)
         {

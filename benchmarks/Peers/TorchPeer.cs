@@ -39,6 +39,7 @@ internal static partial class TorchPeer
         Tensor tensor = empty(buffer.Shape.ToArray(), dtype: buffer.Type switch
         {
             ElementType.Float32 => ScalarType.Float32,
+            ElementType.BFloat16 => ScalarType.BFloat16,
             ElementType.Int64 => ScalarType.Int64,
             ElementType.Bool => ScalarType.Bool,
             ElementType other => throw new NotSupportedException($"Tensors of {other} aren't copied to the peer."),
@@ -46,6 +47,7 @@ internal static partial class TorchPeer
         switch (buffer.Type)
         {
             case ElementType.Float32: buffer.AsSpan<float>().CopyTo(MemoryMarshal.Cast<byte, float>(tensor.bytes)); break;
+            case ElementType.BFloat16: MemoryMarshal.AsBytes(buffer.AsSpan<BFloat16>()).CopyTo(tensor.bytes); break;
             case ElementType.Int64: buffer.AsSpan<long>().CopyTo(MemoryMarshal.Cast<byte, long>(tensor.bytes)); break;
             default: MemoryMarshal.AsBytes(buffer.AsSpan<bool>()).CopyTo(tensor.bytes); break;
         }

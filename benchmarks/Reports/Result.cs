@@ -59,9 +59,13 @@ internal sealed record Result
     [JsonPropertyName("aim")]
     public required double Aim { get; init; }
 
+    /// <summary>Whether must and aim are megabytes, the most that it may take.</summary>
+    [JsonPropertyName("counts_memory")]
+    public bool CountsMemory { get; init; }
+
     /// <summary>"aim", "must" or "no".</summary>
     [JsonPropertyName("met")]
-    public string Met => LimitShare >= Aim ? "aim" : LimitShare >= Must ? "must" : "no";
+    public string Met => CountsMemory ? ExtraMb <= Aim ? "aim" : ExtraMb <= Must ? "must" : "no" : LimitShare >= Aim ? "aim" : LimitShare >= Must ? "must" : "no";
 
     /// <summary>The largest error as a share of what the numerical contract allows.</summary>
     [JsonPropertyName("error")]

@@ -65,6 +65,12 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Closes what was opened.</summary>
     protected abstract void Dispose(bool disposing);
 
+    /// <summary>
+    /// Whether attention takes every property of <see cref="AttentionProblem"/>. A device that says no gets causality, offset, slopes, distance bias and
+    /// captured tensors only; the others are refused by name before it is called.
+    /// </summary>
+    protected internal virtual bool OffersAllOfAttention => false;
+
     /// <summary>The bytes of workspace that <see cref="AttentionForward"/> needs for this problem.</summary>
     protected internal abstract long AttentionForwardWorkspaceBytes(in AttentionProblem problem);
 
@@ -93,6 +99,13 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Implements <see cref="LogProbs.FromLogitsBackward"/>; the arguments are checked.</summary>
     protected internal abstract void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,
         TensorView logitsGradient);
+
+    /// <summary>The bytes of workspace that <see cref="LogProbsFromHidden"/> takes, within the budget if that suffices at all.</summary>
+    protected internal abstract long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget);
+
+    /// <summary>Implements <see cref="LogProbs.FromHidden"/>, <see cref="LogProbs.FromHiddenBackward"/> and <see cref="LogProbs.TrainFromHidden"/>; the arguments are checked. Absent outputs and gradients aren't wanted.</summary>
+    protected internal abstract void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
+        bool backward, Workspace workspace);
 
     /// <summary>The bytes of workspace that <see cref="PairLoss"/> and <see cref="TokenLoss"/> need for so many pairs, or sequences of so many tokens.</summary>
     protected internal abstract long LossWorkspaceBytes(long rows, long columns);

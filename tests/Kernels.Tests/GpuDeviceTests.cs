@@ -158,8 +158,8 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     [Fact]
     public void What_is_not_offered_says_so_with_the_operation_and_the_device()
     {
-        var thrown = Assert.Throws<NotSupportedException>(() => gpu.Device.EstimateAdvantages(default, default, default));
-        Assert.Contains("advantage estimation", thrown.Message);
+        var thrown = Assert.Throws<NotSupportedException>(() => gpu.Device.AttentionForwardWorkspaceBytes(default));
+        Assert.Contains("attention", thrown.Message);
         Assert.Contains(gpu.Device.Name, thrown.Message);
         Assert.Contains("ComputeDevice.Cpu", thrown.Message);
     }

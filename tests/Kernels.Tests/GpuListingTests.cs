@@ -47,6 +47,22 @@ public class GpuListingTests(GpuUnderTest gpu, ITestOutputHelper output)
     }
 
     [Fact]
+    public void The_report_tells_it_all()
+    {
+        Assert.Equal("OpenCL 7: a card", Devices.DeviceReport.Title(Good));
+        Assert.Equal(
+        [
+            ("driver", "Portable Computing Language, PoCL 6.0"), ("memory", "8192 MiB, a tensor at most 2048 MiB"), ("compute units", "4"),
+            ("threads of a group", "at most 256"), ("memory of a group", "32 KiB"), ("OpenCL C", "3.0"), ("float16, float64, sub-groups", "no, no, no"),
+            ("generic address space", "yes"), ("usable", "yes: GpuDevice.OpenOpenCl(7)"),
+        ], Devices.DeviceReport.Rows(Good));
+        var cuda = Devices.DeviceReport.Rows(Good with { Kind = "CUDA", Version = "9.0", WarpSize = 32, DriverIsNewEnough = false }).ToDictionary();
+        Assert.Equal("9.0", cuda["compute capability"]);
+        Assert.Equal("at most 256, 32 in step", cuda["threads of a group"]);
+        Assert.Equal("no: the driver is too old for compute capability 9.0", cuda["usable"]);
+    }
+
+    [Fact]
     public void A_device_that_lacks_something_is_refused_with_what_it_lacks()
     {
         Assert.Null(Good.Refusal);

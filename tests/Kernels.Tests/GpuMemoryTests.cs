@@ -100,9 +100,9 @@ public class GpuMemoryTests(GpuUnderTest gpu)
     public void More_memory_than_the_device_has_is_refused_and_the_device_stays_usable()
     {
         gpu.NeedsOpenCl();
-        long memory = gpu.Listing.First(listing => listing.Refusal is null).MemoryBytes;
-        var thrown = Assert.Throws<InsufficientMemoryException>(() => gpu.Device.Allocate(ElementType.Int64, memory / 8 + 1));
-        Assert.Contains($"no room for {memory / 8 * 8 + 8} bytes: it has {memory} in all", thrown.Message);
+        const long elements = 1L << 47; // a petabyte
+        var thrown = Assert.Throws<InsufficientMemoryException>(() => gpu.Device.Allocate(ElementType.Int64, elements));
+        Assert.Matches($@"no room for {8 * elements} bytes: it has \d+ in all(, \d+ of them free)?; this device handle holds \d+ in \d+ tensors\.", thrown.Message);
         using TensorBuffer small = gpu.Device.Upload<float>([1]);
         Assert.Equal([1f], small.ToArray<float>());
     }

@@ -9,31 +9,34 @@ namespace TransformerKernels.Tests;
 /// <summary>The device that the tests run on: the first usable OpenCL device; without one, the PTX that CUDA would get, interpreted.</summary>
 public sealed class GpuUnderTest : IDisposable
 {
-    // Set where OpenCL must be there, so that a broken driver can't pass as a machine without one.
-    private const string RequireOpenCl = "TRANSFORMERKERNELS_REQUIRE_OPENCL";
+    // "cuda", "opencl" or "interpreter", which then interprets everything and takes minutes. What is named must be there, so that a broken driver can't pass as a
+    // machine without one.
+    private const string Wanted = "TRANSFORMERKERNELS_TEST_DEVICE";
 
-    // Set to interpret although there is OpenCL.
-    private const string Interpret = "TRANSFORMERKERNELS_INTERPRET";
+    // Some 60 ms.
+    private const long InstructionsPerTest = 500_000;
+
+    private static readonly bool InterpretsAll = Environment.GetEnvironmentVariable(Wanted) is "interpreter";
 
     private static GpuUnderTest? current;
+
+    private readonly GpuListing? listing;
 
     public GpuUnderTest()
     {
         current = this;
-        Listing = GpuDevice.ListOpenCl();
-        if (Environment.GetEnvironmentVariable(Interpret) is not "1" && Listing.FirstOrDefault(device => device.Refusal is null) is { } usable)
+        string? wanted = Environment.GetEnvironmentVariable(Wanted) is { Length: > 0 } named ? named : null;
+        Listing = wanted switch
         {
-            Device = GpuDevice.OpenOpenCl(usable.Index);
-        }
-        else if (Environment.GetEnvironmentVariable(RequireOpenCl) is "1")
-        {
-            throw new InvalidOperationException($"{RequireOpenCl} is set, but {WhyNoOpenCl}");
-        }
-        else
-        {
-            Device = InterpretedDevice.Open().Device;
-            IsInterpreted = true;
-        }
+            null or "opencl" => GpuDevice.ListOpenCl(),
+            "cuda" => GpuDevice.ListCuda(),
+            "interpreter" => [],
+            _ => throw new InvalidOperationException($"{Wanted} is \"{wanted}\"; it should be cuda, opencl or interpreter."),
+        };
+        listing = Listing.FirstOrDefault(device => device.Refusal is null);
+        if (listing is null && wanted is ("opencl" or "cuda"))
+            throw new InvalidOperationException($"{Wanted} is \"{wanted}\", but {(Listing.Count == 0 ? "there is no such device." : WhyNoOpenCl)}");
+        Device = OpenAnother();
     }
 
     /// <summary>The fixture of this run.</summary>
@@ -41,19 +44,22 @@ public sealed class GpuUnderTest : IDisposable
 
     public GpuDevice Device { get; }
 
-    public bool IsInterpreted { get; }
+    public bool IsInterpreted => listing is null;
 
+    /// <summary>What was looked through for the device.</summary>
     public IReadOnlyList<GpuListing> Listing { get; }
 
-    /// <summary>A size for the device: the first for OpenCL, the second for the interpreter, which does some ten million instructions of a thread in a second.</summary>
+    /// <summary>A size for the device: the first for OpenCL, the second for the interpreter.</summary>
     public int Size(int full, int tiny) => IsInterpreted ? tiny : full;
 
-    /// <summary>Skips the test, aloud, without OpenCL: it is too long for the interpreter.</summary>
-    /// <param name="smallEnough">Whether the interpreter can do this one.</param>
-    public void NeedsOpenCl(bool smallEnough = false) => Assert.SkipWhen(IsInterpreted && !smallEnough, WhyNoOpenCl);
+    /// <summary>Skips the test, aloud, without OpenCL. What is only too much for the interpreter needs no such call: the interpreter skips it when it finds out.</summary>
+    public void NeedsOpenCl() => Assert.SkipWhen(IsInterpreted, WhyNoOpenCl);
+
+    private static GpuDevice OpenInterpreter() => InterpretedDevice.Open(InterpretsAll ? long.MaxValue : InstructionsPerTest).Device;
 
     /// <summary>The GPU that is tested, opened once more.</summary>
-    public GpuDevice OpenAnother() => IsInterpreted ? InterpretedDevice.Open().Device : GpuDevice.OpenOpenCl(Listing.First(device => device.Refusal is null).Index);
+    public GpuDevice OpenAnother() =>
+        listing is null ? OpenInterpreter() : listing.Kind == "CUDA" ? GpuDevice.OpenCuda(listing.Index) : GpuDevice.OpenOpenCl(listing.Index);
 
     /// <summary>A device of its own on ILGPU's simulator: it compiles for no device and takes milliseconds for a barrier.</summary>
     /// <param name="queue">Makes a queue that behaves as a test needs it.</param>

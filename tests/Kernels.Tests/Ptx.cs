@@ -42,6 +42,8 @@ internal static partial class Ptx
             yield return $"it keeps variables in memory instead of registers: {local.Value.Trim()}";
         if (Approximate().Match(text) is { Success: true } approximate)
             yield return $"it approximates more coarsely than the library's own functions: {approximate.Value.Trim()}";
+        if (SwallowedNan().Match(text) is { Success: true } swallowed)
+            yield return $"it turns NaN into a bound, where C# has the constant on the left of a comparison; write it on the right: {swallowed.Value.Trim()}";
         int shared = Shared().Matches(text).Sum(match => int.Parse(match.Groups[1].Value, System.Globalization.CultureInfo.InvariantCulture));
         if (shared > SharedLimit)
             yield return $"it has {shared} bytes of shared memory; {SharedLimit} are allowed";
@@ -97,6 +99,10 @@ internal static partial class Ptx
 
     [GeneratedRegex(@"^.*\.(approx|full|ftz)\b.*$", RegexOptions.Multiline)]
     private static partial Regex Approximate();
+
+    // Of "bound < x ? bound : x" ILGPU makes "x > bound or NaN".
+    [GeneratedRegex(@"setp\.[lg][te]u\.f32\s+(%p\d+), (%f\d+), (0f\w+);\s+selp\.b32\s+%f\d+, \3, \2, \1;")]
+    private static partial Regex SwallowedNan();
 
     [GeneratedRegex(@"\.shared\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\]")]
     private static partial Regex Shared();

@@ -62,6 +62,7 @@ public class PtxTests(ITestOutputHelper output)
         Assert.Single(Ptx.Faults("\t.shared .align 4 .b8 tile[49153];"));
         Assert.Single(Ptx.Faults("\tdiv.full.f32 %f1, %f2, %f3;"));
         Assert.Single(Ptx.Faults("\tex2.approx.ftz.f32 %f1, %f2;"));
+        Assert.Single(Ptx.Faults("\tsetp.gtu.f32\t%p2, %f1, 0f42B20000;\n\tselp.b32\t%f2, 0f42B20000, %f1, %p2;"));
         Assert.Empty(Ptx.Faults("\t@%p3 bra L_2;\n\tbra.uni L_3;\n\t.shared .align 4 .b8 tile[49152];\n\tst.shared.f32 [%r1], %f1;"));
     }
 

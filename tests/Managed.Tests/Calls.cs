@@ -11,6 +11,9 @@ public static class Calls
         ["rotary, interleaved, backward"] = large => Rotary(large, RotaryPairing.Interleaved, backward: true),
         ["log-probs"] = large => FromLogits(large),
         ["log-probs, backward"] = large => FromLogitsBackward(large),
+        ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
+        ["log-probs from hidden states"] = large => FromHidden(large),
+        ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
         ["preference loss"] = large => Preference(large, withGradients: true),
         ["preference loss without gradients"] = large => Preference(large, withGradients: false),
         ["policy loss"] = large => Policy(large, TokenReduction.TokenMean),
@@ -73,6 +76,60 @@ public static class Calls
             LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy },
                 new() { LogProb = memory.Put("of log-prob", a), LogSumExp = memory.Put("of log-sum-exp", b), Entropy = memory.Put("of entropy", c) }, z);
         };
+    }
+
+    // Elements of any two-byte type of this name are bfloat16.
+    private readonly record struct BFloat16(ushort Bits);
+
+    private static Call FromStoredLogits(bool large)
+    {
+        (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
+        BFloat16[] stored = Array.ConvertAll(logits, x => new BFloat16((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16)));
+        float[] zeros = new float[rows], top = new float[3 * rows], a = Seeded.Normal(rows, 2), gradient = new float[logits.Length], bias = Seeded.Normal(vocabulary, 3);
+        return (device, memory) =>
+        {
+            TensorView logSumExp = memory.Put("log-sum-exp", zeros), upstream = memory.Put("of log-prob", a);
+            LogitsProblem problem = new()
+            {
+                Logits = memory.Put("logits", stored, rows, vocabulary),
+                Targets = memory.Put("targets", targets),
+                Bias = memory.Put("bias", bias),
+                Softcap = 20,
+                Temperature = 1.5f,
+                ValidVocabulary = vocabulary - 2,
+            };
+            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3) });
+            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream }, memory.Put("gradient", gradient, rows, vocabulary));
+        };
+    }
+
+    private static (float[] Hidden, float[] Entries, long[] Targets, int Tokens, int Width, int Vocabulary) Hidden(bool large)
+    {
+        (int tokens, int width, int vocabulary) = large ? (83, 37, 2111) : (5, 19, 67);
+        var targets = new long[tokens];
+        for (int i = 0; i < tokens; i++)
+            targets[i] = i % 5 == 4 ? -100 : i * 31 % vocabulary;
+        return (Seeded.Normal(tokens * width, 1), Seeded.Normal(vocabulary * width, 2, 0.3f), targets, tokens, width, vocabulary);
+    }
+
+    private static Call FromHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        var zeros = new float[tokens];
+        return (device, memory) => LogProbs.FromHidden(device,
+            new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) },
+            new() { LogProb = memory.Put("log-prob", zeros), Entropy = memory.Put("entropy", zeros), SumOfSquares = memory.Put("squares", zeros) }, memory.Workspace(device));
+    }
+
+    private static Call TrainFromHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        float[] zeros = new float[tokens], a = Seeded.Normal(tokens, 3), bias = Seeded.Normal(vocabulary, 4), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length], ofBias = new float[vocabulary];
+        return (device, memory) => LogProbs.TrainFromHidden(device,
+            new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets), Bias = memory.Put("bias", bias) },
+            new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a) }, new() { LogProb = memory.Put("log-prob", zeros) },
+            new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },
+            memory.Workspace(device));
     }
 
     private static Call Preference(bool large, bool withGradients)

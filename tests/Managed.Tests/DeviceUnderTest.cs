@@ -5,6 +5,9 @@ public static class DeviceUnderTest
 {
     public static ComputeDevice Device => ComputeDevice.Cpu;
 
-    /// <summary>Whether a multiplication and an addition may be rounded once, by a compiler that isn't ours.</summary>
-    public static bool Fuses => false;
+    /// <summary>Whether every operation of a formula is rounded by itself and in the formula's order: then the formula in float32 gives the same bits.</summary>
+    public static bool RoundsAsWritten => true;
+
+    /// <summary>How many random cases of so many a test tries.</summary>
+    public static int Samples(int count) => count;
 }

@@ -11,7 +11,8 @@ public class OracleTests
     private readonly Random random = new(3);
 
     public static TheoryData<string> Attentions => ["plain", "causal", "grouped", "offset", "slopes", "slopes per batch", "distance", "distance shared", "everything",
-        "checkerboard", "squared", "leaky", "by head", "by distance", "by absolute distance", "by query", "by key", "by pair", "log-length", "more queries"];
+        "checkerboard", "squared", "leaky", "by head", "by distance", "by absolute distance", "by query", "by key", "by pair", "log-length", "more queries",
+        "dense", "dense shared", "row and column", "softcap"];
 
     [Theory]
     [MemberData(nameof(Attentions))]
@@ -39,6 +40,12 @@ public class OracleTests
             Same(inputs.Slopes, gradient.Slopes!, Loss);
         if (inputs.DistanceBias is not null)
             Same(inputs.DistanceBias, gradient.DistanceBias!, Loss);
+        if (inputs.DenseBias is not null)
+            Same(inputs.DenseBias, gradient.DenseBias!, Loss);
+        if (inputs.RowBias is not null)
+            Same(inputs.RowBias, gradient.RowBias!, Loss);
+        if (inputs.ColumnBias is not null)
+            Same(inputs.ColumnBias, gradient.ColumnBias!, Loss);
         for (int c = 0; c < inputs.Captured.Count; c++)
             Same(inputs.Captured[c].Values, gradient.Captured[c], Loss);
     }
@@ -166,7 +173,7 @@ public class OracleTests
         (int b, int h, int hk, int sq, int sk) = what switch
         {
             "grouped" => (1, 4, 2, 3, 4),
-            "slopes per batch" or "everything" or "by query" or "by key" or "by pair" => (2, 2, 1, 3, 4),
+            "slopes per batch" or "everything" or "by query" or "by key" or "by pair" or "dense" or "dense shared" or "row and column" => (2, 2, 1, 3, 4),
             "more queries" => (1, 2, 2, 5, 3),
             _ => (1, 2, 2, 4, 5),
         };
@@ -174,7 +181,7 @@ public class OracleTests
         {
             "by head" or "log-length" => new(Noise(h), CapturedBy.Head),
             "by distance" => new(Noise(h, 4), CapturedBy.HeadAndDistance, 2),
-            "by absolute distance" or "everything" => new(Noise(1, 3), CapturedBy.HeadAndAbsoluteDistance),
+            "by absolute distance" or "everything" or "softcap" => new(Noise(1, 3), CapturedBy.HeadAndAbsoluteDistance),
             "by query" => new(Noise(b, h, sq), CapturedBy.Query),
             "by key" => new(Noise(b, 1, sk), CapturedBy.Key),
             "by pair" => new(Noise(1, h, sq, sk), CapturedBy.Pair),
@@ -191,6 +198,10 @@ public class OracleTests
             Slopes = what is "slopes" ? Noise(h) : what is "slopes per batch" or "everything" ? Noise(b, h) : null,
             DistanceBias = what is "distance" or "everything" ? Noise(h, sq + sk - 1) : what == "distance shared" ? Noise(1, sq + sk + 2) : null,
             DistanceCentre = what == "distance shared" ? sk + 1 : null,
+            DenseBias = what is "dense" or "softcap" ? Noise(b, h, sq, sk) : what == "dense shared" ? Noise(1, 1, sq, sk) : null,
+            RowBias = what == "row and column" ? Noise(b, 1, sq) : null,
+            ColumnBias = what == "row and column" ? Noise(1, h, sk) : null,
+            Softcap = what == "softcap" ? 1.5 : null,
             Formula = what switch
             {
                 "checkerboard" => new CheckerboardFormula(),

@@ -3,7 +3,6 @@ using ILGPU;
 
 namespace TransformerKernels;
 
-// A thread takes the tokens of its own number, that plus all threads, and so on, row by row: neighbouring threads read neighbouring tokens of a row.
 // With a mask, what the reduction divides by is known on the GPU alone: a first launch counts the tokens that are kept (of each sequence, where the reduction
 // needs that), a second one adds up the groups' counts. Then value, gradient and the sums of the metrics in one launch, and a last group adds up the groups'
 // sums. How many groups there are depends on the number of tokens alone, and every sum has a fixed order: the bits are the same every time.
@@ -16,7 +15,7 @@ public sealed partial class GpuDevice
         using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(sequences, tokens));
         TokenLossArguments arguments = new(this, batch, outputs, metrics, lease);
         cancellation.ThrowIfCancellationRequested();
-        int groups = arguments.Groups;
+        int groups = arguments.Grid.Groups;
         if (groups > 0 && batch.Mask.IsPresent)
         {
             if (batch.Reduction is TokenReduction.TokenMean or TokenReduction.TokenSum)
@@ -44,11 +43,7 @@ internal readonly struct TokenLossArguments
     /// <summary>The same workspace: behind the counts the sums of the metrics, [metric, group], the weight, the number of tokens, and each sequence's.</summary>
     public readonly ArrayView<float> Floats;
 
-    public readonly long Sequences, Tokens;
-    public readonly int Groups;
-
-    /// <summary>How many sequences and tokens further the next token of a thread is.</summary>
-    public readonly long SequenceStep, TokenStep;
+    public readonly TokenGrid Grid;
 
     /// <summary>A power of two: so many threads count a sequence's tokens.</summary>
     public readonly int Width;
@@ -69,12 +64,9 @@ internal readonly struct TokenLossArguments
         Metrics = new(device, metrics, "metrics");
         Counts = device.Queue.Scratch<long>(lease);
         Floats = device.Queue.Scratch<float>(lease);
-        Sequences = batch.LogProb.Length(0);
-        Tokens = batch.LogProb.Length(1);
-        Groups = TokenLossKernels.Groups(checked(Sequences * Tokens));
-        (SequenceStep, TokenStep) = Math.DivRem((long)Groups * TokenLossKernels.GroupSize, Math.Max(Tokens, 1));
+        Grid = new(batch.LogProb.Length(0), batch.LogProb.Length(1));
         Width = 1;
-        while (Width < TokenLossKernels.GroupSize && Width < Tokens)
+        while (Width < TokenLossKernels.GroupSize && Width < Grid.Tokens)
             Width *= 2;
         PerSequence = batch.Reduction == TokenReduction.SequenceMeanTokenMean ? 1 : 0;
         CountsSequences = batch.Reduction is TokenReduction.SequenceMeanTokenSum or TokenReduction.SequenceMeanTokenMean ? 1 : 0;
@@ -82,7 +74,7 @@ internal readonly struct TokenLossArguments
     }
 
     /// <summary>Where a group's sum of a metric lies in <see cref="Floats"/>.</summary>
-    public long Partial(int metric, int group) => TokenLossKernels.CountWords * (long)Groups + (long)metric * Groups + group;
+    public long Partial(int metric, int group) => (TokenLossKernels.CountWords + (long)metric) * Grid.Groups + group;
 
     /// <summary>Where the weight lies in <see cref="Floats"/>; the number of tokens behind it.</summary>
     public long Weight => Partial(TokenLossKernels.SummedMetrics, 0);
@@ -96,7 +88,7 @@ internal readonly struct TokenLossArguments
 
 internal static class TokenLossKernels
 {
-    public const int GroupSize = 256;
+    public const int GroupSize = TokenGrid.GroupSize;
 
     /// <summary>All metrics but the last one, the number of tokens.</summary>
     public const int SummedMetrics = PolicyMetrics.Tokens;
@@ -104,30 +96,16 @@ internal static class TokenLossKernels
     /// <summary>The words that two counts of a group take.</summary>
     public const int CountWords = 2 * sizeof(long) / sizeof(float);
 
-    // Enough threads for any GPU of today; more tokens give each thread more of them, not the last group more sums.
-    private const int MaximumGroups = 1024;
-
-    public static int Groups(long elements) => (int)Math.Min(MaximumGroups, (elements + GroupSize - 1) / GroupSize);
-
     public static long WorkspaceBytes(long sequences, long tokens) =>
-        checked(((CountWords + SummedMetrics) * (long)Groups(checked(sequences * tokens)) + 2 + sequences) * sizeof(float));
+        checked(((CountWords + SummedMetrics) * (long)TokenGrid.GroupsOf(checked(sequences * tokens)) + 2 + sequences) * sizeof(float));
 
     /// <summary>How many tokens are kept in all.</summary>
     public static void CountTokens(TokenLossArguments a)
     {
         ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
-        long first = (long)Grid.IdxX * GroupSize + Group.IdxX, sequence = first / a.Tokens, token = first - sequence * a.Tokens, kept = 0;
-        while (sequence < a.Sequences)
-        {
-            kept += a.Mask[sequence, token] != 0 ? 1 : 0;
-            sequence += a.SequenceStep;
-            token += a.TokenStep;
-            if (token >= a.Tokens)
-            {
-                token -= a.Tokens;
-                sequence++;
-            }
-        }
+        long kept = 0;
+        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
+            kept += a.Mask[at.Sequence, at.Token] != 0 ? 1 : 0;
         StoreCounts(a, GroupSums.Sum(shared, GroupSize, kept), 0);
     }
 
@@ -137,17 +115,17 @@ internal static class TokenLossKernels
         ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
         int parts = GroupSize / a.Width, part = Group.IdxX / a.Width, lane = Group.IdxX % a.Width;
         long kept = 0, filled = 0;
-        for (long block = Grid.IdxX; block * parts < a.Sequences; block += Grid.DimX)
+        for (long block = Grid.IdxX; block * parts < a.Grid.Sequences; block += Grid.DimX)
         {
             long sequence = block * parts + part, count = 0;
-            if (sequence < a.Sequences)
+            if (sequence < a.Grid.Sequences)
             {
-                for (long token = lane; token < a.Tokens; token += a.Width)
+                for (long token = lane; token < a.Grid.Tokens; token += a.Width)
                     count += a.Mask[sequence, token] != 0 ? 1 : 0;
             }
             shared[Group.IdxX] = count;
             GroupSums.SumParts(shared, a.Width);
-            if (lane == 0 && sequence < a.Sequences)
+            if (lane == 0 && sequence < a.Grid.Sequences)
             {
                 long length = shared[Group.IdxX];
                 a.Floats[a.Lengths + sequence] = length;
@@ -165,10 +143,10 @@ internal static class TokenLossKernels
     {
         ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
         long kept = 0, filled = 0;
-        for (int group = Group.IdxX; group < a.Groups; group += GroupSize)
+        for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)
         {
             kept += a.Counts[group];
-            filled += a.Counts[a.Groups + group];
+            filled += a.Counts[a.Grid.Groups + group];
         }
         kept = GroupSums.Sum(shared, GroupSize, kept);
         filled = GroupSums.Sum(shared, GroupSize, filled);
@@ -184,22 +162,21 @@ internal static class TokenLossKernels
     {
         float total = 0f, clipped = 0f, dualClipped = 0f, oldKl = 0f;
         bool masked = a.Mask.IsPresent;
-        float weight = masked ? a.Floats[a.Weight] : a.WeightOf(a.Sequences * a.Tokens, a.Sequences);
-        long first = (long)Grid.IdxX * GroupSize + Group.IdxX, sequence = first / a.Tokens, token = first - sequence * a.Tokens;
-        while (sequence < a.Sequences)
+        float weight = masked ? a.Floats[a.Weight] : a.WeightOf(a.Grid.Count, a.Grid.Sequences);
+        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
         {
             float value = 0f, derivative = 0f;
             // Not multiplied by 0: what lies in a masked token may be NaN.
-            if (!masked || a.Mask[sequence, token] != 0)
+            if (!masked || a.Mask[at.Sequence, at.Token] != 0)
             {
-                float now = a.LogProb[sequence, token], old = a.OldLogProb[sequence, token], own = weight;
+                float now = a.LogProb[at.Sequence, at.Token], old = a.OldLogProb[at.Sequence, at.Token], own = weight;
                 if (a.PerSequence != 0)
-                    own = weight / (masked ? a.Floats[a.Lengths + sequence] : a.Tokens);
+                    own = weight / (masked ? a.Floats[a.Lengths + at.Sequence] : a.Grid.Tokens);
                 TokenTerms<Dual<Real32>> terms = loss.Loss(new TokenInputs<Dual<Real32>>
                 {
                     LogProb = new(new(now), Real32.One),
                     OldLogProb = new(new(old), Real32.Zero),
-                    Advantage = new(new(a.Advantage[sequence, token]), Real32.Zero),
+                    Advantage = new(new(a.Advantage[at.Sequence, at.Token]), Real32.Zero),
                 });
                 value = terms.Loss.Value.Value;
                 derivative = own * terms.Loss.Derivative.Value;
@@ -209,16 +186,9 @@ internal static class TokenLossKernels
                 oldKl += old - now;
             }
             if (a.Loss.IsPresent)
-                a.Loss[sequence, token] = value;
+                a.Loss[at.Sequence, at.Token] = value;
             if (a.Gradient.IsPresent)
-                a.Gradient[sequence, token] = derivative;
-            sequence += a.SequenceStep;
-            token += a.TokenStep;
-            if (token >= a.Tokens)
-            {
-                token -= a.Tokens;
-                sequence++;
-            }
+                a.Gradient[at.Sequence, at.Token] = derivative;
         }
 
         if (!a.Metrics.IsPresent)
@@ -234,11 +204,11 @@ internal static class TokenLossKernels
     public static void SumMetrics(TokenLossArguments a)
     {
         ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
-        float tokens = a.Groups > 0 && a.Mask.IsPresent ? a.Floats[a.Weight + 1] : a.Sequences * a.Tokens;
+        float tokens = a.Grid.Groups > 0 && a.Mask.IsPresent ? a.Floats[a.Weight + 1] : a.Grid.Count;
         for (int metric = 0; metric < SummedMetrics; metric++)
         {
             float sum = 0f;
-            for (int group = Group.IdxX; group < a.Groups; group += GroupSize)
+            for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)
                 sum += a.Floats[a.Partial(metric, group)];
             sum = GroupSums.Sum(sums, GroupSize, sum);
             if (Group.IdxX == 0)
@@ -254,7 +224,7 @@ internal static class TokenLossKernels
         if (Group.IdxX == 0)
         {
             a.Counts[Grid.IdxX] = kept;
-            a.Counts[a.Groups + Grid.IdxX] = filled;
+            a.Counts[a.Grid.Groups + Grid.IdxX] = filled;
         }
     }
 

@@ -9,21 +9,25 @@ internal sealed class GpuBuffer : TensorBuffer
     // The widest element, so that the memory can be viewed as any type to its end; and never nothing, which OpenCL refuses.
     private const long Granule = 8;
 
+    private readonly long bytes;
+
     public GpuBuffer(GpuDevice device, GpuQueue queue, ElementType type, ReadOnlySpan<long> shape) : base(device, type, shape)
     {
         Queue = queue;
-        Memory = queue.Allocate(Math.Max(Granule, checked(ByteCount + Granule - 1) / Granule * Granule));
+        bytes = Math.Max(Granule, checked(ByteCount + Granule - 1) / Granule * Granule);
+        Memory = queue.Allocate(bytes);
     }
 
     public GpuQueue Queue { get; }
 
+    /// <summary>At least as long as the tensor.</summary>
     public MemoryBuffer1D<byte, Stride1D.Dense> Memory { get; }
 
-    /// <summary>The whole memory, for a kernel that is about to be queued.</summary>
+    /// <summary>The tensor's memory, for a kernel that is about to be queued. The device may have given more: who checks bounds must not see it.</summary>
     public ArrayView<T> Use<T>() where T : unmanaged
     {
         ObjectDisposedException.ThrowIf(IsDisposed, this);
-        return Memory.View.BaseView.Cast<T>();
+        return Memory.View.BaseView.SubView(0, bytes).Cast<T>();
     }
 
     public override void Clear()

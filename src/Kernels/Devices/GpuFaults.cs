@@ -3,7 +3,7 @@ using ILGPU;
 
 namespace TransformerKernels;
 
-/// <summary>Which argument held an index that lies outside.</summary>
+/// <summary>Which argument held what only a kernel could find to be wrong.</summary>
 internal enum GpuFaultSource
 {
     /// <summary>Nothing is wrong.</summary>
@@ -12,9 +12,11 @@ internal enum GpuFaultSource
     Targets,
     /// <summary>A position outside the rotary table.</summary>
     PositionIds,
+    /// <summary>A mask that keeps fewer values than a variance needs; reported as their number.</summary>
+    WhitenMask,
 }
 
-/// <summary>Where kernels report an index in device memory that lies outside; the next <see cref="GpuDevice.Synchronize"/> throws it.</summary>
+/// <summary>Where kernels report what is wrong in device memory, for instance an index that lies outside; the next <see cref="GpuDevice.Synchronize"/> throws it.</summary>
 /// <remarks>Words: source, index (low, high), limit (low, high). The first thread that reports keeps its place; one report is enough.</remarks>
 internal readonly struct GpuFaults(ArrayView<int> words)
 {
@@ -46,6 +48,8 @@ internal readonly struct GpuFaults(ArrayView<int> words)
                 $"problem.Targets holds {index}; it must lie between 0 and {limit - 1}, or be the target to ignore. The results of that token are NaN."),
             GpuFaultSource.PositionIds => new ArgumentOutOfRangeException("options.PositionIds", index,
                 $"options.PositionIds leads to position {index}; the table has 0 to {limit - 1}. The features of that token are NaN."),
+            GpuFaultSource.WhitenMask => new ArgumentException(
+                $"The mask keeps {(index == 0 ? "no value" : "one value")}; a variance needs at least two. What it keeps has become NaN.", "mask"),
             var source => new InvalidOperationException($"A kernel reported {source}."),
         };
 

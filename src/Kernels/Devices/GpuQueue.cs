@@ -14,12 +14,15 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
     // The words of faults, and room for one element of any type.
     private const int SpareBytes = 64;
 
+    // Some words for each group of an operation that has at most so many.
+    private const int SumsBytes = 8 * TokenGrid.MaximumGroups * sizeof(float);
+
     private readonly object gate = new();
     private readonly Context context;
     private readonly Accelerator accelerator;
     private readonly AcceleratorStream stream;
     private readonly Dictionary<MethodInfo, Delegate> launchers = [];
-    private readonly MemoryBuffer1D<int, Stride1D.Dense> faults;
+    private readonly MemoryBuffer1D<int, Stride1D.Dense> faults, sums;
     private readonly GpuPool pool;
     private string? failedKernel;
     private Exception? lost;
@@ -35,6 +38,7 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
         stream = accelerator.DefaultStream;
         faults = accelerator.Allocate1D<int>(SpareBytes / sizeof(int));
         faults.MemSetToZero(stream);
+        sums = accelerator.Allocate1D<int>(SumsBytes / sizeof(int));
         pool = new GpuPool(this);
     }
 
@@ -253,6 +257,12 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
     /// <summary>Where kernels report indices that lie outside.</summary>
     public GpuFaults Faults => new(faults.View.BaseView);
 
+    /// <summary>A little memory for the sums of operations that take no workspace: who queues them holds <see cref="SumsGate"/> from the first launch to the last.</summary>
+    public ArrayView<T> Sums<T>() where T : unmanaged => sums.View.BaseView.Cast<T>();
+
+    /// <inheritdoc cref="Sums"/>
+    public Lock SumsGate { get; } = new();
+
     /// <summary>Memory for the place of an absent tensor, which no kernel touches.</summary>
     public ArrayView<T> Spare<T>() where T : unmanaged => faults.View.BaseView.Cast<T>();
 
@@ -327,6 +337,7 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
                 accelerator.Bind();
                 stream.Synchronize();
                 faults.Dispose();
+                sums.Dispose();
                 accelerator.Dispose();
             }
             catch (AcceleratorException failure)

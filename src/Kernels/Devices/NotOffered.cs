@@ -20,11 +20,11 @@ public sealed partial class GpuDevice
     }
 
     /// <inheritdoc/>
-    protected internal override void EstimateAdvantages(in AdvantageProblem problem, TensorView advantages, TensorView returns) =>
-        throw NotOffered("advantage estimation");
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) => throw NotOffered("log-probs from hidden states");
 
     /// <inheritdoc/>
-    protected internal override void Whiten(TensorView values, TensorView mask, bool keepMean) => throw NotOffered("whitening");
+    protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
+        bool backward, Workspace workspace) => throw NotOffered("log-probs from hidden states");
 
     private NotSupportedException NotOffered(string operation) => new($"The device {Name} doesn't offer {operation} yet; use ComputeDevice.Cpu.");
 }

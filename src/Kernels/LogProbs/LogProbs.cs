@@ -232,9 +232,9 @@ internal static class LogProbsKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float Logit(in GpuLogitRows rows, long row, ArrayView<float> cache, long j)
     {
-        if (j < CachedLogits)
-            return cache[(int)j];
-        return j < rows.Vocabulary ? rows.Logits.Memory[rows.Logits.At(row, 0) + j] : float.NegativeInfinity;
+        if (j >= rows.Vocabulary)
+            return float.NegativeInfinity;
+        return j < CachedLogits ? cache[(int)j] : rows.Logits.Memory[rows.Logits.At(row, 0) + j];
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -252,7 +252,7 @@ internal static class LogProbsKernels
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float Bounded(float t) => LowestExponent > t ? LowestExponent : t; // NaN stays
+    private static float Bounded(float t) => t < LowestExponent ? LowestExponent : t; // NaN stays, the constant being on the right
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float Exp(float t) => Real32.Exp(new(t)).Value;

@@ -2,7 +2,7 @@ namespace TransformerKernels;
 
 /// <summary>Exact fused attention with relative bias, forward and backward. Memory beyond inputs and outputs grows with the lengths, not with their product.</summary>
 /// <remarks>
-/// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then every bias is added, then hidden pairs are left out;
+/// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then the softcap, then every bias is added, then hidden pairs are left out;
 /// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ, outputᵢ = Σⱼ pᵢⱼ vⱼ.
 /// <para>
 /// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞. A pair hidden by causality or by a score of −∞ contributes nothing, even if
@@ -109,10 +109,32 @@ public static class Attention
             if (queries > 0 && keys > 0 && (first < 0 || last >= length))
                 throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {shape.LeastDistance} to {shape.GreatestDistance} need entries {first} to {last}.", "problem.DistanceBias");
         }
+        CheckShared(device, problem.DenseBias, "problem.DenseBias", batch, heads, queries, keys);
+        CheckShared(device, problem.RowBias, "problem.RowBias", batch, heads, queries);
+        CheckShared(device, problem.ColumnBias, "problem.ColumnBias", batch, heads, keys);
+        if (problem.Softcap is { } cap)
+        {
+            Require.Finite(cap, "problem.Softcap");
+            if (cap <= 0)
+                throw new ArgumentOutOfRangeException("problem.Softcap", cap, "The bound of scores must be above 0; leave it away for none.");
+        }
         CheckCaptured(device, problem, problem.Captured0, "problem.Captured0");
         CheckCaptured(device, problem, problem.Captured1, "problem.Captured1");
         CheckCaptured(device, problem, problem.Captured2, "problem.Captured2");
         CheckCaptured(device, problem, problem.Captured3, "problem.Captured3");
+        if (!device.OffersAllOfAttention && problem.FirstBeyondTheBasics is { } lacking)
+            throw new NotSupportedException($"The device {device.Name} doesn't offer attention with problem.{lacking} yet; use ComputeDevice.Cpu.");
+    }
+
+    // Any axis may have length 1.
+    private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> full)
+    {
+        if (!tensor.IsPresent)
+            return;
+        Span<long> shape = stackalloc long[full.Length];
+        for (int axis = 0; axis < full.Length; axis++)
+            shape[axis] = tensor.Rank == full.Length && tensor.Length(axis) == 1 ? 1 : full[axis];
+        Require.Input(device, tensor, name, shape);
     }
 
     private static void CheckCaptured(ComputeDevice device, in AttentionProblem problem, in CapturedTensor captured, string name)
@@ -166,6 +188,9 @@ public static class Attention
         Require.OptionalOutput(device, gradients.Value, "gradients.Value", batch, keyHeads, keys, valueSize);
         CheckLike(device, gradients.Slopes, "gradients.Slopes", problem.Slopes, "problem.Slopes");
         CheckLike(device, gradients.DistanceBias, "gradients.DistanceBias", problem.DistanceBias, "problem.DistanceBias");
+        CheckLike(device, gradients.DenseBias, "gradients.DenseBias", problem.DenseBias, "problem.DenseBias");
+        CheckLike(device, gradients.RowBias, "gradients.RowBias", problem.RowBias, "problem.RowBias");
+        CheckLike(device, gradients.ColumnBias, "gradients.ColumnBias", problem.ColumnBias, "problem.ColumnBias");
         CheckLike(device, gradients.Captured0, "gradients.Captured0", problem.Captured0.Values, "problem.Captured0");
         CheckLike(device, gradients.Captured1, "gradients.Captured1", problem.Captured1.Values, "problem.Captured1");
         CheckLike(device, gradients.Captured2, "gradients.Captured2", problem.Captured2.Values, "problem.Captured2");
@@ -188,7 +213,7 @@ public static class Attention
         }
     }
 
-    private const int GradientCount = 9;
+    private const int GradientCount = 12;
 
     private static TensorView Gradient(in AttentionGradients gradients, int index, out string name)
     {
@@ -199,6 +224,9 @@ public static class Attention
             case 2: name = "gradients.Value"; return gradients.Value;
             case 3: name = "gradients.Slopes"; return gradients.Slopes;
             case 4: name = "gradients.DistanceBias"; return gradients.DistanceBias;
+            case 9: name = "gradients.DenseBias"; return gradients.DenseBias;
+            case 10: name = "gradients.RowBias"; return gradients.RowBias;
+            case 11: name = "gradients.ColumnBias"; return gradients.ColumnBias;
             case 5: name = "gradients.Captured0"; return gradients.Captured0;
             case 6: name = "gradients.Captured1"; return gradients.Captured1;
             case 7: name = "gradients.Captured2"; return gradients.Captured2;
@@ -226,6 +254,9 @@ public static class Attention
         Require.Disjoint(written, name, problem.Value, "problem.Value");
         Require.Disjoint(written, name, problem.Slopes, "problem.Slopes");
         Require.Disjoint(written, name, problem.DistanceBias, "problem.DistanceBias");
+        Require.Disjoint(written, name, problem.DenseBias, "problem.DenseBias");
+        Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
+        Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");
         Require.Disjoint(written, name, problem.Captured0.Values, "problem.Captured0");
         Require.Disjoint(written, name, problem.Captured1.Values, "problem.Captured1");
         Require.Disjoint(written, name, problem.Captured2.Values, "problem.Captured2");

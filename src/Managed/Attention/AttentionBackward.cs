@@ -7,8 +7,17 @@ internal sealed partial class CpuDevice
     protected internal override long AttentionBackwardWorkspaceBytes(in AttentionProblem problem, in AttentionGradients gradients) =>
         AttentionBackwardPlan.Of(problem, gradients).Bytes(ThreadCount);
 
-    protected internal override unsafe void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
+    protected internal override void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
+    {
+        if (problem.Softcap is { } cap)
+            Backward(problem, new SoftcappedScore<TRule>(cap, rule), saved, upstream, gradients, workspace);
+        else
+            Backward(problem, rule, saved, upstream, gradients, workspace);
+    }
+
+    private unsafe void Backward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved, in AttentionUpstream upstream,
+        in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule
     {
         AttentionShape shape = AttentionShape.Of(problem);
         AttentionBackwardPlan plan = AttentionBackwardPlan.Of(problem, gradients);
@@ -17,11 +26,13 @@ internal sealed partial class CpuDevice
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
+        fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
+        fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         fixed (byte* dCaptured0 = gradients.Captured0, dCaptured1 = gradients.Captured1, dCaptured2 = gradients.Captured2, dCaptured3 = gradients.Captured3)
         {
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
-            var scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3);
+            var scoring = new AttentionScoring(problem, slopes, distanceBias, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
             var logSumExp = new Strided(l, saved.LogSumExp);
             bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
@@ -60,19 +71,17 @@ internal sealed partial class CpuDevice
                 ValueGradient = new Strided(dValue, gradients.Value),
                 Partials = partials,
             };
-            work.CapturedGradients[0] = new Captured(dCaptured0, gradients.Captured0, problem.Captured0);
-            work.CapturedGradients[1] = new Captured(dCaptured1, gradients.Captured1, problem.Captured1);
-            work.CapturedGradients[2] = new Captured(dCaptured2, gradients.Captured2, problem.Captured2);
-            work.CapturedGradients[3] = new Captured(dCaptured3, gradients.Captured3, problem.Captured3);
-            for (int c = 0; c < CapturedSet.Count; c++)
-            {
-                if (work.CapturedGradients[c].IsPresent && work.CapturedGradients[c].IsShared(shape))
-                    throw new NotSupportedException($"{Name} doesn't offer the gradient of a dense captured tensor that is shared along an axis (gradients.Captured{c}).");
-            }
+            work.TensorGradients[0] = new Captured(dCaptured0, gradients.Captured0, problem.Captured0.Structure, problem.Captured0.Centre);
+            work.TensorGradients[1] = new Captured(dCaptured1, gradients.Captured1, problem.Captured1.Structure, problem.Captured1.Centre);
+            work.TensorGradients[2] = new Captured(dCaptured2, gradients.Captured2, problem.Captured2.Structure, problem.Captured2.Centre);
+            work.TensorGradients[3] = new Captured(dCaptured3, gradients.Captured3, problem.Captured3.Structure, problem.Captured3.Centre);
+            work.TensorGradients[PairTensors.DenseBias] = new Captured(dDenseBias, gradients.DenseBias, CapturedStructure.Dense);
+            work.TensorGradients[PairTensors.RowBias] = new Captured(dRowBias, gradients.RowBias, CapturedStructure.PerQuery);
+            work.TensorGradients[PairTensors.ColumnBias] = new Captured(dColumnBias, gradients.ColumnBias, CapturedStructure.PerKey);
             bool accumulate = gradients.Accumulate;
             work.Accumulate = accumulate;
             work.IsShort = isShort;
-            Run(work, shape.Batch * shape.KeyHeads * plan.Chunks, scratch, (nint)plan.ScratchBytes);
+            RunBackward(work, scratch);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
                 Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads);
@@ -81,10 +90,27 @@ internal sealed partial class CpuDevice
                 fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
             if (gradients.Slopes.IsPresent)
                 fold.Slopes((float*)dSlopes, gradients.Slopes);
-            fold.Captured(0, work.CapturedGradients[0], gradients.Captured0);
-            fold.Captured(1, work.CapturedGradients[1], gradients.Captured1);
-            fold.Captured(2, work.CapturedGradients[2], gradients.Captured2);
-            fold.Captured(3, work.CapturedGradients[3], gradients.Captured3);
+            for (int c = 0; c < PairTensors.Count; c++)
+                fold.Tensor(c, work.TensorGradients[c]);
+        }
+    }
+
+    // Where sequences or heads share the gradient of a dense tensor they take turns, so that every entry is summed in their order.
+    private unsafe void RunBackward<TRule>(AttentionBackwardWork<TRule> work, byte* scratch) where TRule : unmanaged, IScoreRule
+    {
+        AttentionShape shape = work.Shape;
+        bool batches = false, heads = false;
+        foreach (Captured gradient in work.TensorGradients)
+        {
+            batches |= gradient.IsSharedByBatch(shape);
+            heads |= gradient.IsSharedByHeads(shape);
+        }
+        nint batchesAtOnce = batches ? 1 : (nint)shape.Batch;
+        work.HeadsAtOnce = heads ? 1 : (nint)shape.KeyHeads;
+        for (; work.FirstBatch < (nint)shape.Batch; work.FirstBatch += batchesAtOnce)
+        {
+            for (work.FirstHead = 0; work.FirstHead < (nint)shape.KeyHeads; work.FirstHead += work.HeadsAtOnce)
+                Run(work, batchesAtOnce * work.HeadsAtOnce * work.Plan.Chunks, scratch, (nint)work.Plan.ScratchBytes);
         }
     }
 }
@@ -101,7 +127,10 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     public TRule Rule;
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp, UpstreamOutput, UpstreamLogSumExp, QueryGradient, KeyGradient, ValueGradient;
-    public CapturedSet CapturedGradients;
+    public PairTensors TensorGradients;
+
+    /// <summary>The first sequence and key head of this run, and how many key heads each of its sequences has.</summary>
+    public nint FirstBatch, FirstHead, HeadsAtOnce;
     public float* Partials;
     public bool Accumulate;
 
@@ -111,7 +140,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     // Memory of the thread, and where the item stands.
     private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
     private float* lineGradient;
-    private LaneRowsSet capturedGradient;
+    private LaneRowsSet capturedGradient; // of all pair tensors
     private nint headRow, valueRow, batch, chunk;
 
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
@@ -126,8 +155,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, keys = (nint)Shape.Keys, queries = (nint)Shape.Queries;
         nint chunkKeys = (nint)Plan.Chunk;
         chunk = item % (nint)Plan.Chunks;
-        nint keyHead = item / (nint)Plan.Chunks % (nint)Shape.KeyHeads;
-        batch = item / (nint)Plan.Chunks / (nint)Shape.KeyHeads;
+        nint keyHead = FirstHead + item / (nint)Plan.Chunks % HeadsAtOnce;
+        batch = FirstBatch + item / (nint)Plan.Chunks / HeadsAtOnce;
         nint first = chunk * chunkKeys, count = Math.Min(chunkKeys, keys - first);
         headRow = (nint)AttentionTiles.RoundUp(d, V.Count);
         valueRow = (nint)AttentionTiles.RoundUp(dv, V.Count);
@@ -187,7 +216,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             {
                 nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
                 float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
-                LaneRows bias = scores.Bias<V>(i0, rows, j0, tileKeys, Shape.Causal, out bool hides);
+                LaneRows bias = scores.Bias<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal, out bool hides);
                 Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
                 Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
                 bool ruled = typeof(TRule) != typeof(PlainScore);
@@ -208,6 +237,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                     Differentiate<V, NoneHidden>(bias, tileKeys, 0f);
                 if (Plan.WantsLine)
                     AddToLine<V>(i0, j0, tileKeys, first);
+                AddBiases<V>(head, i0, j0, rows, tileKeys, first);
                 if (ruled)
                 {
                     for (int capture = 0; capture < CapturedSet.Count; capture++)
@@ -282,7 +312,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
             logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
-            remainder[row] = seesKeys ? -AttentionTiles.Log2E * l[row * LogSumExp.Row + LogSumExp.Column] : 0; // as an exponent of two
+            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
@@ -333,7 +363,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>(), copy = CapturedGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
+        nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
         V head = V.From(tile.Head), sequence = V.From(batch);
         V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
         for (nint lane = 0; lane < block; lane += V.Count)
@@ -388,8 +418,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         bool ruled = typeof(TRule) != typeof(PlainScore);
         nint w = V.Count;
         float* scores = s, gradients = dS, added = bias.Start;
-        V least = V.From(float.PositiveInfinity);
-        V scale = V.From(Shape.Scale), log2E = V.From(AttentionTiles.Log2E);
+        V scale = V.From(Shape.Scale), least = V.From(float.PositiveInfinity);
         V l0 = V.Load(logSumExp), rest0 = V.Load(remainder), d0 = V.Load(delta);
         V l1 = V.Load(logSumExp + w), rest1 = V.Load(remainder + w), d1 = V.Load(delta + w);
         V l2 = V.Load(logSumExp + 2 * w), rest2 = V.Load(remainder + 2 * w), d2 = V.Load(delta + 2 * w);
@@ -413,8 +442,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 V none = V.From(float.NegativeInfinity);
                 least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
-            V.Exp2(V.MultiplyAdd(z0 - l0, log2E, rest0), V.MultiplyAdd(z1 - l1, log2E, rest1), V.MultiplyAdd(z2 - l2, log2E, rest2), V.MultiplyAdd(z3 - l3, log2E, rest3),
-                out V p0, out V p1, out V p2, out V p3);
+            // Where a row's weight lies on one key, its gradients are the small weights of the others: they need the exponential that is exact there too.
+            V p0 = V.Exp(z0 - l0 - rest0), p1 = V.Exp(z1 - l1 - rest1), p2 = V.Exp(z2 - l2 - rest2), p3 = V.Exp(z3 - l3 - rest3);
             V dz0 = p0 * (V.Load(gradients) - d0);
             V dz1 = p1 * (V.Load(gradients + w) - d1);
             V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);
@@ -480,12 +509,12 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             Clear(lineGradient, AttentionBackwardPlan.LineCopies * line);
             lineGradient += count - 1; // query i and key first+j stand at [i − j]
         }
-        for (int c = 0; c < CapturedSet.Count; c++)
+        for (int c = 0; c < PairTensors.Count; c++)
         {
             capturedGradient[c] = default;
-            if (!CapturedGradients[c].IsPresent)
+            if (!TensorGradients[c].IsPresent)
                 continue;
-            if (CapturedGradients[c].IsByDistance)
+            if (TensorGradients[c].IsByDistance)
             {
                 float* start = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
                 Clear(start, AttentionBackwardPlan.LineCopies * line);
@@ -493,11 +522,11 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             }
             else
             {
-                bool perPair = CapturedGradients[c].Structure is CapturedStructure.PerKey or CapturedStructure.Dense;
+                bool perPair = TensorGradients[c].Structure is CapturedStructure.PerKey or CapturedStructure.Dense;
                 nint floats = AttentionTiles.Block<V>() * (perPair ? AttentionTiles.Keys : 1);
                 capturedGradient[c] = new() { Start = Take(ref scratch, floats), Step = perPair ? AttentionTiles.Block<V>() : 0 };
                 Clear(capturedGradient[c].Start, floats);
-                if (CapturedGradients[c].Structure == CapturedStructure.PerKey)
+                if (TensorGradients[c].Structure == CapturedStructure.PerKey)
                     Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.Chunk);
             }
         }
@@ -510,14 +539,14 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         {
             SumLine<V>(lineGradient - (count - 1), line, Partials + Plan.LinePartial(Shape, batch, head, chunk));
         }
-        for (int c = 0; c < CapturedSet.Count; c++)
+        for (int c = 0; c < PairTensors.Count; c++)
         {
-            if (!CapturedGradients[c].IsPresent)
+            if (!TensorGradients[c].IsPresent)
                 continue;
             float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
-            if (CapturedGradients[c].IsByDistance)
+            if (TensorGradients[c].IsByDistance)
                 SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, to);
-            else if (CapturedGradients[c].Structure == CapturedStructure.PerHead)
+            else if (TensorGradients[c].Structure == CapturedStructure.PerHead)
                 *to = SumLanes<V>(capturedGradient[c].Start);
         }
     }
@@ -534,28 +563,28 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
 
     private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
     {
-        for (int c = 0; c < CapturedSet.Count; c++)
+        for (int c = 0; c < PairTensors.Count; c++)
         {
-            if (CapturedGradients[c].IsPresent && CapturedGradients[c].Structure == CapturedStructure.PerQuery)
+            if (TensorGradients[c].IsPresent && TensorGradients[c].Structure == CapturedStructure.PerQuery)
                 Clear(capturedGradient[c].Start, AttentionTiles.Block<V>());
         }
     }
 
     private readonly void EndBlockGradients<V>(nint head, nint i0, nint rows, nint first, nint end, nint count) where V : struct, ILanes<V>
     {
-        for (int c = 0; c < CapturedSet.Count; c++)
+        for (int c = 0; c < PairTensors.Count; c++)
         {
-            if (!CapturedGradients[c].IsPresent)
+            if (!TensorGradients[c].IsPresent)
                 continue;
-            if (CapturedGradients[c].Structure == CapturedStructure.PerQuery)
+            if (TensorGradients[c].Structure == CapturedStructure.PerQuery)
                 new Span<float>(capturedGradient[c].Start, (int)rows).CopyTo(new Span<float>(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + i0, (int)rows));
-            else if (CapturedGradients[c].Structure == CapturedStructure.Dense && !Accumulate)
+            else if (TensorGradients[c].Structure == CapturedStructure.Dense && !AddsTo(c, head))
             {
                 // No tile of the block reaches these keys.
                 for (nint i = i0; i < i0 + rows; i++)
                 {
                     for (nint j = end; j < first + count; j++)
-                        *CapturedGradients[c].At(batch, head, i, j, 0) = 0;
+                        *TensorGradients[c].At(batch, head, i, j, 0) = 0;
                 }
             }
         }
@@ -565,7 +594,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     private readonly LaneRows GradientTile(int capture, nint i0, nint j0)
     {
         LaneRows gradient = capturedGradient[capture];
-        if (gradient.Start != null && CapturedGradients[capture].IsByDistance)
+        if (gradient.Start != null && TensorGradients[capture].IsByDistance)
             gradient.Start += i0 - j0;
         return gradient;
     }
@@ -576,29 +605,57 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         nint block = AttentionTiles.Block<V>();
         for (int c = 0; c < CapturedSet.Count; c++)
         {
-            if (!CapturedGradients[c].IsPresent)
+            if (!TensorGradients[c].IsPresent)
                 continue;
             float* tile = capturedGradient[c].Start;
-            if (CapturedGradients[c].Structure == CapturedStructure.PerKey)
+            if (TensorGradients[c].Structure == CapturedStructure.PerKey)
             {
                 float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
                 for (nint row = 0; row < tileKeys; row++)
                     to[row] += SumLanes<V>(tile + row * block);
             }
-            else if (CapturedGradients[c].Structure == CapturedStructure.Dense)
+            else if (TensorGradients[c].Structure == CapturedStructure.Dense)
             {
-                for (nint i = 0; i < rows; i++)
-                {
-                    for (nint row = 0; row < tileKeys; row++)
-                    {
-                        float* to = CapturedGradients[c].At(batch, head, i0 + i, j0 + row, 0);
-                        *to = Accumulate ? *to + tile[row * block + i] : tile[row * block + i];
-                    }
-                }
+                MatrixCopy.Run(tile, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
             }
             else
                 continue;
             Clear(tile, tileKeys * block);
+        }
+    }
+
+    // Whether the gradient of a dense tensor holds something to add to: the caller's, or that of a sequence or head before.
+    private readonly bool AddsTo(int tensor, nint head) =>
+        Accumulate || (batch > 0 && TensorGradients[tensor].IsSharedByBatch(Shape)) || (head > 0 && TensorGradients[tensor].IsSharedByHeads(Shape));
+
+    // The gradients of biases that are added to the scores are sums of dz itself.
+    private readonly void AddBiases<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent)
+                continue;
+            switch (TensorGradients[c].Structure)
+            {
+                case CapturedStructure.Dense:
+                    MatrixCopy.Run(dS, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
+                    break;
+                case CapturedStructure.PerKey:
+                    float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
+                    for (nint row = 0; row < tileKeys; row++)
+                        to[row] += SumLanes<V>(dS + row * block);
+                    break;
+                default:
+                    for (nint lane = 0; lane < block; lane += V.Count)
+                    {
+                        V sum = V.Load(capturedGradient[c].Start + lane);
+                        for (nint row = 0; row < tileKeys; row++)
+                            sum += V.Load(dS + row * block + lane);
+                        sum.Store(capturedGradient[c].Start + lane);
+                    }
+                    break;
+            }
         }
     }
 

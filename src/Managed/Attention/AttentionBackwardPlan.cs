@@ -30,7 +30,7 @@ internal struct AttentionBackwardPlan
     private long queryFloats, lineFloats, logSumExpFloats;
     private CapturedFloats capturedFloats;
 
-    [InlineArray(CapturedSet.Count)]
+    [InlineArray(PairTensors.Count)]
     private struct CapturedFloats
     {
         private long first;
@@ -39,7 +39,10 @@ internal struct AttentionBackwardPlan
     public static AttentionBackwardPlan Of(in AttentionProblem problem, in AttentionGradients gradients)
     {
         AttentionShape shape = AttentionShape.Of(problem);
-        long wanted = Math.Max(1, Math.Min(ItemsWanted / Math.Max(1, shape.KeyHeads), (shape.Keys + LeastChunk - 1) / LeastChunk));
+        bool takeTurns = false;
+        for (int c = 0; c < PairTensors.Count; c++)
+            takeTurns |= Gradient(problem, gradients, c).IsSharedByHeads(shape);
+        long wanted = Math.Max(1, Math.Min(ItemsWanted / Math.Max(1, takeTurns ? 1 : shape.KeyHeads), (shape.Keys + LeastChunk - 1) / LeastChunk));
         long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
         var plan = new AttentionBackwardPlan
         {
@@ -52,10 +55,8 @@ internal struct AttentionBackwardPlan
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
         plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
         plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
-        plan.capturedFloats[0] = CapturedPartial(problem.Captured0, gradients.Captured0, shape, plan, perHeadAndChunk);
-        plan.capturedFloats[1] = CapturedPartial(problem.Captured1, gradients.Captured1, shape, plan, perHeadAndChunk);
-        plan.capturedFloats[2] = CapturedPartial(problem.Captured2, gradients.Captured2, shape, plan, perHeadAndChunk);
-        plan.capturedFloats[3] = CapturedPartial(problem.Captured3, gradients.Captured3, shape, plan, perHeadAndChunk);
+        for (int c = 0; c < PairTensors.Count; c++)
+            plan.capturedFloats[c] = perHeadAndChunk * Partial(Gradient(problem, gradients, c), shape, plan);
 
         plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
 
@@ -63,7 +64,7 @@ internal struct AttentionBackwardPlan
         long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
             + 4 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
-            + HeadScores.ScratchFloats(shape) + (1 + CapturedSet.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
+            + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
     }
@@ -107,13 +108,29 @@ internal struct AttentionBackwardPlan
         return start + ((batch * shape.Heads + head) * Chunks + chunk) * each;
     }
 
-    private static long CapturedPartial(in CapturedTensor captured, in TensorView gradient, in AttentionShape shape, in AttentionBackwardPlan plan, long perHeadAndChunk) =>
-        !gradient.IsPresent ? 0 : perHeadAndChunk * captured.Structure switch
+    // The gradient of a pair tensor, without its memory.
+    private static unsafe Captured Gradient(in AttentionProblem problem, in AttentionGradients gradients, int tensor)
+    {
+        byte* somewhere = (byte*)sizeof(float);
+        return tensor switch
         {
-            CapturedStructure.PerHead => 1,
-            CapturedStructure.PerQuery => shape.Queries,
-            CapturedStructure.PerKey => plan.Chunk,
-            CapturedStructure.Dense => 0, // written straight to its place
-            _ => plan.LineLength,
+            0 => new(somewhere, gradients.Captured0, problem.Captured0.Structure),
+            1 => new(somewhere, gradients.Captured1, problem.Captured1.Structure),
+            2 => new(somewhere, gradients.Captured2, problem.Captured2.Structure),
+            3 => new(somewhere, gradients.Captured3, problem.Captured3.Structure),
+            PairTensors.DenseBias => new(somewhere, gradients.DenseBias, CapturedStructure.Dense),
+            PairTensors.RowBias => new(somewhere, gradients.RowBias, CapturedStructure.PerQuery),
+            _ => new(somewhere, gradients.ColumnBias, CapturedStructure.PerKey),
         };
+    }
+
+    // The partial sums of a pair tensor's gradient for one head and chunk.
+    private static long Partial(in Captured gradient, in AttentionShape shape, in AttentionBackwardPlan plan) => !gradient.IsPresent ? 0 : gradient.Structure switch
+    {
+        CapturedStructure.PerHead => 1,
+        CapturedStructure.PerQuery => shape.Queries,
+        CapturedStructure.PerKey => plan.Chunk,
+        CapturedStructure.Dense => 0, // written straight to its place
+        _ => plan.LineLength,
+    };
 }

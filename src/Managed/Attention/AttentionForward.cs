@@ -7,7 +7,17 @@ internal sealed partial class CpuDevice
     protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) =>
         ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem));
 
-    protected internal override unsafe void AttentionForward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp, Workspace workspace)
+    protected internal override bool OffersAllOfAttention => true;
+
+    protected internal override void AttentionForward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp, Workspace workspace)
+    {
+        if (problem.Softcap is { } cap)
+            Forward(problem, new SoftcappedScore<TRule>(cap, rule), output, logSumExp, workspace);
+        else
+            Forward(problem, rule, output, logSumExp, workspace);
+    }
+
+    private unsafe void Forward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp, Workspace workspace) where TRule : unmanaged, IScoreRule
     {
         AttentionShape shape = AttentionShape.Of(problem);
         long stride = ForwardScratchBytes(shape);
@@ -15,13 +25,14 @@ internal sealed partial class CpuDevice
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
+        fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
             var work = new AttentionForwardWork<TRule>
             {
                 Shape = shape,
                 Rule = rule,
-                Scoring = new AttentionScoring(problem, slopes, distanceBias, captured0, captured1, captured2, captured3),
+                Scoring = new AttentionScoring(problem, slopes, distanceBias, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3),
                 Query = new Strided(query, problem.Query),
                 Key = new Strided(key, problem.Key),
                 Value = new Strided(value, problem.Value),
@@ -97,7 +108,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
-            LaneRows bias = scores.Bias<V>(i0, block, j0, count, Shape.Causal, out bool hides);
+            LaneRows bias = scores.Bias<V>(Scoring, i0, block, j0, count, Shape.Causal, out bool hides);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
             if (typeof(TRule) == typeof(PlainScore) && !hides && count % Product.Rows == 0)
             {
@@ -302,4 +313,15 @@ internal readonly struct SomeHidden : IHiding
 internal readonly struct NoneHidden : IHiding
 {
     public static bool Hides => false;
+}
+
+/// <summary>c·tanh(score / c) of what another rule says: softcapping. −∞ stays −∞, for it hides the pair.</summary>
+internal readonly struct SoftcappedScore<TRule>(float cap, TRule inner) : IScoreRule where TRule : unmanaged, IScoreRule
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
+    {
+        T ruled = inner.Score(score, at), none = T.From(float.NegativeInfinity);
+        return T.SelectEqual(ruled, none, none, cap * T.Tanh(ruled / cap));
+    }
 }

@@ -35,6 +35,18 @@ public ref struct AttentionProblem
     /// <summary>The index of distance 0 in <see cref="DistanceBias"/>; Sk − 1 if absent, which with the default offset makes n = Sq + Sk − 1 fit exactly.</summary>
     public long? DistanceCentre { get; set; }
 
+    /// <summary>A bias for every pair, [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. −∞ hides the pair.</summary>
+    public TensorView DenseBias { get; set; }
+
+    /// <summary>A bias for every query, [b, h, Sq]; any axis may have length 1. It changes the log-sum-exp, never the output.</summary>
+    public TensorView RowBias { get; set; }
+
+    /// <summary>A bias for every key, [b, h, Sk]; any axis may have length 1. With <see cref="RowBias"/> a term of rank two, a forgetting gate for instance.</summary>
+    public TensorView ColumnBias { get; set; }
+
+    /// <summary>The bound c of softcapping, above 0: scores become c·tanh(score / c), after the rule and before the biases (Gemma 2).</summary>
+    public float? Softcap { get; set; }
+
     /// <summary>The first tensor that a score rule reads.</summary>
     public CapturedTensor Captured0 { get; set; }
 
@@ -46,6 +58,10 @@ public ref struct AttentionProblem
 
     /// <summary>The fourth tensor that a score rule reads.</summary>
     public CapturedTensor Captured3 { get; set; }
+
+    /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
+    internal readonly string? FirstBeyondTheBasics =>
+        DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) : Softcap is not null ? nameof(Softcap) : null;
 }
 
 /// <summary>What the forward pass left for the backward pass.</summary>
@@ -89,6 +105,15 @@ public ref struct AttentionGradients
 
     /// <summary>As <see cref="AttentionProblem.DistanceBias"/>, summed over the batch, and over heads if it has one row.</summary>
     public TensorView DistanceBias { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.DenseBias"/>, summed over what it is shared along.</summary>
+    public TensorView DenseBias { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.RowBias"/>, summed over what it is shared along: that of the log-sum-exp alone, and rounding.</summary>
+    public TensorView RowBias { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.ColumnBias"/>, summed over what it is shared along.</summary>
+    public TensorView ColumnBias { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.Captured0"/>.</summary>
     public TensorView Captured0 { get; set; }

@@ -76,32 +76,45 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         }
     }
 
-    /// <summary>The gradient of a captured tensor; nothing for a dense one, which was written straight to its place, or an absent one.</summary>
-    public void Captured(int capture, in Captured gradient, in TensorView view)
+    /// <summary>The gradient of a tensor with a value a head, a distance, a query or a key; nothing for one with a value a pair, which was written straight to its place.</summary>
+    public void Tensor(int tensor, in Captured gradient)
     {
         if (!gradient.IsPresent)
             return;
         switch (gradient.Structure)
         {
             case CapturedStructure.PerHead:
-                for (long row = 0; row < view.Length(0); row++)
-                    Store(gradient.At(0, (nint)row, 0, 0, 0), SumShared(capture, gradient.Structure, -1, view.Length(0) == shape.Heads ? row : -1, 0, 1));
+                for (long row = 0; row < gradient.Heads; row++)
+                    Store(gradient.At(0, (nint)row, 0, 0, 0), SumShared(tensor, gradient.Structure, -1, gradient.Heads == shape.Heads ? row : -1, 0, 1));
                 break;
             case CapturedStructure.PerHeadAndDistance or CapturedStructure.PerHeadAndAbsoluteDistance:
-                ByDistance(capture, gradient, view);
+                ByDistance(tensor, gradient);
                 break;
             case CapturedStructure.PerQuery or CapturedStructure.PerKey:
-                bool perKey = gradient.Structure == CapturedStructure.PerKey;
-                long length = perKey ? shape.Keys : shape.Queries;
-                for (long b = 0; b < view.Length(0); b++)
+                long length = gradient.Structure == CapturedStructure.PerKey ? shape.Keys : shape.Queries;
+                for (nint b = 0; b < gradient.Batches; b++)
                 {
-                    for (long h = 0; h < view.Length(1); h++)
+                    for (nint h = 0; h < gradient.Heads; h++)
                     {
-                        for (long x = 0; x < view.Length(2); x++)
+                        for (nint x = 0; x < gradient.Places; x++)
                         {
-                            bool each = view.Length(2) == length;
-                            double sum = SumShared(capture, gradient.Structure, view.Length(0) == shape.Batch ? b : -1, view.Length(1) == shape.Heads ? h : -1, each ? x : 0, each ? x + 1 : length);
-                            Store(gradient.At((nint)b, (nint)h, (nint)x, (nint)x, 0), sum);
+                            bool each = gradient.Places == length;
+                            double sum = SumShared(tensor, gradient.Structure, gradient.Batches == shape.Batch ? b : -1, gradient.Heads == shape.Heads ? h : -1, each ? x : 0, each ? x + 1 : length);
+                            Store(gradient.At(b, h, x, x, 0), sum);
+                        }
+                    }
+                }
+                break;
+            case CapturedStructure.Dense when shape.Batch * shape.Heads == 0 && !accumulate:
+                // Nobody had a turn.
+                for (nint b = 0; b < gradient.Batches; b++)
+                {
+                    for (nint h = 0; h < gradient.Heads; h++)
+                    {
+                        for (nint i = 0; i < (nint)shape.Queries; i++)
+                        {
+                            for (nint j = 0; j < (nint)shape.Keys; j++)
+                                *gradient.At(b, h, i, j, 0) = 0;
                         }
                     }
                 }
@@ -131,11 +144,11 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         return sum;
     }
 
-    private void ByDistance(int capture, in Captured gradient, in TensorView view)
+    private void ByDistance(int capture, in Captured gradient)
     {
-        bool shared = view.Length(0) == 1;
-        long last = view.Length(1) - 1, farthest = Math.Max(Math.Abs(shape.LeastDistance), Math.Abs(shape.GreatestDistance));
-        for (long row = 0; row < view.Length(0); row++)
+        bool shared = gradient.Heads == 1;
+        long last = gradient.Entries - 1, farthest = Math.Max(Math.Abs(shape.LeastDistance), Math.Abs(shape.GreatestDistance));
+        for (long row = 0; row < gradient.Heads; row++)
         {
             for (long index = 0; index <= last; index++)
             {

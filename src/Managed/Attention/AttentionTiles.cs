@@ -75,7 +75,7 @@ internal static unsafe class AttentionTiles
     }
 }
 
-/// <summary>The pointers to a captured tensor while a call runs.</summary>
+/// <summary>The pointers to a captured tensor, or to a bias like one, while a call runs.</summary>
 internal readonly unsafe struct Captured
 {
     private readonly float* data;
@@ -86,44 +86,69 @@ internal readonly unsafe struct Captured
     /// <summary>The index of distance 0.</summary>
     public readonly nint Centre;
 
-    public Captured(byte* values, in CapturedTensor tensor) : this(values, tensor.Values, tensor)
+    public Captured(byte* values, in CapturedTensor tensor) : this(values, tensor.Values, tensor.Structure, tensor.Centre)
     {
     }
 
-    /// <summary>A tensor (its gradient, say) of the same shape as a captured one.</summary>
-    public Captured(byte* values, in TensorView view, in CapturedTensor tensor)
+    /// <summary>A tensor, or its gradient. A dense one that is shared by all queries or keys counts as one per key or query.</summary>
+    public Captured(byte* values, in TensorView view, CapturedStructure structure, long centre = 0)
     {
         if (!view.IsPresent)
             return;
         data = (float*)values;
-        Structure = tensor.Structure;
-        Centre = (nint)tensor.Centre;
-        switch (Structure)
+        Structure = structure;
+        Centre = (nint)centre;
+        switch (structure)
         {
             case CapturedStructure.PerHead:
                 headStep = Step(view, 0);
+                Heads = (nint)view.Length(0);
                 break;
             case CapturedStructure.PerHeadAndDistance or CapturedStructure.PerHeadAndAbsoluteDistance:
                 headStep = Step(view, 0);
                 keyStep = (nint)view.Stride(1);
+                Heads = (nint)view.Length(0);
                 length = (nint)view.Length(1);
                 break;
             default:
                 batchStep = Step(view, 0);
                 headStep = Step(view, 1);
-                queryStep = Structure == CapturedStructure.PerKey ? 0 : Step(view, 2);
-                keyStep = Structure == CapturedStructure.PerKey ? Step(view, 2) : Structure == CapturedStructure.Dense ? Step(view, 3) : 0;
+                (Batches, Heads) = ((nint)view.Length(0), (nint)view.Length(1));
+                bool perQuery = structure != CapturedStructure.PerKey && view.Length(2) != 1;
+                bool perKey = structure != CapturedStructure.PerQuery && view.Length(view.Rank - 1) != 1;
+                Structure = perQuery && perKey ? CapturedStructure.Dense : perKey ? CapturedStructure.PerKey : CapturedStructure.PerQuery;
+                queryStep = perQuery ? (nint)view.Stride(2) : 0;
+                keyStep = perKey ? (nint)view.Stride(view.Rank - 1) : 0;
+                Places = perKey ? (nint)view.Length(view.Rank - 1) : perQuery ? (nint)view.Length(2) : 1;
                 break;
         }
     }
+
+    /// <summary>How many sequences, heads, and queries or keys have values of their own.</summary>
+    public nint Batches { get; }
+
+    public nint Heads { get; }
+
+    public nint Places { get; }
+
+    /// <summary>The entries of a structure by distance.</summary>
+    public nint Entries => length;
+
+    /// <summary>The distance between the values of neighbouring queries.</summary>
+    public nint QueryStep => queryStep;
+
+    /// <summary>The distance between the values of neighbouring keys.</summary>
+    public nint KeyStep => keyStep;
 
     public bool IsPresent => data != null;
 
     public bool IsByDistance => Structure is CapturedStructure.PerHeadAndDistance or CapturedStructure.PerHeadAndAbsoluteDistance;
 
-    /// <summary>Whether two pairs of different queries or keys, sequences or heads can share a value where the structure has one each.</summary>
-    public bool IsShared(in AttentionShape shape) => Structure == CapturedStructure.Dense &&
-        ((batchStep == 0 && shape.Batch > 1) || (headStep == 0 && shape.Heads > 1) || (queryStep == 0 && shape.Queries > 1) || (keyStep == 0 && shape.Keys > 1));
+    /// <summary>Whether several sequences share the value of a pair.</summary>
+    public bool IsSharedByBatch(in AttentionShape shape) => IsPresent && Structure == CapturedStructure.Dense && Batches == 1 && shape.Batch > 1;
+
+    /// <summary>Whether several heads share the value of a pair.</summary>
+    public bool IsSharedByHeads(in AttentionShape shape) => IsPresent && Structure == CapturedStructure.Dense && Heads == 1 && shape.Heads > 1;
 
     /// <summary>Where the value of a pair lies.</summary>
     public float* At(nint batch, nint head, nint query, nint key, nint distance)
@@ -165,6 +190,15 @@ internal struct CapturedSet
     private Captured first;
 }
 
+/// <summary>The tensors of a call with a value a query, a key or a pair: the captured ones, then those that are added to the scores.</summary>
+[InlineArray(Count)]
+internal struct PairTensors
+{
+    public const int DenseBias = CapturedSet.Count, RowBias = DenseBias + 1, ColumnBias = RowBias + 1, Count = ColumnBias + 1;
+
+    private Captured first;
+}
+
 /// <summary>Rows of lanes, one a key: what stands at key j and the lanes of the block is read at Start + j·Step.</summary>
 internal unsafe struct LaneRows
 {
@@ -172,8 +206,8 @@ internal unsafe struct LaneRows
     public nint Step;
 }
 
-/// <summary>Four times <see cref="LaneRows"/>.</summary>
-[InlineArray(CapturedSet.Count)]
+/// <summary><see cref="LaneRows"/> of every tensor.</summary>
+[InlineArray(PairTensors.Count)]
 internal struct LaneRowsSet
 {
     private LaneRows first;
@@ -231,7 +265,8 @@ internal static unsafe class ScoreLine
 internal unsafe struct HeadScores
 {
     private nint batch, head, queries, keys, offset;
-    private float* zeros, tile;
+    private float* zeros, tile, queryBiases;
+    private bool hasAdded;
 
     /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
     public float* Line;
@@ -241,9 +276,9 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a block of zeros.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a block of zeros and one of biases a query.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
-        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + AttentionTiles.WidestBlock;
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock;
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
     public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, ref float* scratch)
@@ -257,7 +292,9 @@ internal unsafe struct HeadScores
         nint block = AttentionTiles.Block<V>();
         zeros = Take(ref scratch, block);
         new Span<float>(zeros, (int)block).Clear();
+        queryBiases = Take(ref scratch, block);
         tile = Take(ref scratch, AttentionTiles.Keys * block);
+        hasAdded = scoring.HasAdded;
 
         // Query i and key j stand at line[i − j]: from the last key's first query to the first key's last query, and a block of spare lanes.
         nint first = query - (key + keys - 1), length = queries + keys - 1 + block;
@@ -271,7 +308,7 @@ internal unsafe struct HeadScores
         }
         for (int c = 0; c < CapturedSet.Count; c++)
         {
-            ref readonly Captured captured = ref scoring.Captures[c];
+            ref readonly Captured captured = ref scoring.Tensors[c];
             ref LaneRows rows = ref Captures[c];
             rows = new() { Start = zeros };
             if (!captured.IsPresent)
@@ -298,13 +335,21 @@ internal unsafe struct HeadScores
     /// <summary>Fetches the captured values of a block of queries.</summary>
     public readonly void BeginBlock<V>(in AttentionScoring scoring, nint i0) where V : struct, ILanes<V>
     {
-        for (int c = 0; c < CapturedSet.Count; c++)
+        if (hasAdded)
+            new Span<float>(queryBiases, (int)AttentionTiles.Block<V>()).Clear();
+        for (int c = 0; c < PairTensors.Count; c++)
         {
-            ref readonly Captured captured = ref scoring.Captures[c];
-            if (!captured.IsPresent || captured.Structure != CapturedStructure.PerQuery)
+            ref readonly Captured tensor = ref scoring.Tensors[c];
+            if (!tensor.IsPresent || tensor.Structure != CapturedStructure.PerQuery)
                 continue;
             for (nint lane = 0; lane < AttentionTiles.Block<V>(); lane++)
-                Captures[c].Start[lane] = *captured.At(batch, head, Math.Min(i0 + lane, queries - 1), 0, 0);
+            {
+                float value = *tensor.At(batch, head, Math.Min(i0 + lane, queries - 1), 0, 0);
+                if (c < CapturedSet.Count)
+                    Captures[c].Start[lane] = value;
+                else
+                    queryBiases[lane] += value;
+            }
         }
     }
 
@@ -324,7 +369,7 @@ internal unsafe struct HeadScores
     // Fetches the values of one captured tensor, and says where its rows of lanes begin.
     private readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
     {
-        ref readonly Captured captured = ref scoring.Captures[capture];
+        ref readonly Captured captured = ref scoring.Tensors[capture];
         LaneRows lanes = Captures[capture];
         if (!captured.IsPresent || captured.Structure is CapturedStructure.PerHead or CapturedStructure.PerQuery)
             return lanes;
@@ -341,32 +386,73 @@ internal unsafe struct HeadScores
     }
 
     /// <summary>The biases of a tile, −∞ where a pair is hidden.</summary>
+    /// <param name="scoring">The tensors.</param>
     /// <param name="i0">The first query.</param>
     /// <param name="queryCount">The queries; lanes beyond them are hidden.</param>
     /// <param name="j0">The first key.</param>
     /// <param name="keyCount">The keys.</param>
     /// <param name="causal">Whether a query sees no keys behind its position.</param>
     /// <param name="hides">Whether there may be −∞.</param>
-    public readonly LaneRows Bias<V>(nint i0, nint queryCount, nint j0, nint keyCount, bool causal, out bool hides) where V : struct, ILanes<V>
+    public readonly LaneRows Bias<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint j0, nint keyCount, bool causal, out bool hides) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        LaneRows line = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
+        LaneRows rows = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
         // The first key that some query of the block doesn't see lies right after the first query's position.
         bool crossesDiagonal = causal && j0 + keyCount - 1 > i0 + offset;
         hides = crossesDiagonal || queryCount < block || LineHides;
+        if (hasAdded)
+        {
+            hides |= Add<V>(scoring, rows, i0, j0, keyCount);
+            rows = new() { Start = tile, Step = block };
+        }
         if (!crossesDiagonal && queryCount == block)
-            return line;
+            return rows;
         V none = V.From(float.NegativeInfinity), end = V.From(queryCount);
         for (nint row = 0; row < keyCount; row++)
         {
             V firstLane = V.From(crossesDiagonal ? j0 + row - i0 - offset : 0);
             for (nint lane = 0; lane < block; lane += V.Count)
             {
-                V lanes = V.Iota(lane), bias = V.SelectLess(lanes, firstLane, none, V.Load(line.Start + row * line.Step + lane));
+                V lanes = V.Iota(lane), bias = V.SelectLess(lanes, firstLane, none, V.Load(rows.Start + row * rows.Step + lane));
                 V.SelectLess(lanes, end, bias, none).Store(tile + row * block + lane);
             }
         }
         return new() { Start = tile, Step = block };
+    }
+
+    // Writes the sum of all biases of a tile out; returns whether some are −∞.
+    private readonly bool Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
+        ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
+        bool perPair = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
+        if (perPair)
+        {
+            if (count < block)
+                new Span<float>(tile, (int)(keyCount * block)).Clear();
+            MatrixCopy.Run(dense.At(batch, head, i0, j0, 0), dense.QueryStep, dense.KeyStep, tile, 1, block, count, keyCount);
+        }
+        V none = V.From(float.NegativeInfinity), least = V.Zero;
+        for (nint row = 0; row < keyCount; row++)
+        {
+            float keyBias = 0;
+            for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
+            {
+                ref readonly Captured tensor = ref scoring.Tensors[c];
+                if (tensor.IsPresent && tensor.Structure == CapturedStructure.PerKey)
+                    keyBias += *tensor.At(batch, head, 0, j0 + row, 0);
+            }
+            V ofKey = V.From(keyBias);
+            for (nint lane = 0; lane < block; lane += V.Count)
+            {
+                V bias = V.Load(line.Start + row * line.Step + lane) + V.Load(queryBiases + lane) + ofKey;
+                if (perPair)
+                    bias += V.Load(tile + row * block + lane);
+                least = V.SelectEqual(bias, none, none, least);
+                bias.Store(tile + row * block + lane);
+            }
+        }
+        return V.AnyEqual(least, none);
     }
 
     private static float* Take(ref float* scratch, nint floats)
@@ -383,9 +469,10 @@ internal readonly unsafe struct AttentionScoring
     private readonly float* slopes, distanceBias;
     private readonly nint slopeBatchStep, slopeHeadStep, distanceHeadStep, distanceStep, distanceLength;
 
-    public readonly CapturedSet Captures;
+    public readonly PairTensors Tensors;
 
-    public AttentionScoring(in AttentionProblem problem, byte* slopes, byte* distanceBias, byte* captured0, byte* captured1, byte* captured2, byte* captured3)
+    public AttentionScoring(in AttentionProblem problem, byte* slopes, byte* distanceBias, byte* denseBias, byte* rowBias, byte* columnBias,
+        byte* captured0, byte* captured1, byte* captured2, byte* captured3)
     {
         if (problem.Slopes.IsPresent)
         {
@@ -401,11 +488,16 @@ internal readonly unsafe struct AttentionScoring
             distanceStep = (nint)problem.DistanceBias.Stride(1);
             distanceLength = (nint)problem.DistanceBias.Length(1);
         }
-        Captures[0] = new Captured(captured0, problem.Captured0);
-        Captures[1] = new Captured(captured1, problem.Captured1);
-        Captures[2] = new Captured(captured2, problem.Captured2);
-        Captures[3] = new Captured(captured3, problem.Captured3);
+        Tensors[0] = new Captured(captured0, problem.Captured0);
+        Tensors[1] = new Captured(captured1, problem.Captured1);
+        Tensors[2] = new Captured(captured2, problem.Captured2);
+        Tensors[3] = new Captured(captured3, problem.Captured3);
+        Tensors[PairTensors.DenseBias] = new Captured(denseBias, problem.DenseBias, CapturedStructure.Dense);
+        Tensors[PairTensors.RowBias] = new Captured(rowBias, problem.RowBias, CapturedStructure.PerQuery);
+        Tensors[PairTensors.ColumnBias] = new Captured(columnBias, problem.ColumnBias, CapturedStructure.PerKey);
     }
+
+    public bool HasAdded => Tensors[PairTensors.DenseBias].IsPresent || Tensors[PairTensors.RowBias].IsPresent || Tensors[PairTensors.ColumnBias].IsPresent;
 
     public bool HasLine => slopes != null || distanceBias != null;
 

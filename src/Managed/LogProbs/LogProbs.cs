@@ -137,7 +137,7 @@ public ref struct TokenUpstream
 }
 
 /// <summary>Token log-probabilities, log-sum-exp and entropy, and their gradients: the reduction under every alignment loss.</summary>
-public static class LogProbs
+public static partial class LogProbs
 {
     /// <summary>Reads every logit once and writes what is asked for.</summary>
     /// <remarks>
@@ -442,12 +442,12 @@ internal sealed partial class CpuDevice
                 nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
                 Rows.Prepare<TLanes>(row, start, count, block);
                 slope.Differentiate<TLanes>(block, slopes, padded);
-                if (Rows.Bends)
-                    Rows.Unbend<TLanes>(block, slopes, padded);
+                if (Rows.Shape.Bends)
+                    Rows.Shape.Unbend<TLanes>(block, slopes, padded);
                 Gradient.Write<TLanes>(slopes, row, start, count);
             }
             Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
-            *slopes = (float)(slope.AtTarget(logit) * Rows.Slope(logit));
+            *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
             Gradient.Write<Real32>(slopes, row, (nint)target, 1);
         }
     }
@@ -472,6 +472,9 @@ internal sealed partial class CpuDevice
             constant = any ? (float)(((double)ofLogSumExp - ofLogProb - (isUniform ? 0 : ofEntropy * sums.MinusMean)) / sums.Sum) : float.NaN;
             perLogit = any ? (float)(ofEntropy / sums.Sum) : float.NaN;
         }
+
+        /// <summary>a and b of e^t (a + b t).</summary>
+        public (float Constant, float PerLogit) Line => (constant, -perLogit);
 
         /// <summary>The gradient at the target. There p − 1 is what counts: from the logarithm in double, it keeps its digits where p is nearly 1.</summary>
         public double AtTarget(double logit)

@@ -11,7 +11,7 @@ internal sealed partial class CpuDevice
         private readonly nint rowStride, targetStride;
         private readonly bool targetsAreLong;
         private readonly float* bias;
-        private readonly float softcap, temperature;
+        private readonly LogitShape shape;
 
         /// <summary>How many rows, and how many columns of each count.</summary>
         public readonly nint Count, Vocabulary;
@@ -35,16 +35,15 @@ internal sealed partial class CpuDevice
             rowStride = (nint)problem.Logits.Stride(0) * Type.Size();
             targetStride = (nint)problem.Targets.Stride(0);
             targetsAreLong = problem.Targets.Type == ElementType.Int64;
-            softcap = problem.Softcap;
-            temperature = problem.Temperature;
+            shape = new(problem.Softcap, problem.Temperature);
             Count = (nint)problem.Logits.Length(0);
             Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Logits.Length(1));
             Tail = (nint)problem.Logits.Length(1) - Vocabulary;
             IgnoreTarget = problem.IgnoreTarget;
-            IsPlain = bias == null && softcap == 0 && temperature == 1;
+            IsPlain = bias == null && !shape.Bends;
         }
 
-        public bool Bends => softcap != 0 || temperature != 1;
+        public LogitShape Shape => shape;
 
         public byte* Row(nint row) => logits + row * rowStride;
 
@@ -73,7 +72,7 @@ internal sealed partial class CpuDevice
             {
                 V z = TStorage.Load<V>(source + i * TStorage.Size);
                 if (!TPlain.Taken)
-                    z = Bend(bias == null ? z : z + V.Load(offset + i));
+                    z = shape.Bend(bias == null ? z : z + V.Load(offset + i));
                 largest = V.MaxNative(largest, z);
                 z.Store(prepared + i);
             }
@@ -85,7 +84,7 @@ internal sealed partial class CpuDevice
                 {
                     Real32 z = TStorage.Load<Real32>(source + i * TStorage.Size);
                     if (!TPlain.Taken)
-                        z = Bend(bias == null ? z : z + offset[i]);
+                        z = shape.Bend(bias == null ? z : z + offset[i]);
                     prepared[i] = z.Value;
                     last = z.Value > last ? z.Value : last;
                 }
@@ -104,36 +103,43 @@ internal sealed partial class CpuDevice
             Prepare<V>(row, start, Math.Min(V.Count, Vocabulary - start), prepared);
             return prepared[column - start];
         }
+    }
 
-        /// <summary>Turns gradients of prepared logits into gradients of the stored ones: (1 − tanh²) / temperature.</summary>
+    /// <summary>The softcap c and the temperature T of logits: z = c tanh(x / c) / T.</summary>
+    private readonly unsafe struct LogitShape(float softcap, float temperature)
+    {
+        /// <summary>Whether it does anything.</summary>
+        public bool Bends => softcap != 0 || temperature != 1;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public V Bend<V>(V x) where V : struct, ILanes<V>
+        {
+            if (softcap != 0)
+                x = V.Tanh(x / softcap) * softcap;
+            return temperature == 1 ? x : x / temperature;
+        }
+
+        /// <summary>Turns gradients of z into gradients of x: (1 − tanh²) / T.</summary>
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        public void Unbend<V>(float* prepared, float* gradient, nint count) where V : struct, ILanes<V>
+        public void Unbend<V>(float* z, float* gradient, nint count) where V : struct, ILanes<V>
         {
             for (nint i = 0; i < count; i += V.Count)
             {
                 V dz = V.Load(gradient + i);
                 if (softcap != 0)
                 {
-                    V tanh = V.Load(prepared + i) * temperature / softcap;
+                    V tanh = V.Load(z + i) * temperature / softcap;
                     dz *= 1f - tanh * tanh;
                 }
                 (temperature != 1 ? dz / temperature : dz).Store(gradient + i);
             }
         }
 
-        /// <summary>The factor of <see cref="Unbend"/> for one logit.</summary>
-        public double Slope(double prepared)
+        /// <summary>The factor of <see cref="Unbend"/> for one z.</summary>
+        public double Slope(double z)
         {
-            double tanh = softcap == 0 ? 0 : prepared * temperature / softcap;
+            double tanh = softcap == 0 ? 0 : z * temperature / softcap;
             return (1 - tanh * tanh) / temperature;
-        }
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private V Bend<V>(V z) where V : struct, ILanes<V>
-        {
-            if (softcap != 0)
-                z = V.Tanh(z / softcap) * softcap;
-            return temperature == 1 ? z : z / temperature;
         }
     }
 

@@ -29,21 +29,6 @@ internal sealed partial class CpuDevice
         Squares = 2,
     }
 
-    private interface IChoice
-    {
-        static abstract bool Taken { get; }
-    }
-
-    private readonly struct Yes : IChoice
-    {
-        public static bool Taken => true;
-    }
-
-    private readonly struct No : IChoice
-    {
-        public static bool Taken => false;
-    }
-
     /// <summary>Forms <see cref="RowSums"/> in one pass over memory; the shift is the largest logit so far.</summary>
     /// <remarks>
     /// The row is taken in blocks that stay in the first cache. While a block's exponentials are formed, the next block's maximum is: so what waits for

@@ -298,7 +298,8 @@ public class InterpreterTests
         nint address = Marshal.UnsafeAddrOfPinnedArrayElement(data, 0);
         byte[] parameters = new byte[program.ParameterBytes];
         MemoryMarshal.Write(parameters, memory.AddView("out", address, data.Length * sizeof(uint), 0, data.Length * sizeof(uint)));
-        traffic = PtxMachine.Run("Kernel", program, decoded, new(groups), new(threads), memory, parameters);
+        traffic = new Traffic("Kernel", maximumInstructions: 100_000);
+        PtxMachine.Run(traffic, program, decoded, new(groups), new(threads), memory, parameters);
         return data;
     }
 }

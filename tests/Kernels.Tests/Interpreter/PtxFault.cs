@@ -7,6 +7,9 @@ internal sealed class PtxFault : Exception
     {
     }
 
+    /// <summary>Whether it is that the kernel has run for too long.</summary>
+    public bool IsEndless { get; init; }
+
     public PtxFault(PtxInstruction instruction, Coordinates group, Coordinates thread, string what) : this(instruction, $"group {group}, thread {thread}: {what}")
     {
     }

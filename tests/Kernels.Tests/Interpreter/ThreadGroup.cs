@@ -3,9 +3,6 @@ namespace TransformerKernels.Tests;
 /// <summary>A group of threads while it runs, warp by warp from barrier to barrier.</summary>
 internal sealed class ThreadGroup
 {
-    // Instructions of a launch's warps, some ten seconds' worth: whatever runs longer runs for ever.
-    private const long MaximumInstructions = 100_000_000;
-
     private readonly DecodedProgram program;
     private readonly Warp[] warps;
     private int time, number, startTime;
@@ -75,8 +72,8 @@ internal sealed class ThreadGroup
 
     public void CountInstruction(PtxInstruction instruction)
     {
-        if (++Traffic.Instructions > MaximumInstructions)
-            throw new PtxFault(instruction, $"after {MaximumInstructions} instructions it still runs");
+        if (++Traffic.Instructions > Traffic.MaximumInstructions)
+            throw new PtxFault(instruction, $"after {Traffic.MaximumInstructions} instructions it still runs") { IsEndless = true };
     }
 
     public string NameThread(int counted) => counted > 0 ? $"thread {Size.At(counted - 1)}" : "several threads";

@@ -5,9 +5,12 @@ namespace TransformerKernels.Tests;
 /// A transaction is a line of 128 bytes that one instruction of one warp touches. The threads of a warp are 32 that follow each other in the group, x fastest; those that part
 /// at a branch meet again where the ways do. There is no cache: a line that the next instruction touches again counts again.
 /// </remarks>
-internal sealed class Traffic(string kernel)
+internal sealed class Traffic(string kernel, long maximumInstructions = Traffic.Endless)
 {
     public const int LineBytes = 128;
+
+    /// <summary>Some ten seconds' worth: whatever runs longer runs for ever.</summary>
+    public const long Endless = 100_000_000;
 
     private const int LineShift = 7, BufferShift = 48;
 
@@ -35,6 +38,9 @@ internal sealed class Traffic(string kernel)
 
     /// <summary>Instructions that the warps executed.</summary>
     public long Instructions { get; set; }
+
+    /// <summary>How many of them the launch may take.</summary>
+    public long MaximumInstructions { get; } = maximumInstructions;
 
     public long Bytes => BytesRead + BytesWritten;
 

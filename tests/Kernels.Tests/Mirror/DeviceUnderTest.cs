@@ -7,6 +7,11 @@ public static class DeviceUnderTest
 
     public static ComputeDevice Device => Mirrored.Value;
 
-    /// <summary>Whether a multiplication and an addition may be rounded once, by a compiler that isn't ours.</summary>
-    public static bool Fuses => !GpuUnderTest.Current.IsInterpreted;
+    /// <summary>Whether every operation of a formula is rounded by itself and in the formula's order: then the formula in float32 gives the same bits.</summary>
+    public static bool RoundsAsWritten => false;
+
+    /// <summary>How many random cases of so many a test tries: fewer on the interpreter.</summary>
+    public static int Samples(int count) => GpuUnderTest.Current.IsInterpreted ? 1 + count / InterpretedShare : count;
+
+    private const int InterpretedShare = 60;
 }

@@ -88,6 +88,43 @@ public class AttentionArgumentsTests
     }
 
     [Fact]
+    public void Wrong_biases_and_softcaps_are_named_with_what_would_be_right()
+    {
+        Refuses<ArgumentException>("problem.DenseBias", "[2, 4, 3, 5]", (ref p) => p.DenseBias = Tensor(Batch, Heads, Keys, Queries));
+        Refuses<ArgumentException>("problem.DenseBias", "[1, 4, 3, 1]", (ref p) => p.DenseBias = Tensor(1, KeyHeads, Queries, 1));
+        Refuses<ArgumentException>("problem.RowBias", "[2, 4, 3]", (ref p) => p.RowBias = Tensor(Batch, Heads, Keys));
+        Refuses<ArgumentException>("problem.ColumnBias", "[1, 4, 5]", (ref p) => p.ColumnBias = Tensor(1, Heads, Queries));
+        Refuses<ArgumentOutOfRangeException>("problem.Softcap", "above 0", (ref p) => p.Softcap = 0);
+        Refuses<ArgumentOutOfRangeException>("problem.Softcap", "finite", (ref p) => p.Softcap = float.PositiveInfinity);
+    }
+
+    [Fact]
+    public void A_device_with_the_basics_only_refuses_everything_else_by_name()
+    {
+        using var device = new ForeignDevice();
+        static TensorView At(ComputeDevice device, params long[] shape) => ((ForeignDevice)device).View(shape);
+        void Refused(string property, Change change)
+        {
+            var problem = new AttentionProblem { Query = At(device, Batch, Heads, Queries, Size), Key = At(device, Batch, KeyHeads, Keys, Size), Value = At(device, Batch, KeyHeads, Keys, Size) };
+            change(ref problem);
+            string message = "";
+            try
+            {
+                TransformerKernels.Attention.ForwardWorkspaceBytes(device, problem);
+            }
+            catch (NotSupportedException exception)
+            {
+                message = exception.Message;
+            }
+            Assert.Contains($"a foreign device doesn't offer attention with problem.{property} yet", message);
+        }
+        Refused("DenseBias", (ref p) => p.DenseBias = At(device, 1, 1, Queries, Keys));
+        Refused("RowBias", (ref p) => p.RowBias = At(device, 1, Heads, Queries));
+        Refused("ColumnBias", (ref p) => p.ColumnBias = At(device, 1, Heads, Keys));
+        Refused("Softcap", (ref p) => p.Softcap = 30);
+    }
+
+    [Fact]
     public void Wrong_types_are_named()
     {
         Refuses<ArgumentException>("problem.Value", "Int32", (ref p) => p.Value = TensorView.Of(new int[Batch * KeyHeads * Keys * ValueSize], Batch, KeyHeads, Keys, ValueSize));

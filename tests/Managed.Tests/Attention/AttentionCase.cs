@@ -29,12 +29,18 @@ public sealed class AttentionCase
     public Grid<double>? Slopes { get; init; }
     public Grid<double>? DistanceBias { get; init; }
     public int? DistanceCentre { get; init; }
+    public Grid<double>? DenseBias { get; init; }
+    public Grid<double>? RowBias { get; init; }
+    public Grid<double>? ColumnBias { get; init; }
+    public float? Softcap { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
 
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
-    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")} order {string.Join("", Order)} gap {Gap}";
+    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
+
+    private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
 
     public static AttentionCase Of(int batch, int heads, int keyHeads, int queries, int keys, int headSize, int valueSize, bool causal) =>
         new() { Batch = batch, Heads = heads, KeyHeads = keyHeads, Queries = queries, Keys = keys, HeadSize = headSize, ValueSize = valueSize, Causal = causal };
@@ -50,6 +56,7 @@ public sealed class AttentionCase
     public void Check<TRule>(ComputeDevice device, TRule rule, IScoreFormula? formula = null) where TRule : unmanaged, IScoreRule
     {
         var tensors = new Dictionary<string, (List<float> Ours, List<double> Oracle, List<float> Naive, double Factor, int Heads, int Batch)>();
+        var magnitudes = new Dictionary<string, double>();
         void Add(string name, float[] ours, double[] oracle, float[] naive, double factor, int heads, int batch)
         {
             tensors.TryAdd(name, ([], [], [], factor, Math.Max(heads, 1), Draws * Math.Max(batch, 1)));
@@ -64,6 +71,7 @@ public sealed class AttentionCase
             {
                 Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = Scale ?? (float)(1 / Math.Sqrt(HeadSize)), Causal = Causal, QueryOffset = QueryOffset,
                 Slopes = Slopes, DistanceBias = DistanceBias, DistanceCentre = DistanceCentre, Formula = formula, Captured = Captured,
+                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Softcap = Softcap,
             };
             AttentionResult<double> forward = AttentionOracle.Forward<double>(inputs);
             AttentionResult<float> naive = AttentionOracle.Forward<float>(inputs);
@@ -79,11 +87,22 @@ public sealed class AttentionCase
                 Add("dSlopes", ours.Slopes, backward.Slopes!.Data, naiveBackward.Slopes!.Data, Contract.Gradient, 1, 1); // one number a head: no tensor of its own
             if (DistanceBias is not null)
                 Add("dDistance", ours.DistanceBias, backward.DistanceBias!.Data, naiveBackward.DistanceBias!.Data, Contract.Gradient, DistanceBias.Shape[0], 1);
+            // A gradient that sums over more than its own axes is judged by the size of its terms.
+            AddBias("dDense", DenseBias, ours.DenseBias, backward.DenseBias, naiveBackward.DenseBias, backward.DenseBiasMagnitude);
+            AddBias("dRow", RowBias, ours.RowBias, backward.RowBias, naiveBackward.RowBias, backward.RowBiasMagnitude);
+            AddBias("dColumn", ColumnBias, ours.ColumnBias, backward.ColumnBias, naiveBackward.ColumnBias, backward.ColumnBiasMagnitude);
+            void AddBias(string name, Grid<double>? bias, float[] ours, Grid<double>? oracle, Grid<float>? naive, Grid<double>? magnitude)
+            {
+                if (bias is null)
+                    return;
+                Add(name, ours, oracle!.Data, naive!.Data, Contract.Gradient, 1, 1);
+                magnitudes[name] = Math.Max(magnitudes.GetValueOrDefault(name), magnitude!.Data.Append(0).Max());
+            }
             for (int c = 0; c < Captured.Count; c++)
                 Add($"dCaptured{c} by {Captured[c].By}", ours.Captured[c], backward.Captured[c].Data, naiveBackward.Captured[c].Data, Contract.Gradient, 1, 1);
         }
         foreach ((string name, (List<float> ours, List<double> oracle, List<float> naive, double factor, int heads, int batch)) in tensors)
-            Contract.Check(ours.ToArray(), oracle.ToArray(), naive.ToArray(), factor, $"{Text}: {name}", heads, batch);
+            Contract.Check(ours.ToArray(), oracle.ToArray(), naive.ToArray(), factor, $"{Text}: {name}", heads, batch, magnitudes.GetValueOrDefault(name));
     }
 
     /// <summary>Runs forward and backward; the results row-major.</summary>
@@ -112,6 +131,23 @@ public sealed class AttentionCase
             problem.DistanceBias = View(DistanceBias);
             gradients.DistanceBias = TensorView.Of(dDistance, Shape(DistanceBias));
         }
+        float[] dDense = Fresh(DenseBias, start), dRow = Fresh(RowBias, start), dColumn = Fresh(ColumnBias, start);
+        problem.Softcap = Softcap;
+        if (DenseBias is not null)
+        {
+            problem.DenseBias = View(DenseBias);
+            gradients.DenseBias = TensorView.Of(dDense, Shape(DenseBias));
+        }
+        if (RowBias is not null)
+        {
+            problem.RowBias = View(RowBias);
+            gradients.RowBias = TensorView.Of(dRow, Shape(RowBias));
+        }
+        if (ColumnBias is not null)
+        {
+            problem.ColumnBias = View(ColumnBias);
+            gradients.ColumnBias = TensorView.Of(dColumn, Shape(ColumnBias));
+        }
         for (int c = 0; c < Captured.Count; c++)
         {
             CapturedTensor captured = Of(Captured[c]);
@@ -135,7 +171,7 @@ public sealed class AttentionCase
         for (int i = 0; i < logSumExp.Length && KeepsRemainder; i++)
             logSumExp[i] = pairs[2 * i];
         return new(RowMajor(output), logSumExp, RowMajor(dQuery), RowMajor(dKey), RowMajor(dValue), dSlopes, dDistance, dCaptured,
-            [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)]);
+            [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)]) { DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn };
     }
 
     private Strided Tensor(int heads, int positions, int size) => new([Batch, heads, positions, size], Order, Gap);
@@ -183,6 +219,9 @@ public sealed class AttentionCase
 
     public sealed record Results(float[] Output, float[] LogSumExp, float[] Query, float[] Key, float[] Value, float[] Slopes, float[] DistanceBias, float[][] Captured, Grid<double>[] Inputs)
     {
-        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, .. Captured];
+        public float[] DenseBias { get; init; } = [];
+        public float[] RowBias { get; init; } = [];
+        public float[] ColumnBias { get; init; } = [];
+        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, DenseBias, RowBias, ColumnBias, .. Captured];
     }
 }

@@ -206,7 +206,7 @@ public class LogProbsTests
             Assert.Equal((logProb, entropy), (shiftedLogProb, shiftedEntropy));
             Assert.Equal(logSumExp + shift, shiftedLogSumExp, 1e-4f);
             Assert.Equal(Gradient(logits, [seed % vocabulary], vocabulary, [1f], null, [1f], false), Gradient(shifted, [seed % vocabulary], vocabulary, [1f], null, [1f], false));
-        }, iter: 300);
+        }, iter: DeviceUnderTest.Samples(300));
 
     [Fact]
     public void Probabilities_add_up_to_1() => Gen.Select(Gen.Int[1, 60], Gen.Int[0, 1000]).Sample((vocabulary, seed) =>
@@ -217,7 +217,7 @@ public class LogProbsTests
             logits.CopyTo(repeated, row * vocabulary);
         LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(repeated, vocabulary, vocabulary), Targets = TensorView.Of(targets) }, new() { LogProb = TensorView.Of(logProb) });
         Assert.Equal(1, logProb.Sum(value => Math.Exp(value)), 1e-5);
-    }, iter: 200);
+    }, iter: DeviceUnderTest.Samples(200));
 
     [Fact]
     public void Gradient_matches_finite_differences_of_the_oracle()

@@ -32,7 +32,19 @@ public sealed class AttentionInputs
     /// <summary>Sk − 1 if null.</summary>
     public int? DistanceCentre { get; init; }
 
-    /// <summary>Applied to the scaled scores, before the biases.</summary>
+    /// <summary>[b, h, Sq, Sk], any axis may have length 1.</summary>
+    public Grid<double>? DenseBias { get; init; }
+
+    /// <summary>[b, h, Sq], any axis may have length 1.</summary>
+    public Grid<double>? RowBias { get; init; }
+
+    /// <summary>[b, h, Sk], any axis may have length 1.</summary>
+    public Grid<double>? ColumnBias { get; init; }
+
+    /// <summary>c: scores become c·tanh(score / c) after the formula, before the biases.</summary>
+    public double? Softcap { get; init; }
+
+    /// <summary>Applied to the scaled scores, before softcap and biases.</summary>
     public IScoreFormula? Formula { get; init; }
 
     /// <summary>What the formula reads: at most four.</summary>
@@ -82,4 +94,14 @@ public sealed record AttentionResult<T>(Grid<T> Output, Grid<T> LogSumExp) where
 /// <param name="CapturedMagnitude">The same of the captured tensors' gradients.</param>
 public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Value, Grid<T>? Slopes, Grid<T>? DistanceBias, IReadOnlyList<Grid<T>> Captured,
     Grid<T>? SlopesMagnitude, IReadOnlyList<Grid<T>> CapturedMagnitude)
-    where T : INumberBase<T>;
+    where T : INumberBase<T>
+{
+    public Grid<T>? DenseBias { get; init; }
+    public Grid<T>? RowBias { get; init; }
+    public Grid<T>? ColumnBias { get; init; }
+
+    /// <summary>Σ |terms| of the gradients of dense, row and column bias: their sums may cancel.</summary>
+    public Grid<T>? DenseBiasMagnitude { get; init; }
+    public Grid<T>? RowBiasMagnitude { get; init; }
+    public Grid<T>? ColumnBiasMagnitude { get; init; }
+}

@@ -4,7 +4,7 @@ namespace TransformerKernels.Oracle;
 
 /// <summary>Attention as it is defined: every score, every weight, one after the other.</summary>
 /// <remarks>
-/// s = scale · q·k; z = formula(s) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max); output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
+/// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max); output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
 /// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by a bias of −∞ and by a formula that says −∞: then neither its
 /// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ and gradients 0.
 /// </remarks>
@@ -43,6 +43,8 @@ public static class AttentionOracle
         Grid<T>? dSlopes = inputs.Slopes is null ? null : Grid.Zeros<T>(inputs.Slopes.Shape), slopesMagnitude = dSlopes?.To<T>();
         Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
         Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))], capturedMagnitude = [.. dCaptured.Select(grid => grid.To<T>())];
+        Grid<T>? dDense = Like<T>(inputs.DenseBias), dRow = Like<T>(inputs.RowBias), dColumn = Like<T>(inputs.ColumnBias);
+        Grid<T>? denseMagnitude = Like<T>(inputs.DenseBias), rowMagnitude = Like<T>(inputs.RowBias), columnMagnitude = Like<T>(inputs.ColumnBias);
         var output = new T[inputs.Value.Shape[3]];
         for (int b = 0; b < problem.Batch; b++)
         {
@@ -68,17 +70,32 @@ public static class AttentionOracle
                         }
                         if (dBias is not null)
                             dBias[h, distance + problem.Centre] += dz;
-                        T ds = dz;
+                        if (dDense is not null)
+                        {
+                            dDense[b, h, i, j] += dz;
+                            denseMagnitude![b, h, i, j] += T.Abs(dz);
+                        }
+                        if (dRow is not null)
+                        {
+                            dRow[b, h, i] += dz;
+                            rowMagnitude![b, h, i] += T.Abs(dz);
+                        }
+                        if (dColumn is not null)
+                        {
+                            dColumn[b, h, j] += dz;
+                            columnMagnitude![b, h, j] += T.Abs(dz);
+                        }
+                        T ds = dz * problem.CapSlope(pair.Score, b, h, i, j);
                         if (inputs.Formula is { } formula)
                         {
                             ScoreDerivatives<T> derivatives = formula.Derivatives(pair.Score, problem.Place(b, h, i, j));
-                            ds *= derivatives.Score;
                             for (int c = 0; c < dCaptured.Length; c++)
                             {
-                                T term = dz * derivatives.Captured(c);
+                                T term = ds * derivatives.Captured(c);
                                 inputs.Captured[c].At(dCaptured[c], b, h, i, j, distance) += term;
                                 inputs.Captured[c].At(capturedMagnitude[c], b, h, i, j, distance) += T.Abs(term);
                             }
+                            ds *= derivatives.Score;
                         }
                         Add(dQuery.Row(b, h, i), problem.Scale * ds, problem.Key.Row(b, hk, j));
                         Add(dKey.Row(b, hk, j), problem.Scale * ds, query);
@@ -86,8 +103,14 @@ public static class AttentionOracle
                 }
             }
         }
-        return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude);
+        return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude)
+        {
+            DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
+            DenseBiasMagnitude = denseMagnitude, RowBiasMagnitude = rowMagnitude, ColumnBiasMagnitude = columnMagnitude,
+        };
     }
+
+    private static Grid<T>? Like<T>(Grid<double>? grid) where T : INumberBase<T> => grid is null ? null : Grid.Zeros<T>(grid.Shape);
 
     private static T Dot<T>(ReadOnlySpan<T> a, ReadOnlySpan<T> b) where T : IFloatingPointIeee754<T>
     {
@@ -109,7 +132,7 @@ public static class AttentionOracle
     private sealed class Problem<T> where T : IFloatingPointIeee754<T>
     {
         private readonly AttentionInputs inputs;
-        private readonly Grid<T>? slopes, bias;
+        private readonly Grid<T>? slopes, bias, dense, rows, columns;
         private readonly Grid<T>[] captured;
         private readonly int offset;
 
@@ -121,6 +144,9 @@ public static class AttentionOracle
             Value = inputs.Value.To<T>();
             slopes = inputs.Slopes?.To<T>();
             bias = inputs.DistanceBias?.To<T>();
+            dense = inputs.DenseBias?.To<T>();
+            rows = inputs.RowBias?.To<T>();
+            columns = inputs.ColumnBias?.To<T>();
             captured = [.. inputs.Captured.Select(c => c.Values.To<T>())];
             (Batch, Heads, Queries, Keys) = (Query.Shape[0], Query.Shape[1], Query.Shape[2], Key.Shape[2]);
             Scale = T.CreateTruncating(inputs.Scale ?? 1 / Math.Sqrt(Query.Shape[3]));
@@ -157,6 +183,15 @@ public static class AttentionOracle
                 Captured(0), Captured(1), Captured(2), Captured(3));
         }
 
+        /// <summary>The derivative of the softcap at a pair whose score before the formula is this.</summary>
+        public T CapSlope(T score, int b, int h, int i, int j)
+        {
+            if (inputs.Softcap is not { } cap)
+                return T.One;
+            T tanh = T.Tanh((inputs.Formula is { } formula ? formula.Score(score, Place(b, h, i, j)) : score) / T.CreateTruncating(cap));
+            return T.One - tanh * tanh;
+        }
+
         /// <summary>The keys that a query sees, with their weights, and the log-sum-exp.</summary>
         public (List<Visible<T>> Row, T LogSumExp) Row(int b, int h, int i)
         {
@@ -173,12 +208,20 @@ public static class AttentionOracle
                     added -= Slope(slopes, b, h) * T.CreateTruncating(Math.Abs(distance));
                 if (bias is not null)
                     added += bias[h, distance + Centre];
+                if (dense is not null)
+                    added += dense[b, h, i, j];
+                if (rows is not null)
+                    added += rows[b, h, i];
+                if (columns is not null)
+                    added += columns[b, h, j];
                 if (T.IsNegativeInfinity(added))
                     continue;
                 T score = Scale * Dot(Query.Row(b, h, i), Key.Row(b, KeyHead(h), j));
                 T changed = inputs.Formula is { } formula ? formula.Score(score, Place(b, h, i, j)) : score;
                 if (T.IsNegativeInfinity(changed))
                     continue;
+                if (inputs.Softcap is { } cap)
+                    changed = T.CreateTruncating(cap) * T.Tanh(changed / T.CreateTruncating(cap));
                 T z = changed + added;
                 largest = T.Max(largest, z);
                 row.Add(new(j, score, T.Zero));

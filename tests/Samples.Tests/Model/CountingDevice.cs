@@ -59,6 +59,16 @@ public sealed class CountingDevice : ComputeDevice
         inner.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
     }
 
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) =>
+        inner.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
+
+    protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
+        bool backward, Workspace workspace)
+    {
+        Count(nameof(LogProbsFromHidden));
+        inner.LogProbsFromHidden(problem, upstream, outputs, gradients, backward, workspace);
+    }
+
     protected internal override long LossWorkspaceBytes(long rows, long columns) => inner.LossWorkspaceBytes(rows, columns);
 
     protected internal override void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace)

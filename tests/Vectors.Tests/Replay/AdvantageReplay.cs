@@ -15,7 +15,7 @@ public sealed class AdvantageReplay : IReplay
     public Results<float> Library(VectorCase vector)
     {
         Case read = Read(vector);
-        ComputeDevice device = ComputeDevice.Cpu;
+        ComputeDevice device = DeviceUnderTest.Device;
         long sequences = read.Rewards.Shape[0], tokens = read.Rewards.Shape[1];
         float[] advantages = new float[read.Rewards.Data.Length], returns = new float[read.Rewards.Data.Length];
         TensorView mask = read.Mask is null ? default : TensorView.Of(read.Mask, sequences, tokens);

@@ -7,10 +7,10 @@ namespace TransformerKernels.Tests;
 public sealed class AttentionReplay : IReplay
 {
     private static readonly string[] Parameters =
-        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan"];
+        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap"];
 
     private static readonly string[] Inputs =
-        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "temperature", "length_gain"];
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "dense_bias", "row_bias", "column_bias", "temperature", "length_gain"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
@@ -31,6 +31,12 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("alibi_slopes", backward.Slopes.Data, magnitude: Largest(backward.SlopesMagnitude!));
         if (backward.DistanceBias is not null)
             results.Gradient("distance_vector", backward.DistanceBias.Data);
+        if (backward.DenseBias is not null)
+            results.Gradient("dense_bias", backward.DenseBias.Data, magnitude: Largest(backward.DenseBiasMagnitude!));
+        if (backward.RowBias is not null)
+            results.Gradient("row_bias", backward.RowBias.Data, magnitude: Largest(backward.RowBiasMagnitude!));
+        if (backward.ColumnBias is not null)
+            results.Gradient("column_bias", backward.ColumnBias.Data, magnitude: Largest(backward.ColumnBiasMagnitude!));
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, backward.Captured[0].Data, magnitude: read.Inputs.Captured[0].By == CapturedBy.Head ? Largest(backward.CapturedMagnitude[0]) : 0);
         return results;
@@ -53,7 +59,7 @@ public sealed class AttentionReplay : IReplay
     /// <summary>Forward, and backward if there is an upstream gradient, by the library.</summary>
     internal static Results<float> Run<TRule>(Case read, TRule rule) where TRule : unmanaged, IScoreRule
     {
-        ComputeDevice device = ComputeDevice.Cpu;
+        ComputeDevice device = DeviceUnderTest.Device;
         using var workspace = new Workspace(device);
         AttentionInputs inputs = read.Inputs;
         int batch = inputs.Query.Shape[0], heads = inputs.Query.Shape[1], keyHeads = inputs.Key.Shape[1], queries = inputs.Query.Shape[2];
@@ -68,6 +74,10 @@ public sealed class AttentionReplay : IReplay
             Slopes = View(inputs.Slopes),
             DistanceBias = View(inputs.DistanceBias),
             DistanceCentre = inputs.DistanceCentre,
+            DenseBias = View(inputs.DenseBias),
+            RowBias = View(inputs.RowBias),
+            ColumnBias = View(inputs.ColumnBias),
+            Softcap = (float?)inputs.Softcap,
         };
         if (inputs.Captured.Count > 0)
         {
@@ -85,6 +95,7 @@ public sealed class AttentionReplay : IReplay
 
         float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
         float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
+        float[] dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]);
         float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
         var gradients = new AttentionGradients
         {
@@ -93,6 +104,9 @@ public sealed class AttentionReplay : IReplay
             Value = View(value, inputs.Value.Shape),
             Slopes = inputs.Slopes is null ? default : View(slopes, inputs.Slopes.Shape),
             DistanceBias = inputs.DistanceBias is null ? default : View(bias, inputs.DistanceBias.Shape),
+            DenseBias = inputs.DenseBias is null ? default : View(dense, inputs.DenseBias.Shape),
+            RowBias = inputs.RowBias is null ? default : View(rows, inputs.RowBias.Shape),
+            ColumnBias = inputs.ColumnBias is null ? default : View(columns, inputs.ColumnBias.Shape),
             Captured0 = inputs.Captured.Count > 0 ? View(capturedGradient, inputs.Captured[0].Values.Shape) : default,
         };
         Attention.Backward(device, problem, rule, new AttentionSaved { Output = View(output, outputShape), LogSumExp = View(logSumExp, batch, heads, queries) },
@@ -103,6 +117,9 @@ public sealed class AttentionReplay : IReplay
         // One number a head has no other to be hidden by.
         results.Gradient("alibi_slopes", slopes);
         results.Gradient("distance_vector", bias, 1, inputs.DistanceBias?.Shape[0] ?? 1);
+        results.Gradient("dense_bias", dense);
+        results.Gradient("row_bias", rows);
+        results.Gradient("column_bias", columns);
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, capturedGradient, 1, inputs.Captured[0].By == CapturedBy.Head ? 1 : inputs.Captured[0].Values.Shape[0]);
         return results;
@@ -138,6 +155,10 @@ public sealed class AttentionReplay : IReplay
             Slopes = vector.Input("alibi_slopes")?.Grid,
             DistanceBias = vector.Input("distance_vector")?.Grid,
             DistanceCentre = (int?)vector.Number("distance_centre"),
+            DenseBias = vector.Input("dense_bias")?.Grid,
+            RowBias = PerHead(vector.Input("row_bias")?.Grid),
+            ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
+            Softcap = vector.Number("softcap"),
             Formula = vector.Text("score_rule") switch
             {
                 null => null,
@@ -151,6 +172,9 @@ public sealed class AttentionReplay : IReplay
             Captured = captured is null ? [] : [captured],
         }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid, capturedName);
     }
+
+    // [h, s] counts for every sequence.
+    private static Grid<double>? PerHead(Grid<double>? bias) => bias is { Shape.Length: 2 } ? new(bias.Data, [1, .. bias.Shape]) : bias;
 
     private static double Largest<T>(Grid<T> grid) where T : INumberBase<T> => grid.Data.Select(double.CreateTruncating).Append(0).Max();
 

@@ -5,8 +5,12 @@ public static class Families
 {
     public static IReadOnlyList<IReplay> All { get; } =
     [
-        new AttentionReplay(), new OnnxAttentionReplay(), new RotaryReplay(), new LogProbsReplay(), new CrossEntropyReplay(), new TokenFunctionsReplay(),
-        new PreferenceReplay(), new PolicyReplay(), new AdvantageReplay(), new WhiteningReplay(), new ModelReplay(), new TinyLlamaReplay(),
+        new AttentionReplay(), new OnnxAttentionReplay(), new RotaryReplay(), new LogProbsReplay(), new HiddenLogProbsReplay(), new CrossEntropyReplay(),
+        new LigerCrossEntropyReplay(), new TokenFunctionsReplay(),
+        new PreferenceReplay(), new PolicyReplay(), new AdvantageReplay(), new WhiteningReplay(),
+#if !GPU // the sample's model is the CPU's
+        new ModelReplay(), new TinyLlamaReplay(),
+#endif
     ];
 
     public static IReplay? Of(VectorCase vector) => All.FirstOrDefault(family => family.Owns(vector));

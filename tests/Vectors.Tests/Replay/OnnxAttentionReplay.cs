@@ -33,7 +33,7 @@ public sealed class OnnxAttentionReplay : IReplay
 
     private static AttentionReplay.Case Read(VectorCase vector)
     {
-        vector.KnowsOnly(["scale", "is_causal", "q_num_heads", "kv_num_heads"], ["Q", "K", "V"]);
+        vector.KnowsOnly(["scale", "is_causal", "q_num_heads", "kv_num_heads", "softcap"], ["Q", "K", "V", "attn_mask"]);
         foreach (string name in (string[])["Q", "K", "V"])
         {
             if (vector.Need(name).Type != "float32")
@@ -48,7 +48,18 @@ public sealed class OnnxAttentionReplay : IReplay
             Scale = vector.Number("scale"),
             Causal = vector.Flag("is_causal"),
             QueryOffset = 0,
+            Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
+            DenseBias = Mask(vector.Input("attn_mask")),
         }, null, null, null);
+    }
+
+    // Broadcast from the last axis on. True or 1 of a boolean mask sees, as −∞ hides.
+    private static Grid<double>? Mask(VectorTensor? mask)
+    {
+        if (mask is null)
+            return null;
+        double[] added = mask.Type == "bool" ? Array.ConvertAll(mask.Data, x => x != 0 ? 0 : double.NegativeInfinity) : mask.Data;
+        return new(added, [.. Enumerable.Repeat(1, 4 - mask.Shape.Length), .. mask.Shape]);
     }
 
     private static Grid<double> Split(Grid<double> x, int heads)

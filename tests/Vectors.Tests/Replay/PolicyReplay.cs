@@ -25,7 +25,7 @@ public sealed class PolicyReplay : IReplay
     public Results<float> Library(VectorCase vector)
     {
         Case read = Read(vector);
-        ComputeDevice device = ComputeDevice.Cpu;
+        ComputeDevice device = DeviceUnderTest.Device;
         using var workspace = new Workspace(device);
         long sequences = read.LogProb.Shape[0], tokens = read.LogProb.Shape[1];
         float[] gradient = new float[read.LogProb.Count], metrics = new float[PolicyMetrics.Count];

@@ -66,7 +66,7 @@ public sealed class PreferenceReplay : IReplay
 
     private static Evaluated Evaluate(Case read, DpoSigmoid loss, bool withReference)
     {
-        ComputeDevice device = ComputeDevice.Cpu;
+        ComputeDevice device = DeviceUnderTest.Device;
         using var workspace = new Workspace(device);
         int pairs = read.Chosen.Length;
         var result = new Evaluated(new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[pairs], new float[PreferenceMetrics.Count]);

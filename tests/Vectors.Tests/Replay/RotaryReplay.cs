@@ -33,7 +33,7 @@ public sealed class RotaryReplay : IReplay
     public Results<float> Library(VectorCase vector)
     {
         Case read = Read(vector);
-        ComputeDevice device = ComputeDevice.Cpu;
+        ComputeDevice device = DeviceUnderTest.Device;
         long[] ids = read.Positions.Integers;
         using RotaryTable table = RotaryTable.Build(device, read.RotarySize, (int)Math.Max(1, ids.Max() + 1), read.Theta);
         var results = new Results<float>();
@@ -63,9 +63,9 @@ public sealed class RotaryReplay : IReplay
             ids = ids.Reshape(read.Positions.Shape[1]);
         var options = new RotaryOptions { Pairing = read.Interleaved ? RotaryPairing.Interleaved : RotaryPairing.HalfSplit, PositionIds = ids };
         if (backward)
-            RotaryEmbedding.Backward(ComputeDevice.Cpu, view, default, table, options);
+            RotaryEmbedding.Backward(DeviceUnderTest.Device, view, default, table, options);
         else
-            RotaryEmbedding.Apply(ComputeDevice.Cpu, view, default, table, options);
+            RotaryEmbedding.Apply(DeviceUnderTest.Device, view, default, table, options);
         return data;
     }
 

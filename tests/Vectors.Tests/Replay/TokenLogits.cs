@@ -30,7 +30,7 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         if (!library)
             return LogProbsOracle.Forward<T>(Stored, Targets, IgnoreTarget, Shaping);
         float[] logProb = new float[Tokens], logSumExp = new float[Tokens], entropy = new float[Tokens], squares = new float[Tokens];
-        LogProbs.FromLogits(ComputeDevice.Cpu, Problem(StoredLogits()), new TokenOutputs
+        LogProbs.FromLogits(DeviceUnderTest.Device, Problem(StoredLogits()), new TokenOutputs
         {
             LogProb = TensorView.Of(logProb, Tokens),
             LogSumExp = TensorView.Of(logSumExp, Tokens),
@@ -47,7 +47,7 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         var logProbs = new float[Tokens * count];
         if (library)
         {
-            LogProbs.FromLogits(ComputeDevice.Cpu, Problem(StoredLogits()), new TokenOutputs { TopLogProbs = TensorView.Of(logProbs, Tokens, count), TopTokens = TensorView.Of(tokens, Tokens, count) });
+            LogProbs.FromLogits(DeviceUnderTest.Device, Problem(StoredLogits()), new TokenOutputs { TopLogProbs = TensorView.Of(logProbs, Tokens, count), TopTokens = TensorView.Of(tokens, Tokens, count) });
             return (tokens, (T[])(object)logProbs);
         }
         tokens = LogProbsOracle.Top(Stored, Targets, count, IgnoreTarget, Shaping);
@@ -62,7 +62,7 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         if (!library)
             return LogProbsOracle.Top(Stored, Targets, 1, IgnoreTarget, Shaping);
         var tokens = new long[Tokens];
-        LogProbs.FromLogits(ComputeDevice.Cpu, Problem(StoredLogits()), new TokenOutputs { Argmax = TensorView.Of(tokens) });
+        LogProbs.FromLogits(DeviceUnderTest.Device, Problem(StoredLogits()), new TokenOutputs { Argmax = TensorView.Of(tokens) });
         return tokens;
     }
 
@@ -128,10 +128,10 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         if (!rounded)
         {
             var gradient = new float[logits.Length];
-            LogProbs.FromLogitsBackward(ComputeDevice.Cpu, Problem(logits), state, upstream, TensorView.Of(gradient, Tokens, Vocabulary));
+            LogProbs.FromLogitsBackward(DeviceUnderTest.Device, Problem(logits), state, upstream, TensorView.Of(gradient, Tokens, Vocabulary));
             return gradient;
         }
-        LogProbs.FromLogitsBackward(ComputeDevice.Cpu, Problem(logits), state, upstream, View(logits, Tokens, Vocabulary));
+        LogProbs.FromLogitsBackward(DeviceUnderTest.Device, Problem(logits), state, upstream, View(logits, Tokens, Vocabulary));
         return logits switch
         {
             Half[] halves => Array.ConvertAll(halves, x => (float)x),

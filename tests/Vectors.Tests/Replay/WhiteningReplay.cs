@@ -14,7 +14,7 @@ public sealed class WhiteningReplay : IReplay
         (VectorTensor values, bool[]? mask, bool keepMean) = Read(vector);
         float[] white = values.Floats;
         long rows = values.Shape[0], columns = values.Shape[1];
-        GeneralizedAdvantage.Whiten(ComputeDevice.Cpu, TensorView.Of(white, rows, columns), mask is null ? default : TensorView.Of(mask, rows, columns), keepMean);
+        GeneralizedAdvantage.Whiten(DeviceUnderTest.Device, TensorView.Of(white, rows, columns), mask is null ? default : TensorView.Of(mask, rows, columns), keepMean);
         var results = new Results<float>();
         results.Output("output", white);
         return results;

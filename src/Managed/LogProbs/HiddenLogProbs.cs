@@ -1,0 +1,218 @@
+namespace TransformerKernels;
+
+/// <summary>Hidden states, the vocabulary matrix, and the tokens that came.</summary>
+/// <remarks>
+/// n tokens, width W, a vocabulary of V. The logit of token i for entry j is hiddenᵢ · vocabularyⱼ + biasⱼ, then bent by the softcap, then divided by the temperature.
+/// Logits are summed in float32 whatever the storage; they are never stored as a whole.
+/// </remarks>
+public ref struct HiddenProblem
+{
+    /// <summary>A target of −100 marks a token to ignore unless <see cref="IgnoreTarget"/> says otherwise.</summary>
+    public HiddenProblem()
+    {
+    }
+
+    /// <summary>[n, W], float32, float16 or bfloat16; any distance between rows, each row contiguous. Required.</summary>
+    public TensorView Hidden { get; set; }
+
+    /// <summary>[V, W], float32, float16 or bfloat16; any distance between rows, each row contiguous. Required.</summary>
+    public TensorView Vocabulary { get; set; }
+
+    /// <summary>[n], int32 or int64: the index of each token, or <see cref="IgnoreTarget"/>. Required.</summary>
+    public TensorView Targets { get; set; }
+
+    /// <summary>The target that marks a token to ignore: nothing is computed of it, its outputs and gradients are 0, and it adds nothing to any other's.</summary>
+    public long IgnoreTarget { get; set; } = -100;
+
+    /// <summary>[V], float32, contiguous. Optional.</summary>
+    public TensorView Bias { get; set; }
+
+    /// <summary>c of c · tanh(x / c), which bends logits into (−c, c) after the bias; 0 for none.</summary>
+    public float Softcap { get; set; }
+
+    /// <summary>What logits are divided by, last of all; 1 for none.</summary>
+    public float Temperature { get; set; } = 1;
+
+    /// <summary>How many rows of the vocabulary count, the first ones: those after them may hold anything and get the gradient 0. All if absent.</summary>
+    public long? ValidVocabulary { get; set; }
+}
+
+/// <summary>Where the gradients of hidden states, vocabulary and bias go; absent ones aren't computed. All float32.</summary>
+public ref struct HiddenGradients
+{
+    /// <summary>[n, W], rows contiguous.</summary>
+    public TensorView Hidden { get; set; }
+
+    /// <summary>[V, W], rows contiguous.</summary>
+    public TensorView Vocabulary { get; set; }
+
+    /// <summary>[V], contiguous; only with <see cref="HiddenProblem.Bias"/>.</summary>
+    public TensorView Bias { get; set; }
+
+    /// <summary>Whether gradients are added to what the tensors hold; otherwise they are overwritten.</summary>
+    public bool Accumulate { get; set; }
+}
+
+public static partial class LogProbs
+{
+    /// <summary>The same results as <see cref="FromLogits(ComputeDevice, in LogitsProblem, in TokenOutputs)"/>, straight from hidden states: logits exist a block at a time.</summary>
+    /// <remarks>The workspace takes up to <see cref="FromHiddenWorkspaceBytes"/>, or less if its limit is lower; results don't depend on that, not in one bit.</remarks>
+    /// <param name="device">Where to run.</param>
+    /// <param name="problem">Hidden states, vocabulary and targets.</param>
+    /// <param name="outputs">What to compute and where to put it, overwritten. The likeliest tokens beyond the first aren't offered.</param>
+    /// <param name="workspace">Scratch memory of the device.</param>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    public static void FromHidden(ComputeDevice device, in HiddenProblem problem, in TokenOutputs outputs, Workspace workspace)
+    {
+        Check(device, problem, workspace);
+        CheckOutputs(device, problem, outputs);
+        device.LogProbsFromHidden(problem, default, outputs, default, backward: false, workspace);
+    }
+
+    /// <summary>The gradients of hidden states, vocabulary and bias, from the gradients of log-prob, log-sum-exp and entropy together.</summary>
+    /// <remarks>
+    /// dz as in <see cref="FromLogitsBackward"/>; the gradient of hiddenᵢ is Σⱼ dzᵢⱼ vocabularyⱼ, of vocabularyⱼ Σᵢ dzᵢⱼ hiddenᵢ, of biasⱼ Σᵢ dzᵢⱼ, summed in float32, over tokens in
+    /// their order. Nothing of the forward pass is needed: logits are computed anew, and with them a normaliser that no storage has rounded.
+    /// </remarks>
+    /// <param name="device">Where to run.</param>
+    /// <param name="problem">As in the forward pass.</param>
+    /// <param name="upstream">The gradients that arrive.</param>
+    /// <param name="gradients">What to compute and where to put it.</param>
+    /// <param name="workspace">Scratch memory of the device.</param>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)
+    {
+        Check(device, problem, workspace);
+        CheckGradients(device, problem, upstream, gradients);
+        device.LogProbsFromHidden(problem, upstream, default, gradients, backward: true, workspace);
+    }
+
+    /// <summary>Results and gradients at once, where the upstream gradients are known beforehand, as those of a cross entropy are: each logit is computed once.</summary>
+    /// <remarks>
+    /// The same bits as <see cref="FromHidden"/> and <see cref="FromHiddenBackward"/>. A chunk of tokens keeps its logits in the workspace until its normaliser is known; where the workspace's
+    /// limit is too low for that, blocks of logits are computed twice, with the same bits.
+    /// </remarks>
+    /// <param name="device">Where to run.</param>
+    /// <param name="problem">Hidden states, vocabulary and targets.</param>
+    /// <param name="upstream">The gradients that arrive: −1/n at every log-prob for the mean cross entropy of n tokens.</param>
+    /// <param name="outputs">What to compute and where to put it, overwritten.</param>
+    /// <param name="gradients">What to compute and where to put it.</param>
+    /// <param name="workspace">Scratch memory of the device.</param>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    public static void TrainFromHidden(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients, Workspace workspace)
+    {
+        Check(device, problem, workspace);
+        CheckOutputs(device, problem, outputs);
+        CheckGradients(device, problem, upstream, gradients);
+        for (int i = 0; i < TokenOutputs.Count; i++)
+        {
+            for (int j = 0; j < GradientCount; j++)
+                Require.Disjoint(outputs[i], TokenOutputs.Name(i), Gradient(gradients, j, out string name), name);
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.LogProb, "upstream.LogProb");
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.LogSumExp, "upstream.LogSumExp");
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.Entropy, "upstream.Entropy");
+        }
+        device.LogProbsFromHidden(problem, upstream, outputs, gradients, backward: true, workspace);
+    }
+
+    /// <summary>The bytes of workspace that a call takes.</summary>
+    /// <param name="device">Where it will run.</param>
+    /// <param name="problem">Only shapes and types count.</param>
+    /// <param name="backward">Whether gradients are wanted.</param>
+    /// <param name="budget">The workspace's limit. More than 32 MB is never taken unless the least that is needed is more.</param>
+    /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
+    public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue)
+    {
+        CheckProblem(device, problem);
+        return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
+    }
+
+    private const int GradientCount = 3;
+
+    private static TensorView Gradient(in HiddenGradients gradients, int index, out string name)
+    {
+        name = index switch { 0 => "gradients.Hidden", 1 => "gradients.Vocabulary", _ => "gradients.Bias" };
+        return index switch { 0 => gradients.Hidden, 1 => gradients.Vocabulary, _ => gradients.Bias };
+    }
+
+    private static void Check(ComputeDevice device, in HiddenProblem problem, Workspace workspace)
+    {
+        CheckProblem(device, problem);
+        Require.Workspace(device, workspace);
+    }
+
+    private static void CheckProblem(ComputeDevice device, in HiddenProblem problem)
+    {
+        Require.Device(device);
+        ReadOnlySpan<ElementType> storage = [ElementType.Float32, ElementType.Float16, ElementType.BFloat16];
+        Require.Input(device, problem.Hidden, "problem.Hidden", storage, -1, -1);
+        CheckWidth(problem.Hidden, "problem.Hidden");
+        if (problem.Hidden.Length(1) == 0)
+            throw new ArgumentException("problem.Hidden has a width of 0; it must be at least 1.", "problem.Hidden");
+        Require.Input(device, problem.Vocabulary, "problem.Vocabulary", storage, -1, problem.Hidden.Length(1));
+        CheckWidth(problem.Vocabulary, "problem.Vocabulary");
+        if (problem.Vocabulary.Length(0) == 0)
+            throw new ArgumentException("problem.Vocabulary has no entries; it must have at least 1.", "problem.Vocabulary");
+        Require.Input(device, problem.Targets, "problem.Targets", [ElementType.Int32, ElementType.Int64], problem.Hidden.Length(0));
+        CheckShaping(device, problem.Vocabulary.Length(0), problem.Bias, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
+    }
+
+    private static void CheckWidth(in TensorView rows, string name)
+    {
+        if (rows.Length(1) > 1 && rows.Stride(1) != 1)
+            throw new ArgumentException($"{name} has stride {rows.Stride(1)} along the width; it must be 1.", name);
+    }
+
+    private static void CheckOutputs(ComputeDevice device, in HiddenProblem problem, in TokenOutputs outputs)
+    {
+        outputs.Check(device, problem.Hidden.Length(0), problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
+        if (outputs.TopLogProbs.IsPresent)
+            throw new NotSupportedException("The likeliest tokens (outputs.TopLogProbs) aren't offered from hidden states; compute the logits and use FromLogits.");
+        for (int i = 0; i < TokenOutputs.Count; i++)
+        {
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Hidden, "problem.Hidden");
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Vocabulary, "problem.Vocabulary");
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Targets, "problem.Targets");
+            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Bias, "problem.Bias");
+        }
+    }
+
+    private static void CheckGradients(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)
+    {
+        long tokens = problem.Hidden.Length(0), width = problem.Hidden.Length(1), vocabulary = problem.Vocabulary.Length(0);
+        Require.OptionalInput(device, upstream.LogProb, "upstream.LogProb", tokens);
+        Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", tokens);
+        Require.OptionalInput(device, upstream.Entropy, "upstream.Entropy", tokens);
+        Require.OptionalOutput(device, gradients.Hidden, "gradients.Hidden", tokens, width);
+        Require.OptionalOutput(device, gradients.Vocabulary, "gradients.Vocabulary", vocabulary, width);
+        Require.OptionalOutput(device, gradients.Bias, "gradients.Bias", vocabulary);
+        if (gradients.Hidden.IsPresent)
+            CheckWidth(gradients.Hidden, "gradients.Hidden");
+        if (gradients.Vocabulary.IsPresent)
+            CheckWidth(gradients.Vocabulary, "gradients.Vocabulary");
+        if (gradients.Bias.IsPresent && vocabulary > 1 && gradients.Bias.Stride(0) != 1)
+            throw new ArgumentException($"gradients.Bias has the stride {gradients.Bias.Stride(0)}; it must be 1.", "gradients.Bias");
+        if (gradients.Bias.IsPresent && !problem.Bias.IsPresent)
+            throw new ArgumentException("gradients.Bias is set, but there is no problem.Bias.", "gradients.Bias");
+        bool any = false;
+        for (int i = 0; i < GradientCount; i++)
+        {
+            TensorView gradient = Gradient(gradients, i, out string name);
+            any |= gradient.IsPresent;
+            Require.Disjoint(gradient, name, problem.Hidden, "problem.Hidden");
+            Require.Disjoint(gradient, name, problem.Vocabulary, "problem.Vocabulary");
+            Require.Disjoint(gradient, name, problem.Targets, "problem.Targets");
+            Require.Disjoint(gradient, name, problem.Bias, "problem.Bias");
+            Require.Disjoint(gradient, name, upstream.LogProb, "upstream.LogProb");
+            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
+            Require.Disjoint(gradient, name, upstream.Entropy, "upstream.Entropy");
+            for (int j = i + 1; j < GradientCount; j++)
+                Require.Disjoint(gradient, name, Gradient(gradients, j, out string other), other);
+        }
+        if (!any)
+            throw new ArgumentException("gradients asks for nothing; set at least one tensor.", "gradients");
+    }
+}
