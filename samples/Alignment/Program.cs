@@ -9,11 +9,12 @@ var seed = new Option<int>("--seed") { Description = "Where the random numbers b
 var deviceName = new Option<string>("--device") { Description = "Where to run; a GPU holds weights and activations too.", DefaultValueFactory = _ => Devices.Cpu };
 deviceName.AcceptOnlyFromAmong(Devices.Cpu, Devices.OpenCl, Devices.Cuda);
 var steps = new Option<int>("--steps") { Description = "How many steps of imitation; of preference optimisation there are a ninth as many.", DefaultValueFactory = _ => new AdditionSettings().SupervisedSteps };
+var batch = new Option<int>("--batch") { Description = "Sequences a step.", DefaultValueFactory = _ => new AdditionSettings().BatchSize };
 var json = new Option<FileInfo?>("--json") { Description = "A file for the results, as one JSON object." };
 var plots = new Option<string>("--plots") { Description = "The folder for the plots.", DefaultValueFactory = _ => Path.Combine("artifacts", "alignment") };
 var model = new Option<FileInfo?>("--model") { Description = "Align this Llama checkpoint (GGUF) instead; needs --data." };
 var data = new Option<FileInfo?>("--data") { Description = "Preference pairs: one JSON object a line, with prompt, chosen and rejected." };
-var root = new RootCommand("Trains a small language model on noisy demonstrations and aligns it with preferences (DPO), on TransformerKernels.") { seed, deviceName, steps, json, plots, model, data };
+var root = new RootCommand("Trains a small language model on noisy demonstrations and aligns it with preferences (DPO), on TransformerKernels.") { seed, deviceName, steps, batch, json, plots, model, data };
 root.SetAction(Run);
 return root.Parse(args).Invoke();
 
@@ -31,7 +32,7 @@ int Run(ParseResult arguments)
         screen.Line($"Device: {device.Name}. Seed: {arguments.GetValue(seed)}.");
         JobSummary summary = arguments.GetValue(model) is { } checkpoint
             ? Align(maths, screen, checkpoint.FullName, arguments.GetValue(data)!.FullName, arguments.GetValue(seed), start)
-            : Add(maths, screen, AdditionSettings.Of(arguments.GetValue(seed), arguments.GetValue(steps)), arguments.GetValue(plots)!, start);
+            : Add(maths, screen, AdditionSettings.Of(arguments.GetValue(seed), arguments.GetValue(steps), arguments.GetValue(batch)), arguments.GetValue(plots)!, start);
         if (arguments.GetValue(json) is { } file)
             summary.Write(file.FullName);
         return 0;

@@ -25,8 +25,10 @@ internal sealed record AdditionSettings
     private const int SupervisedPerPreferenceStep = 9;
 
     /// <summary>A job of so many steps of imitation, the rest in proportion.</summary>
-    public static AdditionSettings Of(int seed, int supervisedSteps) =>
-        new() { Seed = seed, SupervisedSteps = supervisedSteps, PreferenceSteps = Math.Max(1, supervisedSteps / SupervisedPerPreferenceStep) };
+    public static AdditionSettings Of(int seed, int supervisedSteps, int batchSize) => new()
+    {
+        Seed = seed, SupervisedSteps = supervisedSteps, PreferenceSteps = Math.Max(1, supervisedSteps / SupervisedPerPreferenceStep), BatchSize = batchSize,
+    };
 
     public LearningRate Supervised => new(Top: 3e-3, SupervisedSteps, WarmUp: 50, FinalShare: 0.05);
 
