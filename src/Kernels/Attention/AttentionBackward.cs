@@ -651,11 +651,19 @@ internal static class AttentionBackwardKernels
     private static void FillTerms(ArrayView<float> memory, long all, ArrayView<float> terms, long at, int rows)
     {
         int t = Group.IdxX;
-        if (t >= rows)
+        if (t >= GpuScoreTile.Side)
             return;
-        terms[t] = memory[at + t];
-        terms[GpuScoreTile.Side + t] = memory[all + at + t];
-        terms[2 * GpuScoreTile.Side + t] = memory[2 * all + at + t];
+        // What lies beyond the rows is read, and goes nowhere.
+        float logSumExp = 0f, lost = 0f, d = 0f;
+        if (t < rows)
+        {
+            logSumExp = memory[at + t];
+            lost = memory[all + at + t];
+            d = memory[2 * all + at + t];
+        }
+        terms[t] = logSumExp;
+        terms[GpuScoreTile.Side + t] = lost;
+        terms[2 * GpuScoreTile.Side + t] = d;
     }
 
     // e^(z − L): what rounding takes from the difference, and from L, is put back as a factor 1 + it.
