@@ -651,11 +651,13 @@ internal static class AttentionBackwardKernels
     private static void FillTerms(ArrayView<float> memory, long all, ArrayView<float> terms, long at, int rows)
     {
         int t = Group.IdxX;
-        if (t >= rows)
+        if (t >= GpuScoreTile.Side)
             return;
-        terms[t] = memory[at + t];
-        terms[GpuScoreTile.Side + t] = memory[all + at + t];
-        terms[2 * GpuScoreTile.Side + t] = memory[2 * all + at + t];
+        // Rows beyond the last are computed with the others, and left out where it counts.
+        bool there = t < rows;
+        terms[t] = there ? memory[at + t] : 0f;
+        terms[GpuScoreTile.Side + t] = there ? memory[all + at + t] : 0f;
+        terms[2 * GpuScoreTile.Side + t] = there ? memory[2 * all + at + t] : 0f;
     }
 
     // e^(z − L): what rounding takes from the difference, and from L, is put back as a factor 1 + it.
