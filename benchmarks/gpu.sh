@@ -37,7 +37,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 echo "=== tests on $TRANSFORMERKERNELS_TEST_DEVICE"
-"$program" -noColor -class- "*GpuTimings" -result-xml "$work/tests.xml"
+failed=0
+"$program" -noColor -class- "*GpuTimings" || failed=1
 echo "=== timings"
 TRANSFORMERKERNELS_TIMINGS=$work/ours.json "$program" -noColor -class "*GpuTimings" -showLiveOutput
 if command -v python3 >/dev/null; then
@@ -46,3 +47,5 @@ else
     cp "$work/ours.json" "$results/gpu-$TRANSFORMERKERNELS_TEST_DEVICE.json"
     echo "*** PyTorch was NOT timed: no python3. $results/gpu-$TRANSFORMERKERNELS_TEST_DEVICE.json has our times." >&2
 fi
+[ "$failed" = 0 ] || echo "*** Tests FAILED on this device, see above: don't trust the times." >&2
+exit "$failed"

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using TransformerKernels.Oracle;
 using Xunit;
 
 namespace TransformerKernels.Tests;
@@ -7,27 +8,67 @@ namespace TransformerKernels.Tests;
 public class GpuAttentionTests(GpuUnderTest gpu, ITestOutputHelper output)
 {
     [Fact]
-    public void Scratch_forward()
+    public void The_same_bits_come_in_20_runs()
+    {
+        AttentionCase problem = new()
+        {
+            Batch = 2, Heads = 4, KeyHeads = 2, Queries = 70, Keys = 150, HeadSize = 20, ValueSize = 12, Causal = true, HasLogSumExpUpstream = true,
+            Slopes = AttentionCase.Numbers(1, 0.2f, 4), DistanceBias = AttentionCase.Numbers(2, 1, 4, 219), Captured = [new(AttentionCase.Numbers(3, 1, 4), CapturedBy.Head)],
+        };
+        var rule = new Temperature(0.1f, 100);
+        AttentionCase.Results reference = problem.Run(DeviceUnderTest.Device, rule);
+        for (int run = 1; run < 20; run++)
+            Assert.All(reference.All.Zip(problem.Run(DeviceUnderTest.Device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
+    }
+
+    [Fact]
+    public void More_columns_than_a_group_sums_up_agree_with_the_definition()
+    {
+        AttentionCase.Of(1, 2, 1, 70, 67, 131, 260, causal: true).Check(DeviceUnderTest.Device, default(PlainScore));
+        new AttentionCase
+        {
+            Heads = 2, KeyHeads = 1, Queries = 9, Keys = 70, HeadSize = 300, ValueSize = 3, DistanceBias = AttentionCase.Numbers(2, 1, 1, 78),
+            Captured = [new(AttentionCase.Numbers(3, 1, 2), CapturedBy.Head)],
+        }.Check(DeviceUnderTest.Device, new Temperature(0.1f, 1000), new TemperatureFormula(0.1f, 1000));
+    }
+
+    [Fact]
+    public void Time_beside_the_CPU_is_printed()
     {
         gpu.NeedsOpenCl();
-        foreach ((int sq, int sk, int d, int dv) in ((int, int, int, int)[])[(5, 5, 4, 4), (70, 100, 33, 40), (130, 257, 64, 64), (64, 64, 128, 128), (20, 200, 300, 300)])
+        const int heads = 8, length = 512, size = 64;
+        float[][] numbers = [.. Enumerable.Range(0, 4).Select(seed => Seeded.Normal(heads * length * size, seed))];
         foreach (bool causal in (bool[])[false, true])
         {
-            float[] q = Seeded.Normal(2 * 2 * sq * d, 1), k = Seeded.Normal(2 * 1 * sk * d, 2), v = Seeded.Normal(2 * sk * dv, 3);
-            float[] Run(ComputeDevice device)
+            (double forward, double backward) = Time(gpu.Device);
+            (double cpuForward, double cpuBackward) = Time(ComputeDevice.Cpu);
+            output.WriteLine($"attention [1, {heads}, {length}, {size}]{(causal ? ", causal" : "")}: forward {forward:F1} ms, backward {backward:F1} ms on {gpu.Device.Name}; {cpuForward:F1} ms, {cpuBackward:F1} ms on {ComputeDevice.Cpu.Name}");
+
+            (double, double) Time(ComputeDevice device)
             {
-                float[] o = new float[2 * 2 * sq * dv], l = new float[2 * 2 * sq * 2];
-                var problem = new AttentionProblem { Query = TensorView.Of(q, 2, 2, sq, d), Key = TensorView.Of(k, 2, 1, sk, d), Value = TensorView.Of(v, 2, 1, sk, dv), Causal = causal };
+                TensorBuffer Put(float[] data) => device.Upload<float>(data, 1, heads, length, size);
+                TensorBuffer New(params ReadOnlySpan<long> shape) => device.Allocate(ElementType.Float32, shape);
+                using TensorBuffer q = Put(numbers[0]), k = Put(numbers[1]), v = Put(numbers[2]), upstream = Put(numbers[3]);
+                using TensorBuffer o = New(1, heads, length, size), l = New(1, heads, length, 2), dq = New(1, heads, length, size), dk = New(1, heads, length, size), dv = New(1, heads, length, size);
+                using TensorBuffer bias = New(heads, 2 * length - 1), dBias = New(heads, 2 * length - 1);
                 using var workspace = new Workspace(device);
-                Attention.Forward(device, problem, TensorView.Of(o, 2, 2, sq, dv), TensorView.Of(l, 2, 2, sq, 2), workspace);
-                for (int i = 0; i < l.Length; i += 2) l[i + 1] = 0;
-                return [.. o, .. l];
+                double forwardTime = double.MaxValue, backwardTime = double.MaxValue;
+                // The first run compiles.
+                for (int run = 0; run < 4; run++)
+                {
+                    var problem = new AttentionProblem { Query = q.View, Key = k.View, Value = v.View, Causal = causal, DistanceBias = bias.View };
+                    long start = Stopwatch.GetTimestamp();
+                    Attention.Forward(device, problem, o.View, l.View, workspace);
+                    device.Synchronize();
+                    forwardTime = Math.Min(forwardTime, Stopwatch.GetElapsedTime(start).TotalMilliseconds);
+                    start = Stopwatch.GetTimestamp();
+                    Attention.Backward(device, problem, new AttentionSaved { Output = o.View, LogSumExp = l.View }, new AttentionUpstream { Output = upstream.View },
+                        new AttentionGradients { Query = dq.View, Key = dk.View, Value = dv.View, DistanceBias = dBias.View }, workspace);
+                    device.Synchronize();
+                    backwardTime = Math.Min(backwardTime, Stopwatch.GetElapsedTime(start).TotalMilliseconds);
+                }
+                return (forwardTime, backwardTime);
             }
-            float[] ours = Run(DeviceUnderTest.Device), cpu = Run(ComputeDevice.Cpu);
-            double worst = 0;
-            for (int i = 0; i < ours.Length; i++)
-                if (ours[i] != cpu[i]) worst = Math.Max(worst, double.IsNaN(ours[i] - cpu[i]) ? 1e9 : Math.Abs(ours[i] - cpu[i]));
-            output.WriteLine($"{sq} {sk} {d} {dv} {causal}: {worst}");
         }
     }
 }

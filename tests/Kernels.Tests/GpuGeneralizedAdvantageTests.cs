@@ -62,9 +62,9 @@ public class GpuGeneralizedAdvantageTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         (float[] advantages, float[] returns) = Estimate(rewards, values, null, sequences, tokens, 0.9f, 0.9f);
         using TensorBuffer r = gpu.Device.Upload<float>(Transposed(rewards), tokens, sequences), v = gpu.Device.Upload<float>(values, sequences, tokens);
         using TensorBuffer outputs = gpu.Device.Upload<float>(guard, sequences, 3, tokens);
-        long before = gpu.Device.Queue.LastQueued;
+        long before = gpu.Device.Counts.Launches;
         GeneralizedAdvantage.Estimate(gpu.Device, new() { Rewards = r.View.Permute(1, 0), Values = v, Gamma = 0.9f, Lambda = 0.9f }, outputs.View.Select(1, 0), outputs.View.Select(1, 2));
-        Assert.Equal(before + 1, gpu.Device.Queue.LastQueued);
+        Assert.Equal(before + 1, gpu.Device.Counts.Launches);
         float[] written = outputs.ToArray<float>();
         for (int s = 0; s < sequences; s++)
         {
@@ -123,11 +123,11 @@ public class GpuGeneralizedAdvantageTests(OwnGpu gpu) : IClassFixture<OwnGpu>
     [Fact]
     public void Fewer_than_two_values_throw_at_once()
     {
-        long before = gpu.Device.Queue.LastQueued;
+        long before = gpu.Device.Counts.Launches;
         using TensorBuffer one = gpu.Device.Allocate(ElementType.Float32, 1, 1), none = gpu.Device.Allocate(ElementType.Float32, 0, 3);
         Assert.Contains("one value", Assert.Throws<ArgumentException>("mask", () => GeneralizedAdvantage.Whiten(gpu.Device, one)).Message);
         Assert.Contains("no value", Assert.Throws<ArgumentException>("mask", () => GeneralizedAdvantage.Whiten(gpu.Device, none)).Message);
-        Assert.Equal(before, gpu.Device.Queue.LastQueued);
+        Assert.Equal(before, gpu.Device.Counts.Launches);
     }
 
     [Fact]

@@ -99,9 +99,9 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         const int rows = 33, vocabulary = 9001;
         float[] logits = Seeded.Normal(rows * vocabulary, 1, 3), a = Seeded.Normal(rows, 1), b = Seeded.Normal(rows, 2), c = Seeded.Normal(rows, 3);
         long[] targets = [.. Enumerable.Range(0, rows).Select(i => (long)i * 7)];
-        long before = gpu.Device.Queue.LastQueued;
+        long before = gpu.Device.Counts.Launches;
         Outcome first = Run(logits, targets, vocabulary, a, b, c, inPlace: true);
-        Assert.Equal(before + 2, gpu.Device.Queue.LastQueued);
+        Assert.Equal(before + 2, gpu.Device.Counts.Launches);
         for (int time = 0; time < 20; time++)
         {
             Outcome again = Run(logits, targets, vocabulary, a, b, c, inPlace: time % 2 == 0);

@@ -59,10 +59,10 @@ public class GpuPolicyLossTests(OwnGpu gpu) : IClassFixture<OwnGpu>
             using TensorBuffer x = gpu.Device.Allocate(ElementType.Float32, 4, 5), mask = gpu.Device.Allocate(ElementType.Bool, 4, 5), losses = gpu.Device.Allocate(ElementType.Float32, 4, 5);
             using TensorBuffer sums = gpu.Device.Allocate(ElementType.Float32, PolicyMetrics.Count);
             using var workspace = new Workspace(gpu.Device);
-            long before = gpu.Device.Queue.LastQueued;
+            long before = gpu.Device.Counts.Launches;
             PolicyLoss.Evaluate(gpu.Device, new() { LogProb = x, OldLogProb = x, Advantage = x, Mask = masked ? mask.View : default }, new PpoClip(), new() { Loss = losses },
                 metrics ? sums.View : default, workspace);
-            long queued = gpu.Device.Queue.LastQueued - before;
+            long queued = gpu.Device.Counts.Launches - before;
             gpu.Device.Synchronize();
             return queued;
         }

@@ -73,10 +73,10 @@ public class GpuRotaryEmbeddingTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         float[] packed = Seeded.Normal(batch * tokens * (queries + keys + values) * size, 1);
         using RotaryTable table = RotaryTable.Build(gpu.Device, rotary, tokens);
         using TensorBuffer buffer = gpu.Device.Upload<float>(packed, batch, tokens, queries + keys + values, size);
-        long before = gpu.Device.Queue.LastQueued;
+        long before = gpu.Device.Counts.Launches;
         RotaryEmbedding.Apply(gpu.Device, buffer.View.Slice(2, 0, queries).Permute(0, 2, 1, 3), buffer.View.Slice(2, queries, keys).Permute(0, 2, 1, 3), table,
             new RotaryOptions { Pairing = RotaryPairing.Interleaved });
-        Assert.Equal(before + 1, gpu.Device.Queue.LastQueued);
+        Assert.Equal(before + 1, gpu.Device.Counts.Launches);
 
         float[] turned = buffer.ToArray<float>();
         Grid<double> x = Grid.Of(packed, batch, tokens, queries + keys + values, size);
@@ -153,8 +153,8 @@ public class GpuRotaryEmbeddingTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         using RotaryTable table = RotaryTable.Build(gpu.Device, 2, 2);
         using TensorBuffer query = gpu.Device.Allocate(ElementType.Float32, 1, 1, 1, 2);
         using ComputeDevice cancelled = gpu.Device.With(new CancellationToken(canceled: true));
-        long before = gpu.Device.Queue.LastQueued;
+        long before = gpu.Device.Counts.Launches;
         Assert.Throws<OperationCanceledException>(() => RotaryEmbedding.Apply(cancelled, query, default, table));
-        Assert.Equal(before, gpu.Device.Queue.LastQueued);
+        Assert.Equal(before, gpu.Device.Counts.Launches);
     }
 }

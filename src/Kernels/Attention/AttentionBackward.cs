@@ -153,15 +153,15 @@ internal readonly struct BiasSums
     // Enough groups for a large device with a few heads, few enough that their sums take less memory than the queries.
     private const long MostPieces = 32;
 
-    public readonly long Pieces, BlocksPerPiece, Length;
-    public readonly int Kind;
+    public readonly long Length;
+    public readonly int Pieces, BlocksPerPiece, Kind;
 
     public BiasSums(in AttentionShape shape, BiasSumKind kind)
     {
         long blocks = GpuScoreTile.Blocks(shape.Queries);
         Kind = (int)kind;
-        BlocksPerPiece = kind is BiasSumKind.Diagonals or BiasSumKind.Columns ? Math.Max(1, (blocks + MostPieces - 1) / MostPieces) : 1;
-        Pieces = (blocks + BlocksPerPiece - 1) / BlocksPerPiece;
+        BlocksPerPiece = kind is BiasSumKind.Diagonals or BiasSumKind.Columns ? (int)Math.Max(1, (blocks + MostPieces - 1) / MostPieces) : 1;
+        Pieces = checked((int)((blocks + BlocksPerPiece - 1) / BlocksPerPiece));
         long keys = GpuScoreTile.Blocks(shape.Keys) * GpuScoreTile.Side;
         Length = kind switch
         {
@@ -194,8 +194,8 @@ internal readonly struct RowArguments
     /// <summary>[term, sequence, head, query].</summary>
     public readonly ArrayView<float> Terms;
 
-    public readonly long Queries, Rows;
-    public readonly int Heads, ValueSize, HasUpstreamLogSumExp;
+    public readonly long Rows;
+    public readonly int Queries, Heads, ValueSize, HasUpstreamLogSumExp;
 
     public RowArguments(GpuDevice device, in AttentionShape shape, in TensorView output, in TensorView logSumExp, in AttentionUpstream upstream, ArrayView<float> terms)
     {
@@ -205,7 +205,7 @@ internal readonly struct RowArguments
         UpstreamLogSumExp = new(device, upstream.LogSumExp, "upstream.LogSumExp");
         HasUpstreamLogSumExp = upstream.LogSumExp.IsPresent ? 1 : 0;
         Terms = terms;
-        Queries = shape.Queries;
+        Queries = checked((int)shape.Queries);
         Rows = shape.Batch * shape.Heads * shape.Queries;
         Heads = checked((int)shape.Heads);
         ValueSize = checked((int)shape.ValueSize);
@@ -440,13 +440,14 @@ internal static class AttentionBackwardKernels
     {
         ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
         int thread = Group.IdxX;
-        long blocks = (a.Queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side, item = Grid.IdxX, i0 = item % blocks * GpuScoreTile.Side;
-        long head = item / blocks % a.Heads, batch = item / blocks / a.Heads;
-        int rows = (int)(a.Queries - i0 < GpuScoreTile.Side ? a.Queries - i0 : GpuScoreTile.Side);
+        int blocks = (a.Queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side, item = Grid.IdxX, i0 = item % blocks * GpuScoreTile.Side;
+        int head = item / blocks % a.Heads, batch = item / blocks / a.Heads;
+        int rows = a.Queries - i0 < GpuScoreTile.Side ? a.Queries - i0 : GpuScoreTile.Side;
         GpuMatrix output = a.Output.Of(batch, head), upstream = a.UpstreamOutput.Of(batch, head);
         // In the order in which the product dO Vᵀ is summed, so that the two cancel to the last bit where a query sees one key.
         float sum = 0f;
-        for (int first = 0; first < a.ValueSize; first += GpuScoreTile.Slice)
+        int first = 0;
+        do
         {
             Group.Barrier();
             GpuScoreTile.StageTransposed(staging, 0, upstream, i0, rows, first, a.ValueSize);
@@ -455,10 +456,12 @@ internal static class AttentionBackwardKernels
             int terms = a.ValueSize - first < GpuScoreTile.Slice ? a.ValueSize - first : GpuScoreTile.Slice;
             for (int k = 0; k < terms && thread < GpuScoreTile.Side; k++)
                 sum += staging[k * GpuScoreTile.SliceStep + thread] * staging[(GpuScoreTile.Slice + k) * GpuScoreTile.SliceStep + thread];
+            first += GpuScoreTile.Slice;
         }
+        while (first < a.ValueSize);
         if (thread >= rows)
             return;
-        long at = (batch * a.Heads + head) * a.Queries + i0 + thread;
+        long at = ((long)batch * a.Heads + head) * a.Queries + i0 + thread;
         GpuMatrix logSumExp = a.LogSumExp.Of(batch, head);
         a.Terms[at] = logSumExp[i0 + thread, 0];
         a.Terms[a.Rows + at] = logSumExp[i0 + thread, 1];
@@ -477,27 +480,28 @@ internal static class AttentionBackwardKernels
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
         int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow;
-        long item = Grid.IdxX, blocks = (a.Score.Keys + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
-        int column = (int)(item % a.Slices) * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
+        int item = Grid.IdxX, blocks = (a.Score.Keys + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
+        int column = item % a.Slices * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
         item /= a.Slices;
-        long j0 = item % blocks * GpuScoreTile.Side;
+        int j0 = item % blocks * GpuScoreTile.Side;
         item /= blocks;
-        long keyHead = item % a.KeyHeads, batch = item / a.KeyHeads;
-        int rows = (int)(a.Score.Keys - j0 < GpuScoreTile.Side ? a.Score.Keys - j0 : GpuScoreTile.Side);
+        int keyHead = item % a.KeyHeads, batch = item / a.KeyHeads;
+        int rows = a.Score.Keys - j0 < GpuScoreTile.Side ? a.Score.Keys - j0 : GpuScoreTile.Side, begin = a.Score.BeginOfQueries(j0);
         GpuMatrix key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
-        // The first query that sees the block's first key.
-        long begin = a.Score.Causal != 0 && j0 > a.Score.QueryOffset ? (j0 - a.Score.QueryOffset) / GpuScoreTile.Side * GpuScoreTile.Side : 0;
 
+        int wantedKey = a.WantsKey != 0 ? headSize : 0, wantedValue = a.WantsValue != 0 ? valueSize : 0;
         RegisterTile keyLow = default, keyHigh = default, valueLow = default, valueHigh = default;
-        for (long head = keyHead * a.Score.HeadsPerKeyHead; head < (keyHead + 1) * a.Score.HeadsPerKeyHead; head++)
+        int head = keyHead * a.Score.HeadsPerKeyHead;
+        do
         {
             GpuMatrix query = a.Score.Query.Of(batch, head), upstream = a.UpstreamOutput.Of(batch, head);
-            for (long i0 = begin; i0 < a.Score.Queries; i0 += GpuScoreTile.Side)
+            int i0 = begin;
+            do
             {
-                int columns = (int)(a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side);
+                int columns = a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side;
                 RegisterTile weightGradients = default, scores = default;
                 GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
-                FillTerms(a.Terms, a.Rows, terms, (batch * a.Score.Heads + head) * a.Score.Queries + i0, columns);
+                FillTerms(a.Terms, a.Rows, terms, ((long)batch * a.Score.Heads + head) * a.Score.Queries + i0, columns);
                 GpuScoreTile.AddProducts(ref weightGradients, staging, value, j0, rows, upstream, i0, columns, valueSize);
                 GpuScoreTile.AddProducts(ref scores, staging, key, j0, rows, query, i0, columns, headSize);
                 GpuScoreTile.Store(scores, tile);
@@ -515,30 +519,24 @@ internal static class AttentionBackwardKernels
                 flags[thread] = hides;
                 Group.Barrier();
 
-                ScoreGradients(ref weightGradients, tile, staging, terms, false);
+                FinalGradients(ref weightGradients, tile, terms, false);
+                MultiplySlopes(ref weightGradients, staging);
                 bool rowsHide = GpuScoreTile.RowsHide(flags);
-                if (a.WantsValue != 0 && column < valueSize)
-                    GpuScoreTile.AddTileTimesRows(ref valueLow, ref valueHigh, tile, staging, upstream, i0, columns, column, valueSize, rowsHide);
-                if (a.WantsKey != 0 && column < headSize)
-                {
-                    Group.Barrier();
-                    GpuScoreTile.Store(weightGradients, tile);
-                    GpuScoreTile.AddTileTimesRows(ref keyLow, ref keyHigh, tile, staging, query, i0, columns, column, headSize, rowsHide);
-                }
+                GpuScoreTile.AddTileTimesRows(ref valueLow, ref valueHigh, tile, staging, upstream, i0, columns, column, wantedValue, rowsHide);
+                Group.Barrier();
+                GpuScoreTile.Store(weightGradients, tile);
+                GpuScoreTile.AddTileTimesRows(ref keyLow, ref keyHigh, tile, staging, query, i0, columns, column, wantedKey, rowsHide);
+                i0 += GpuScoreTile.Side;
             }
+            while (i0 < a.Score.Queries);
+            head++;
         }
-        if (a.WantsValue != 0)
-        {
-            GpuMatrix gradient = a.ValueGradient.Of(batch, keyHead);
-            WriteRows(valueLow, gradient, j0, rows, column, valueSize, 1f, a.Accumulate);
-            WriteRows(valueHigh, gradient, j0, rows, column + GpuScoreTile.Side, valueSize, 1f, a.Accumulate);
-        }
-        if (a.WantsKey != 0)
-        {
-            GpuMatrix gradient = a.KeyGradient.Of(batch, keyHead);
-            WriteRows(keyLow, gradient, j0, rows, column, headSize, a.Score.Scale, a.Accumulate);
-            WriteRows(keyHigh, gradient, j0, rows, column + GpuScoreTile.Side, headSize, a.Score.Scale, a.Accumulate);
-        }
+        while (head < (keyHead + 1) * a.Score.HeadsPerKeyHead);
+        GpuMatrix keyGradient = a.KeyGradient.Of(batch, keyHead), valueGradient = a.ValueGradient.Of(batch, keyHead);
+        GpuScoreTile.Write(valueLow, tile, valueGradient, j0, rows, column, wantedValue, 1f, a.Accumulate);
+        GpuScoreTile.Write(valueHigh, tile, valueGradient, j0, rows, column + GpuScoreTile.Side, wantedValue, 1f, a.Accumulate);
+        GpuScoreTile.Write(keyLow, tile, keyGradient, j0, rows, column, wantedKey, a.Score.Scale, a.Accumulate);
+        GpuScoreTile.Write(keyHigh, tile, keyGradient, j0, rows, column + GpuScoreTile.Side, wantedKey, a.Score.Scale, a.Accumulate);
     }
 
     /// <summary>dQ of a piece of queries, and the sums of what one bias receives from them.</summary>
@@ -551,36 +549,36 @@ internal static class AttentionBackwardKernels
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
         int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow;
-        long item = Grid.IdxX;
-        int column = (int)(item % a.Slices) * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
+        int item = Grid.IdxX, column = item % a.Slices * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
         item /= a.Slices;
-        long piece = item % a.Sums.Pieces;
+        int piece = item % a.Sums.Pieces;
         item /= a.Sums.Pieces;
-        long head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
+        int head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
         GpuMatrix query = a.Score.Query.Of(batch, head), key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
-        GpuMatrix upstream = a.UpstreamOutput.Of(batch, head);
+        GpuMatrix upstream = a.UpstreamOutput.Of(batch, head), gradient = a.QueryGradient.Of(batch, head);
         int kind = column == 0 ? a.Sums.Kind : (int)BiasSumKind.None;
         bool summed = kind == (int)BiasSumKind.Diagonals || kind == (int)BiasSumKind.Columns;
-        long parts = kind == (int)BiasSumKind.Rows ? 1 : a.Sums.Pieces;
-        long sums = 3 * a.Rows + ((batch * a.Score.Heads + head) * parts + (summed ? piece : 0)) * a.Sums.Length;
+        int parts = kind == (int)BiasSumKind.Rows ? 1 : a.Sums.Pieces;
+        long sums = 3 * a.Rows + (((long)batch * a.Score.Heads + head) * parts + (summed ? piece : 0)) * a.Sums.Length;
 
         // A place of the sums belongs to one thread, which adds to it tile after tile: the tiles begin at multiples of 64.
         int owners = kind == (int)BiasSumKind.Diagonals ? GpuScoreTile.Line : GpuScoreTile.Side;
         for (long at = thread; summed && thread < owners && at < a.Sums.Length; at += owners)
             a.Memory[sums + at] = 0f;
 
-        long firstRow = piece * a.Sums.BlocksPerPiece * GpuScoreTile.Side, endRow = firstRow + a.Sums.BlocksPerPiece * GpuScoreTile.Side;
-        for (long i0 = firstRow; i0 < endRow && i0 < a.Score.Queries; i0 += GpuScoreTile.Side)
+        int firstRow = piece * a.Sums.BlocksPerPiece * GpuScoreTile.Side, endRow = firstRow + a.Sums.BlocksPerPiece * GpuScoreTile.Side;
+        int wanted = a.WantsQuery != 0 ? headSize : 0, i0 = firstRow;
+        do
         {
-            int rows = (int)(a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side);
-            long end = a.Score.EndOfKeys(i0, rows);
+            int rows = a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side, end = a.Score.EndOfKeys(i0, rows);
             Group.Barrier();
-            FillTerms(a.Memory, a.Rows, terms, (batch * a.Score.Heads + head) * a.Score.Queries + i0, rows);
+            FillTerms(a.Memory, a.Rows, terms, ((long)batch * a.Score.Heads + head) * a.Score.Queries + i0, rows);
             RegisterTile low = default, high = default;
             float rowSum = 0f;
-            for (long j0 = 0; j0 < end; j0 += GpuScoreTile.Side)
+            int j0 = 0;
+            do
             {
-                int columns = (int)(end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side);
+                int columns = end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side;
                 RegisterTile weightGradients = default, scores = default;
                 GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
                 GpuScoreTile.AddProducts(ref weightGradients, staging, upstream, i0, rows, value, j0, columns, valueSize);
@@ -600,47 +598,36 @@ internal static class AttentionBackwardKernels
                 flags[thread] = hides;
                 Group.Barrier();
 
-                if (kind != (int)BiasSumKind.None)
-                {
-                    RegisterTile received = weightGradients;
-                    if (a.Capture < 0)
-                        FinalGradients(ref received, tile, terms);
-                    else
-                        ScoreGradients(ref received, tile, staging, terms, true);
-                    if (a.WantsQuery != 0)
-                        ScoreGradients(ref weightGradients, tile, staging, terms, true);
-                    // Each thread has read its own places of the tile and of nobody else's.
-                    GpuScoreTile.Store(received, tile);
-                    Group.Barrier();
-                    if (kind == (int)BiasSumKind.Diagonals)
-                        AddDiagonals(a.Memory, sums, tile, j0 - i0 + endRow - GpuScoreTile.Side, rows, columns);
-                    else if (kind == (int)BiasSumKind.Columns)
-                        AddColumn(a.Memory, sums + j0, tile, rows, columns);
-                    else if (kind == (int)BiasSumKind.Rows)
-                        AddRow(ref rowSum, tile, rows, columns);
-                    else
-                        WritePairs(a, tile, batch, head, i0, j0, rows, columns);
-                    Group.Barrier();
-                }
-                else if (a.WantsQuery != 0)
-                    ScoreGradients(ref weightGradients, tile, staging, terms, true);
-                if (a.WantsQuery != 0)
-                {
-                    GpuScoreTile.Store(weightGradients, tile);
-                    GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, key, j0, columns, column, headSize, GpuScoreTile.RowsHide(flags));
-                }
+                FinalGradients(ref weightGradients, tile, terms, true);
+                if (a.Capture >= 0)
+                    MultiplySlopes(ref weightGradients, staging);
+                // Each thread has read its own places of the tile and of nobody else's.
+                GpuScoreTile.Store(weightGradients, tile);
+                Group.Barrier();
+                if (kind == (int)BiasSumKind.Diagonals)
+                    AddDiagonals(a.Memory, sums, tile, j0 - i0 + endRow - GpuScoreTile.Side, rows, columns);
+                else if (kind == (int)BiasSumKind.Columns)
+                    AddColumn(a.Memory, sums + j0, tile, rows, columns);
+                else if (kind == (int)BiasSumKind.Rows)
+                    AddRow(ref rowSum, tile, rows, columns);
+                else if (kind == (int)BiasSumKind.Pairs)
+                    WritePairs(a, tile, batch, head, i0, j0, rows, columns);
+                Group.Barrier();
+                MultiplySlopes(ref weightGradients, staging);
+                GpuScoreTile.Store(weightGradients, tile);
+                GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, key, j0, columns, column, wanted, GpuScoreTile.RowsHide(flags));
+                j0 += GpuScoreTile.Side;
             }
-            if (a.WantsQuery != 0)
-            {
-                GpuMatrix gradient = a.QueryGradient.Of(batch, head);
-                WriteRows(low, gradient, i0, rows, column, headSize, a.Score.Scale, a.Accumulate);
-                WriteRows(high, gradient, i0, rows, column + GpuScoreTile.Side, headSize, a.Score.Scale, a.Accumulate);
-            }
+            while (j0 < end);
+            GpuScoreTile.Write(low, tile, gradient, i0, rows, column, wanted, a.Score.Scale, a.Accumulate);
+            GpuScoreTile.Write(high, tile, gradient, i0, rows, column + GpuScoreTile.Side, wanted, a.Score.Scale, a.Accumulate);
             if (kind == (int)BiasSumKind.Rows && thread < rows)
                 a.Memory[sums + i0 + thread] = rowSum;
             if (kind == (int)BiasSumKind.Pairs && a.Accumulate == 0)
                 ClearPairs(a, batch, head, i0, rows, end);
+            i0 += GpuScoreTile.Side;
         }
+        while (i0 < endRow && i0 < a.Score.Queries);
     }
 
     /// <summary>A thread per entry of a bias's gradient.</summary>
@@ -664,11 +651,19 @@ internal static class AttentionBackwardKernels
     private static void FillTerms(ArrayView<float> memory, long all, ArrayView<float> terms, long at, int rows)
     {
         int t = Group.IdxX;
-        if (t >= rows)
+        if (t >= GpuScoreTile.Side)
             return;
-        terms[t] = memory[at + t];
-        terms[GpuScoreTile.Side + t] = memory[all + at + t];
-        terms[2 * GpuScoreTile.Side + t] = memory[2 * all + at + t];
+        // What lies beyond the rows is read, and goes nowhere.
+        float logSumExp = 0f, lost = 0f, d = 0f;
+        if (t < rows)
+        {
+            logSumExp = memory[at + t];
+            lost = memory[all + at + t];
+            d = memory[2 * all + at + t];
+        }
+        terms[t] = logSumExp;
+        terms[GpuScoreTile.Side + t] = lost;
+        terms[2 * GpuScoreTile.Side + t] = d;
     }
 
     // e^(z − L): what rounding takes from the difference, and from L, is put back as a factor 1 + it.
@@ -681,71 +676,66 @@ internal static class AttentionBackwardKernels
         return z == float.NegativeInfinity ? GpuScoreTile.Hidden : p + p * (lost - remainder);
     }
 
-    // From dP in registers and P in the tile: dS = P (dP − D) · slope. D belongs to the tile's row or column, whichever the query is.
+    // From dP in registers and P in the tile: dz = P (dP − D), which is what biases receive. D belongs to the tile's row or column, whichever the query is.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void ScoreGradients(ref RegisterTile t, ArrayView<float> tile, ArrayView<float> slopes, ArrayView<float> terms, bool rowsAreQueries)
-    {
-        int x = Group.IdxX % GpuScoreTile.Threads, y = Group.IdxX / GpuScoreTile.Threads;
-        const int n = GpuScoreTile.Threads, d = 2 * GpuScoreTile.Side;
-        t.S00 = ScoreGradient(t.S00, tile, slopes, y, x, terms[d + (rowsAreQueries ? y : x)]);
-        t.S01 = ScoreGradient(t.S01, tile, slopes, y, x + n, terms[d + (rowsAreQueries ? y : x + n)]);
-        t.S02 = ScoreGradient(t.S02, tile, slopes, y, x + 2 * n, terms[d + (rowsAreQueries ? y : x + 2 * n)]);
-        t.S03 = ScoreGradient(t.S03, tile, slopes, y, x + 3 * n, terms[d + (rowsAreQueries ? y : x + 3 * n)]);
-        t.S10 = ScoreGradient(t.S10, tile, slopes, y + n, x, terms[d + (rowsAreQueries ? y + n : x)]);
-        t.S11 = ScoreGradient(t.S11, tile, slopes, y + n, x + n, terms[d + (rowsAreQueries ? y + n : x + n)]);
-        t.S12 = ScoreGradient(t.S12, tile, slopes, y + n, x + 2 * n, terms[d + (rowsAreQueries ? y + n : x + 2 * n)]);
-        t.S13 = ScoreGradient(t.S13, tile, slopes, y + n, x + 3 * n, terms[d + (rowsAreQueries ? y + n : x + 3 * n)]);
-        t.S20 = ScoreGradient(t.S20, tile, slopes, y + 2 * n, x, terms[d + (rowsAreQueries ? y + 2 * n : x)]);
-        t.S21 = ScoreGradient(t.S21, tile, slopes, y + 2 * n, x + n, terms[d + (rowsAreQueries ? y + 2 * n : x + n)]);
-        t.S22 = ScoreGradient(t.S22, tile, slopes, y + 2 * n, x + 2 * n, terms[d + (rowsAreQueries ? y + 2 * n : x + 2 * n)]);
-        t.S23 = ScoreGradient(t.S23, tile, slopes, y + 2 * n, x + 3 * n, terms[d + (rowsAreQueries ? y + 2 * n : x + 3 * n)]);
-        t.S30 = ScoreGradient(t.S30, tile, slopes, y + 3 * n, x, terms[d + (rowsAreQueries ? y + 3 * n : x)]);
-        t.S31 = ScoreGradient(t.S31, tile, slopes, y + 3 * n, x + n, terms[d + (rowsAreQueries ? y + 3 * n : x + n)]);
-        t.S32 = ScoreGradient(t.S32, tile, slopes, y + 3 * n, x + 2 * n, terms[d + (rowsAreQueries ? y + 3 * n : x + 2 * n)]);
-        t.S33 = ScoreGradient(t.S33, tile, slopes, y + 3 * n, x + 3 * n, terms[d + (rowsAreQueries ? y + 3 * n : x + 3 * n)]);
-    }
-
-    // dz = P (dP − D), which is what biases receive. Rows are queries.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void FinalGradients(ref RegisterTile t, ArrayView<float> tile, ArrayView<float> terms)
+    private static void FinalGradients(ref RegisterTile t, ArrayView<float> tile, ArrayView<float> terms, bool rowsAreQueries)
     {
         const int n = GpuScoreTile.Threads, step = n * GpuScoreTile.RowStep;
-        int x = Group.IdxX % n, y = Group.IdxX / n, at = y * GpuScoreTile.RowStep + x;
-        float d0 = terms[2 * GpuScoreTile.Side + y], d1 = terms[2 * GpuScoreTile.Side + y + n], d2 = terms[2 * GpuScoreTile.Side + y + 2 * n], d3 = terms[2 * GpuScoreTile.Side + y + 3 * n];
-        t.S00 = FinalGradient(t.S00, tile[at], d0);
-        t.S01 = FinalGradient(t.S01, tile[at + n], d0);
-        t.S02 = FinalGradient(t.S02, tile[at + 2 * n], d0);
-        t.S03 = FinalGradient(t.S03, tile[at + 3 * n], d0);
-        t.S10 = FinalGradient(t.S10, tile[at + step], d1);
-        t.S11 = FinalGradient(t.S11, tile[at + step + n], d1);
-        t.S12 = FinalGradient(t.S12, tile[at + step + 2 * n], d1);
-        t.S13 = FinalGradient(t.S13, tile[at + step + 3 * n], d1);
-        t.S20 = FinalGradient(t.S20, tile[at + 2 * step], d2);
-        t.S21 = FinalGradient(t.S21, tile[at + 2 * step + n], d2);
-        t.S22 = FinalGradient(t.S22, tile[at + 2 * step + 2 * n], d2);
-        t.S23 = FinalGradient(t.S23, tile[at + 2 * step + 3 * n], d2);
-        t.S30 = FinalGradient(t.S30, tile[at + 3 * step], d3);
-        t.S31 = FinalGradient(t.S31, tile[at + 3 * step + n], d3);
-        t.S32 = FinalGradient(t.S32, tile[at + 3 * step + 2 * n], d3);
-        t.S33 = FinalGradient(t.S33, tile[at + 3 * step + 3 * n], d3);
+        int x = Group.IdxX % n, y = Group.IdxX / n;
+        long at = y * GpuScoreTile.RowStep + x, d = 2 * GpuScoreTile.Side + (rowsAreQueries ? y : x), row = rowsAreQueries ? n : 0, column = n - row;
+        t.S00 = FinalGradient(t.S00, tile[at], terms[d]);
+        t.S01 = FinalGradient(t.S01, tile[at + n], terms[d + column]);
+        t.S02 = FinalGradient(t.S02, tile[at + 2 * n], terms[d + 2 * column]);
+        t.S03 = FinalGradient(t.S03, tile[at + 3 * n], terms[d + 3 * column]);
+        t.S10 = FinalGradient(t.S10, tile[at + step], terms[d + row]);
+        t.S11 = FinalGradient(t.S11, tile[at + step + n], terms[d + row + column]);
+        t.S12 = FinalGradient(t.S12, tile[at + step + 2 * n], terms[d + row + 2 * column]);
+        t.S13 = FinalGradient(t.S13, tile[at + step + 3 * n], terms[d + row + 3 * column]);
+        t.S20 = FinalGradient(t.S20, tile[at + 2 * step], terms[d + 2 * row]);
+        t.S21 = FinalGradient(t.S21, tile[at + 2 * step + n], terms[d + 2 * row + column]);
+        t.S22 = FinalGradient(t.S22, tile[at + 2 * step + 2 * n], terms[d + 2 * row + 2 * column]);
+        t.S23 = FinalGradient(t.S23, tile[at + 2 * step + 3 * n], terms[d + 2 * row + 3 * column]);
+        t.S30 = FinalGradient(t.S30, tile[at + 3 * step], terms[d + 3 * row]);
+        t.S31 = FinalGradient(t.S31, tile[at + 3 * step + n], terms[d + 3 * row + column]);
+        t.S32 = FinalGradient(t.S32, tile[at + 3 * step + 2 * n], terms[d + 3 * row + 2 * column]);
+        t.S33 = FinalGradient(t.S33, tile[at + 3 * step + 3 * n], terms[d + 3 * row + 3 * column]);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float FinalGradient(float weightGradient, float p, float d) => p == GpuScoreTile.Hidden ? GpuScoreTile.Hidden : p * (weightGradient - d);
 
-    // Where dz is 0 the slope may be infinite.
+    // dS = dz · the rule's slope. Where dz is 0 the slope may be infinite.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float ScoreGradient(float weightGradient, ArrayView<float> tile, ArrayView<float> slopes, int row, int column, float d)
+    private static void MultiplySlopes(ref RegisterTile t, ArrayView<float> slopes)
     {
-        float dz = FinalGradient(weightGradient, tile[row * GpuScoreTile.RowStep + column], d), slope = slopes[row * GpuScoreTile.SliceStep + column];
-        return dz == GpuScoreTile.Hidden || dz == 0f ? dz : dz * slope;
+        const int n = GpuScoreTile.Threads, step = n * GpuScoreTile.SliceStep;
+        long at = Group.IdxX / n * GpuScoreTile.SliceStep + Group.IdxX % n;
+        t.S00 = MultiplySlope(t.S00, slopes[at]);
+        t.S01 = MultiplySlope(t.S01, slopes[at + n]);
+        t.S02 = MultiplySlope(t.S02, slopes[at + 2 * n]);
+        t.S03 = MultiplySlope(t.S03, slopes[at + 3 * n]);
+        t.S10 = MultiplySlope(t.S10, slopes[at + step]);
+        t.S11 = MultiplySlope(t.S11, slopes[at + step + n]);
+        t.S12 = MultiplySlope(t.S12, slopes[at + step + 2 * n]);
+        t.S13 = MultiplySlope(t.S13, slopes[at + step + 3 * n]);
+        t.S20 = MultiplySlope(t.S20, slopes[at + 2 * step]);
+        t.S21 = MultiplySlope(t.S21, slopes[at + 2 * step + n]);
+        t.S22 = MultiplySlope(t.S22, slopes[at + 2 * step + 2 * n]);
+        t.S23 = MultiplySlope(t.S23, slopes[at + 2 * step + 3 * n]);
+        t.S30 = MultiplySlope(t.S30, slopes[at + 3 * step]);
+        t.S31 = MultiplySlope(t.S31, slopes[at + 3 * step + n]);
+        t.S32 = MultiplySlope(t.S32, slopes[at + 3 * step + 2 * n]);
+        t.S33 = MultiplySlope(t.S33, slopes[at + 3 * step + 3 * n]);
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float MultiplySlope(float dz, float slope) => dz == GpuScoreTile.Hidden || dz == 0f ? dz : dz * slope;
 
     // Diagonal t of the tile belongs to place w + t of the sums, and that to thread (w + t) % 128.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void AddDiagonals(ArrayView<float> memory, long sums, ArrayView<float> tile, long w, int rows, int columns)
+    private static void AddDiagonals(ArrayView<float> memory, long sums, ArrayView<float> tile, int w, int rows, int columns)
     {
-        int t = (int)((Group.IdxX - w) & (GpuScoreTile.Line - 1));
+        int t = (Group.IdxX - w) & (GpuScoreTile.Line - 1);
         if (Group.IdxX >= GpuScoreTile.Line || t == GpuScoreTile.Line - 1)
             return;
         int first = GpuScoreTile.Side - 1 - t, last = columns - 1 + first;
@@ -789,7 +779,7 @@ internal static class AttentionBackwardKernels
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void WritePairs(in QueryArguments a, ArrayView<float> tile, long batch, long head, long i0, long j0, int rows, int columns)
+    private static void WritePairs(in QueryArguments a, ArrayView<float> tile, int batch, int head, int i0, int j0, int rows, int columns)
     {
         int column = Group.IdxX % GpuScoreTile.Side;
         for (int row = Group.IdxX / GpuScoreTile.Side; row < rows && column < columns; row += GroupSize / GpuScoreTile.Side)
@@ -804,41 +794,13 @@ internal static class AttentionBackwardKernels
 
     // The pairs of the tiles that causality hides.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void ClearPairs(in QueryArguments a, long batch, long head, long i0, int rows, long end)
+    private static void ClearPairs(in QueryArguments a, int batch, int head, int i0, int rows, int end)
     {
         GpuCaptured pairs = a.Pairs;
         for (int row = Group.IdxX / GpuScoreTile.Side; row < rows; row += GroupSize / GpuScoreTile.Side)
         {
-            for (long column = end + Group.IdxX % GpuScoreTile.Side; column < a.Score.Keys; column += GpuScoreTile.Side)
+            for (int column = end + Group.IdxX % GpuScoreTile.Side; column < a.Score.Keys; column += GpuScoreTile.Side)
                 pairs[pairs.At(batch, head, i0 + row, column, 0)] = 0f;
         }
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void WriteRows(in RegisterTile t, in GpuMatrix gradient, long first, int rows, int column, int size, float scale, int accumulate)
-    {
-        int y = Group.IdxX / GpuScoreTile.Threads, x = column + Group.IdxX % GpuScoreTile.Threads;
-        WriteRow(gradient, first, y, rows, x, size, scale, accumulate, t.S00, t.S01, t.S02, t.S03);
-        WriteRow(gradient, first, y + GpuScoreTile.Threads, rows, x, size, scale, accumulate, t.S10, t.S11, t.S12, t.S13);
-        WriteRow(gradient, first, y + 2 * GpuScoreTile.Threads, rows, x, size, scale, accumulate, t.S20, t.S21, t.S22, t.S23);
-        WriteRow(gradient, first, y + 3 * GpuScoreTile.Threads, rows, x, size, scale, accumulate, t.S30, t.S31, t.S32, t.S33);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void WriteRow(in GpuMatrix gradient, long first, int row, int rows, int x, int size, float scale, int accumulate, float s0, float s1, float s2, float s3)
-    {
-        if (row >= rows)
-            return;
-        Write(gradient, first + row, x, size, scale * s0, accumulate);
-        Write(gradient, first + row, x + GpuScoreTile.Threads, size, scale * s1, accumulate);
-        Write(gradient, first + row, x + 2 * GpuScoreTile.Threads, size, scale * s2, accumulate);
-        Write(gradient, first + row, x + 3 * GpuScoreTile.Threads, size, scale * s3, accumulate);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Write(GpuMatrix gradient, long row, int column, int size, float value, int accumulate)
-    {
-        if (column < size)
-            gradient[row, column] = accumulate != 0 ? gradient[row, column] + value : value;
     }
 }

@@ -72,23 +72,22 @@ internal static class AttentionForwardKernels
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
         int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow, y = thread / GpuScoreTile.Threads;
-        long queries = a.Score.Queries, blocks = (queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
+        int queries = a.Score.Queries, blocks = (queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
         int valueSize = a.Score.ValueSize, slices = valueSize == 0 ? 1 : (valueSize + GpuScoreTile.OutputColumns - 1) / GpuScoreTile.OutputColumns;
-        long item = Grid.IdxX;
-        int column = (int)(item % slices) * GpuScoreTile.OutputColumns;
+        int item = Grid.IdxX, column = item % slices * GpuScoreTile.OutputColumns;
         item /= slices;
-        long i0 = item % blocks * GpuScoreTile.Side;
+        int i0 = item % blocks * GpuScoreTile.Side;
         item /= blocks;
-        long head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
-        int rows = (int)(queries - i0 < GpuScoreTile.Side ? queries - i0 : GpuScoreTile.Side);
-        long end = a.Score.EndOfKeys(i0, rows);
+        int head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
+        int rows = queries - i0 < GpuScoreTile.Side ? queries - i0 : GpuScoreTile.Side, end = a.Score.EndOfKeys(i0, rows);
         GpuMatrix query = a.Score.Query.Of(batch, head), key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
 
         RegisterTile low = default, high = default;
         float maximum = float.NegativeInfinity, sum = 0f;
-        for (long j0 = 0; j0 < end; j0 += GpuScoreTile.Side)
+        int j0 = 0;
+        do
         {
-            int columns = (int)(end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side);
+            int columns = end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side;
             RegisterTile scores = default;
             GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
             GpuScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, a.Score.HeadSize);
@@ -130,9 +129,10 @@ internal static class AttentionForwardKernels
             float f0 = factors[y], f1 = factors[y + GpuScoreTile.Threads], f2 = factors[y + 2 * GpuScoreTile.Threads], f3 = factors[y + 3 * GpuScoreTile.Threads];
             GpuScoreTile.ScaleRows(ref low, f0, f1, f2, f3);
             GpuScoreTile.ScaleRows(ref high, f0, f1, f2, f3);
-            if (valueSize > 0)
-                GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, GpuScoreTile.RowsHide(flags));
+            GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, GpuScoreTile.RowsHide(flags));
+            j0 += GpuScoreTile.Side;
         }
+        while (j0 < end);
 
         exchange[thread] = sum;
         Group.Barrier();
@@ -140,10 +140,9 @@ internal static class AttentionForwardKernels
         float total = exchange[own] + exchange[own + 1] + exchange[own + 2] + exchange[own + 3];
         if (part == 0)
             factors[row] = total;
-        Group.Barrier();
         GpuMatrix output = a.Output.Of(batch, head);
-        WriteRows(low, output, factors, i0, rows, column, valueSize);
-        WriteRows(high, output, factors, i0, rows, column + GpuScoreTile.Side, valueSize);
+        WriteQuotients(low, tile, output, factors, i0, rows, column, valueSize);
+        WriteQuotients(high, tile, output, factors, i0, rows, column + GpuScoreTile.Side, valueSize);
 
         if (part != 0 || row >= rows || column != 0 || a.LogSumExpColumns == 0)
             return;
@@ -157,31 +156,19 @@ internal static class AttentionForwardKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float Larger(float a, float b) => a > b ? a : b;
 
+    // Σ p v / Σ p; 0 where no key is seen. By way of the tile, so that neighbouring threads write neighbouring columns.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void WriteRows(in RegisterTile t, in GpuMatrix output, ArrayView<float> totals, long i0, int rows, int column, int size)
+    private static void WriteQuotients(in RegisterTile sums, ArrayView<float> tile, GpuMatrix output, ArrayView<float> totals, int i0, int rows, int column, int size)
     {
-        int y = Group.IdxX / GpuScoreTile.Threads, x = column + Group.IdxX % GpuScoreTile.Threads;
-        WriteRow(output, totals, i0, y, rows, x, size, t.S00, t.S01, t.S02, t.S03);
-        WriteRow(output, totals, i0, y + GpuScoreTile.Threads, rows, x, size, t.S10, t.S11, t.S12, t.S13);
-        WriteRow(output, totals, i0, y + 2 * GpuScoreTile.Threads, rows, x, size, t.S20, t.S21, t.S22, t.S23);
-        WriteRow(output, totals, i0, y + 3 * GpuScoreTile.Threads, rows, x, size, t.S30, t.S31, t.S32, t.S33);
-    }
-
-    // Σ p v / Σ p; 0 where no key is seen.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void WriteRow(in GpuMatrix output, ArrayView<float> totals, long i0, int row, int rows, int x, int size, float s0, float s1, float s2, float s3)
-    {
-        if (row >= rows)
-            return;
-        float total = totals[row];
-        if (x < size)
-            output[i0 + row, x] = total == 0f ? 0f : s0 / total;
-        if (x + GpuScoreTile.Threads < size)
-            output[i0 + row, x + GpuScoreTile.Threads] = total == 0f ? 0f : s1 / total;
-        if (x + 2 * GpuScoreTile.Threads < size)
-            output[i0 + row, x + 2 * GpuScoreTile.Threads] = total == 0f ? 0f : s2 / total;
-        if (x + 3 * GpuScoreTile.Threads < size)
-            output[i0 + row, x + 3 * GpuScoreTile.Threads] = total == 0f ? 0f : s3 / total;
+        Group.Barrier();
+        GpuScoreTile.Store(sums, tile);
+        Group.Barrier();
+        column += Group.IdxX % GpuScoreTile.Side;
+        for (int row = Group.IdxX / GpuScoreTile.Side; row < rows && column < size; row += GroupSize / GpuScoreTile.Side)
+        {
+            float total = totals[row], sum = tile[row * GpuScoreTile.RowStep + Group.IdxX % GpuScoreTile.Side];
+            output[i0 + row, column] = total == 0f ? 0f : sum / total;
+        }
     }
 
     // maximum + ln(sum), to about 1e-9 in two floats. A log-sum-exp that is off by its own rounding would shift all weights of a row in the backward pass.

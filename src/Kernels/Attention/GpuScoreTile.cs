@@ -21,7 +21,9 @@ internal struct RegisterTile
 ///                Or 32 rows of up to 128 columns, as they are.
 ///   lines        five times 128 floats: the bias, and each captured tensor, by row, by column or by diagonal of the tile
 /// </code>
-/// Every element is summed in the order of its terms, so its bits depend neither on the tile nor on the group.
+/// Indices of shared memory are 64 bits wide where they have constant parts: those become the loads' immediate offsets, which an index of 32 bits, that may
+/// overflow, doesn't allow. No barrier stands under a condition, and loops with barriers run at least once: after each of those PoCL compiles all that
+/// follows once more. Every element is summed in the order of its terms, so its bits depend neither on the tile nor on the group.
 /// </remarks>
 internal static class GpuScoreTile
 {
@@ -70,11 +72,12 @@ internal static class GpuScoreTile
 
     /// <summary>Adds the products of up to 64 rows of a and of b: tile[i, j] += Σ aᵢ · bⱼ. Rows beyond the given ones count as 0.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void AddProducts(ref RegisterTile sums, ArrayView<float> staging, in GpuMatrix a, long aFirst, int aRows, in GpuMatrix b, long bFirst, int bRows,
+    public static void AddProducts(ref RegisterTile sums, ArrayView<float> staging, in GpuMatrix a, int aFirst, int aRows, in GpuMatrix b, int bFirst, int bRows,
         int size)
     {
         int x = Group.IdxX % Threads, y = Group.IdxX / Threads;
-        for (int first = 0; first < size; first += Slice)
+        int first = 0;
+        do
         {
             Group.Barrier(); // what was staged before has been read
             StageTransposed(staging, 0, a, aFirst, aRows, first, size);
@@ -82,7 +85,9 @@ internal static class GpuScoreTile
             Group.Barrier();
             int terms = size - first < Slice ? size - first : Slice;
             Add(ref sums, staging, y, Threads, SliceStep, staging, Slice * SliceStep + x, SliceStep, terms);
+            first += Slice;
         }
+        while (first < size);
     }
 
     /// <summary>Adds the tile times rows of a matrix: sums[i, column] += Σ tile[i, j] · mⱼ[column], for up to 128 columns from the given one on.</summary>
@@ -94,16 +99,16 @@ internal static class GpuScoreTile
     /// <param name="first">The first row.</param>
     /// <param name="rows">How many there are.</param>
     /// <param name="column">The first column.</param>
-    /// <param name="size">How many columns the matrix has.</param>
+    /// <param name="size">How many columns the matrix has; nothing is added where that is no more than the first column.</param>
     /// <param name="hides">Whether this thread's rows of the tile may hold <see cref="Hidden"/>.</param>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void AddTileTimesRows(ref RegisterTile low, ref RegisterTile high, ArrayView<float> tile, ArrayView<float> staging, in GpuMatrix m, long first,
+    public static void AddTileTimesRows(ref RegisterTile low, ref RegisterTile high, ArrayView<float> tile, ArrayView<float> staging, in GpuMatrix m, int first,
         int rows, int column, int size, bool hides)
     {
         int x = Group.IdxX % Threads, y = Group.IdxX / Threads;
-        bool wide = size - column > Side;
-        int width = wide ? OutputColumns : Side;
-        for (int chunk = 0; chunk < rows; chunk += Slice)
+        bool any = size > column, wide = size - column > Side;
+        int width = wide ? OutputColumns : any ? Side : 0, chunk = 0;
+        do
         {
             Group.Barrier();
             int terms = rows - chunk < Slice ? rows - chunk : Slice;
@@ -113,26 +118,28 @@ internal static class GpuScoreTile
                 staging[row * OutputColumns + at] = column + at < size ? m[first + chunk + row, column + at] : 0f;
             }
             Group.Barrier();
-            if (hides)
+            if (hides && any)
             {
                 AddVisible(ref low, tile, y * RowStep + chunk, staging, x, terms);
                 if (wide)
                     AddVisible(ref high, tile, y * RowStep + chunk, staging, x + Side, terms);
             }
-            else
+            else if (any)
             {
                 Add(ref low, tile, y * RowStep + chunk, Threads * RowStep, 1, staging, x, OutputColumns, terms);
                 if (wide)
                     Add(ref high, tile, y * RowStep + chunk, Threads * RowStep, 1, staging, x + Side, OutputColumns, terms);
             }
+            chunk += Slice;
         }
+        while (chunk < rows);
     }
 
     /// <summary>Writes each thread's sums into the tile.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(in RegisterTile sums, ArrayView<float> tile)
     {
-        int at = Group.IdxX / Threads * RowStep + Group.IdxX % Threads;
+        long at = Group.IdxX / Threads * RowStep + Group.IdxX % Threads;
         StoreRow(tile, at, sums.S00, sums.S01, sums.S02, sums.S03);
         StoreRow(tile, at + Threads * RowStep, sums.S10, sums.S11, sums.S12, sums.S13);
         StoreRow(tile, at + 2 * Threads * RowStep, sums.S20, sums.S21, sums.S22, sums.S23);
@@ -140,12 +147,27 @@ internal static class GpuScoreTile
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void StoreRow(ArrayView<float> tile, int at, float s0, float s1, float s2, float s3)
+    private static void StoreRow(ArrayView<float> tile, long at, float s0, float s1, float s2, float s3)
     {
         tile[at] = s0;
         tile[at + Threads] = s1;
         tile[at + 2 * Threads] = s2;
         tile[at + 3 * Threads] = s3;
+    }
+
+    /// <summary>A tensor's rows := the sums, or += them, times a factor, by way of the tile: neighbouring threads write neighbouring columns.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Write(in RegisterTile sums, ArrayView<float> tile, GpuMatrix to, int first, int rows, int column, int size, float factor, int accumulate)
+    {
+        Group.Barrier();
+        Store(sums, tile);
+        Group.Barrier();
+        column += Group.IdxX % Side;
+        for (int row = Group.IdxX / Side; row < rows && column < size; row += GroupSize / Side)
+        {
+            float value = factor * tile[row * RowStep + Group.IdxX % Side];
+            to[first + row, column] = accumulate != 0 ? to[first + row, column] + value : value;
+        }
     }
 
     /// <summary>Multiplies rows: row y + 16·i by the i-th factor.</summary>
@@ -174,24 +196,21 @@ internal static class GpuScoreTile
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool RowsHide(ArrayView<int> flags)
     {
-        int y = Group.IdxX / Threads, any = 0;
-        for (int row = y; row < Side; row += Threads)
-        {
-            for (int part = 0; part < ThreadsPerRow; part++)
-                any |= flags[row * ThreadsPerRow + part];
-        }
+        int any = 0;
+        for (long at = Group.IdxX / Threads * ThreadsPerRow; at < GroupSize; at += Threads * ThreadsPerRow)
+            any |= flags[at] | flags[at + 1] | flags[at + 2] | flags[at + 3];
         return any != 0;
     }
 
     /// <summary>Lays out what scores are made of along the rows, columns and diagonals of a tile.</summary>
     /// <remarks>Diagonal c − r + 63 has query r and key c of the tile.</remarks>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void FillLines(in ScoreArguments a, ArrayView<float> lines, long batch, long head, long firstQuery, long firstKey)
+    public static void FillLines(in ScoreArguments a, ArrayView<float> lines, int batch, int head, int firstQuery, int firstKey)
     {
         int t = Group.IdxX;
         if (t >= Line)
             return;
-        long distance = firstKey - firstQuery - a.QueryOffset + t - (Side - 1);
+        long distance = firstKey - firstQuery + t - (Side - 1) - a.QueryOffset;
         lines[t] = a.Bias(batch, head, distance);
         FillLine(a, a.Captured0, lines, Line + t, batch, head, firstQuery + t, firstKey + t, distance);
         FillLine(a, a.Captured1, lines, 2 * Line + t, batch, head, firstQuery + t, firstKey + t, distance);
@@ -200,17 +219,17 @@ internal static class GpuScoreTile
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void FillLine(in ScoreArguments a, in GpuCaptured captured, ArrayView<float> lines, int at, long batch, long head, long query, long key, long distance)
+    private static void FillLine(in ScoreArguments a, in GpuCaptured captured, ArrayView<float> lines, int at, int batch, int head, int query, int key, long distance)
     {
         float value = 0f;
-        if (captured.Structure != GpuCaptured.Absent && !captured.IsDense)
+        if (captured.Structure != GpuCaptured.Absent && !captured.IsDense && a.Queries > 0 && a.Keys > 0)
             value = captured[captured.At(batch, head, query < a.Queries ? query : a.Queries - 1, key < a.Keys ? key : a.Keys - 1, distance)];
         lines[at] = value;
     }
 
     /// <summary>The captured value of a pair: query and key counted in the tile, and where they stand.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float Lookup(in GpuCaptured captured, ArrayView<float> lines, int line, long batch, long head, long firstQuery, long firstKey, int query, int key)
+    private static float Lookup(in GpuCaptured captured, ArrayView<float> lines, int line, int batch, int head, int firstQuery, int firstKey, int query, int key)
     {
         if (captured.IsDense)
             return captured[captured.At(batch, head, firstQuery + query, firstKey + key, 0)];
@@ -220,7 +239,7 @@ internal static class GpuScoreTile
 
     /// <summary>The final score of a pair, −∞ if it is hidden.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float Score<TRule>(TRule rule, in ScoreArguments a, ArrayView<float> lines, long batch, long head, long firstQuery, long firstKey, int query, int key,
+    public static float Score<TRule>(TRule rule, in ScoreArguments a, ArrayView<float> lines, int batch, int head, int firstQuery, int firstKey, int query, int key,
         float product) where TRule : unmanaged, IScoreRule
     {
         float score = rule.Score(new Real32(product * a.Scale), new ScorePlace<Real32>
@@ -239,7 +258,7 @@ internal static class GpuScoreTile
 
     /// <summary>The final score of a pair, −∞ if it is hidden, and the derivative of the rule: by the score where the seed is −1, else by that captured value.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float Differentiate<TRule>(TRule rule, in ScoreArguments a, ArrayView<float> lines, long batch, long head, long firstQuery, long firstKey, int query,
+    public static float Differentiate<TRule>(TRule rule, in ScoreArguments a, ArrayView<float> lines, int batch, int head, int firstQuery, int firstKey, int query,
         int key, float product, int seed, out float derivative) where TRule : unmanaged, IScoreRule
     {
         Dual<Real32> score = rule.Score(new Dual<Real32>(new(product * a.Scale), new(seed < 0 ? 1f : 0f)), new ScorePlace<Dual<Real32>>
@@ -259,17 +278,17 @@ internal static class GpuScoreTile
 
     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float Final(in ScoreArguments a, ArrayView<float> lines, long firstQuery, long firstKey, int query, int key, float score)
+    private static float Final(in ScoreArguments a, ArrayView<float> lines, int firstQuery, int firstKey, int query, int key, float score)
     {
         float bias = lines[key - query + Side - 1];
         bool hidden = score == float.NegativeInfinity || bias == float.NegativeInfinity
-            || (a.Causal != 0 && firstKey + key > firstQuery + query + a.QueryOffset);
+            || key - query > a.LastDiagonal(firstQuery, firstKey);
         return hidden ? float.NegativeInfinity : score + bias;
     }
 
     // Warps read 32 columns of one row; what they write transposed lies in 32 banks.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void StageTransposed(ArrayView<float> staging, int start, in GpuMatrix m, long first, int rows, int firstColumn, int size)
+    public static void StageTransposed(ArrayView<float> staging, int start, in GpuMatrix m, int first, int rows, int firstColumn, int size)
     {
         int column = Group.IdxX % Slice;
         bool there = firstColumn + column < size;
@@ -279,7 +298,7 @@ internal static class GpuScoreTile
 
     // sums[i, j] += Σ a[start + i·row + k·term] · b[start + 16·j + k·term].
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Add(ref RegisterTile t, ArrayView<float> a, int aStart, int aRow, int aTerm, ArrayView<float> b, int bStart, int bTerm, int terms)
+    private static void Add(ref RegisterTile t, ArrayView<float> a, long aStart, long aRow, long aTerm, ArrayView<float> b, long bStart, long bTerm, int terms)
     {
         for (int k = 0; k < terms; k++)
         {
@@ -308,7 +327,7 @@ internal static class GpuScoreTile
 
     // The same of a tile with hidden pairs: what they are multiplied with may be NaN, so they are left out, not multiplied by 0.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void AddVisible(ref RegisterTile t, ArrayView<float> tile, int aStart, ArrayView<float> b, int bStart, int terms)
+    private static void AddVisible(ref RegisterTile t, ArrayView<float> tile, long aStart, ArrayView<float> b, long bStart, int terms)
     {
         for (int k = 0; k < terms; k++)
         {

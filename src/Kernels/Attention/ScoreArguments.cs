@@ -119,8 +119,8 @@ internal readonly struct ScoreArguments
     public readonly GpuCaptured Captured0, Captured1, Captured2, Captured3;
     private readonly ArrayView<float> slopes, distances;
     private readonly long slopesStart, slopesBatchStep, slopesHeadStep, distancesStart, distancesHeadStep, distancesStep, distancesLength, distancesCentre;
-    public readonly long Queries, Keys, QueryOffset;
-    public readonly int Heads, HeadsPerKeyHead, HeadSize, ValueSize, Causal;
+    public readonly long QueryOffset;
+    public readonly int Queries, Keys, Heads, HeadsPerKeyHead, HeadSize, ValueSize, Causal;
     public readonly float Scale;
     private readonly int present;
 
@@ -151,8 +151,8 @@ internal readonly struct ScoreArguments
             distancesLength = problem.DistanceBias.Length(1);
             distancesCentre = shape.DistanceCentre;
         }
-        Queries = shape.Queries;
-        Keys = shape.Keys;
+        Queries = checked((int)shape.Queries);
+        Keys = checked((int)shape.Keys);
         QueryOffset = shape.QueryOffset;
         Heads = checked((int)shape.Heads);
         HeadsPerKeyHead = shape.KeyHeads == 0 ? 1 : (int)(shape.Heads / shape.KeyHeads);
@@ -175,11 +175,25 @@ internal readonly struct ScoreArguments
     }
 
     /// <summary>Behind the last key that some query of a block sees.</summary>
-    public long EndOfKeys(long firstQuery, long queries)
+    public int EndOfKeys(int firstQuery, int queries)
     {
         if (Causal == 0)
             return Keys;
         long end = firstQuery + queries + QueryOffset;
-        return end < 0 ? 0 : end > Keys ? Keys : end;
+        return end < 0 ? 0 : end > Keys ? Keys : (int)end;
+    }
+
+    /// <summary>The first query that sees a key, rounded down to a block: behind all queries if none does.</summary>
+    public int BeginOfQueries(int firstKey)
+    {
+        long begin = firstKey - QueryOffset;
+        return Causal == 0 || begin <= 0 ? 0 : begin >= Queries ? Queries : (int)begin / GpuScoreTile.Side * GpuScoreTile.Side;
+    }
+
+    /// <summary>The largest key − query, counted in a tile, that isn't hidden by causality.</summary>
+    public int LastDiagonal(int firstQuery, int firstKey)
+    {
+        long last = firstQuery + QueryOffset - firstKey;
+        return Causal == 0 || last > GpuScoreTile.Side ? GpuScoreTile.Side : last < -GpuScoreTile.Side ? -GpuScoreTile.Side : (int)last;
     }
 }

@@ -276,9 +276,14 @@ internal sealed partial class CpuDevice
                 Top = new(topLogProbs, topTokens, outputs),
                 Sought = Sought.Sum | (outputs.Entropy.IsPresent ? Sought.Weighted : 0) | (outputs.SumOfSquares.IsPresent ? Sought.Squares : 0),
             };
-            Run(work, CheckTargets(work.Rows));
+            Run(work, Groups(CheckTargets(work.Rows)));
         }
     }
+
+    // So many rows one after the other: what is asked for ahead, or fetched while one is computed, is the next row's.
+    private const int RowsPerItem = 4;
+
+    private static nint Groups(nint rows) => (rows + RowsPerItem - 1) / RowsPerItem;
 
     protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
@@ -293,7 +298,7 @@ internal sealed partial class CpuDevice
                 OfEntropy = new(ofEntropy, upstream.Entropy),
                 Gradient = new(gradient, logitsGradient),
             };
-            Run(work, LogProbsBackwardWork.Items(CheckTargets(work.Rows)));
+            Run(work, Groups(CheckTargets(work.Rows)));
         }
     }
 
@@ -321,7 +326,14 @@ internal sealed partial class CpuDevice
         public TopRows Top;
         public Sought Sought;
 
-        public readonly void Run<TLanes>(nint row, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            float* block = stackalloc float[LogitSums<TLanes>.Block];
+            for (nint row = item * RowsPerItem; row < Math.Min((item + 1) * RowsPerItem, Rows.Count); row++)
+                Reduce<TLanes>(row, block);
+        }
+
+        private readonly void Reduce<TLanes>(nint row, float* block) where TLanes : struct, ILanes<TLanes>
         {
             long target = Rows.Target(row);
             if (target == Rows.IgnoreTarget)
@@ -334,7 +346,6 @@ internal sealed partial class CpuDevice
                 Top.Clear(row);
                 return;
             }
-            float* block = stackalloc float[LogitSums<TLanes>.Block];
             RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block);
             double logSum = sums.LogSum;
             LogProb.Set(row, (float)((double)Rows.At<TLanes>(row, (nint)target) - sums.Shift - logSum));
@@ -396,17 +407,11 @@ internal sealed partial class CpuDevice
     private unsafe struct LogProbsBackwardWork : IWork
     {
         public LogitRows Rows;
-        // So many rows one after the other: while one is computed, the next one comes from memory.
-        private const int RowsPerItem = 4;
-
         // A row that, with the next one, leaves half of a second cache of a megabyte.
         private const int PrefetchedFloats = 1 << 16;
 
         public HostVector OfLogProb, OfLogSumExp, OfEntropy;
         public GradientRows Gradient;
-
-        /// <summary>How many items so many rows are.</summary>
-        public static nint Items(nint rows) => (rows + RowsPerItem - 1) / RowsPerItem;
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {

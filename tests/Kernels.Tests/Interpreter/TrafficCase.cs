@@ -2,7 +2,7 @@ namespace TransformerKernels.Tests;
 
 /// <summary>An operation whose traffic is on record, at two sizes or more.</summary>
 /// <param name="Name">As in the record.</param>
-/// <param name="Limit">How many times its inputs and outputs it may move.</param>
+/// <param name="Limit">How many times its inputs and outputs it may move, or what it predicts.</param>
 /// <param name="Sizes">What <paramref name="Run"/> is given.</param>
 /// <param name="Run">Calls the operation once on tensors that it asks the first argument for.</param>
 internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Action<TrafficTensors, int> Run)
@@ -16,6 +16,14 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
         new("dpo", Once, [4096, 65_536], (t, pairs) => PreferenceLoss.Evaluate(t.Device,
             new() { Chosen = t.In(pairs), Rejected = t.In(pairs), ReferenceChosen = t.In(pairs), ReferenceRejected = t.In(pairs) }, new DpoSigmoid(0.1f),
             new() { Loss = t.Out(pairs), Chosen = t.Out(pairs), Rejected = t.Out(pairs) }, t.Out(PreferenceMetrics.Count), t.Workspace)),
+        new("ppo", Once, [256, 4096], (t, tokens) => PolicyLoss.Evaluate(t.Device, Tokens(t, tokens), new PpoClip(0.2f), new() { LogProb = t.Out(16, tokens) },
+            t.Out(PolicyMetrics.Count), t.Workspace)),
+        // The mask is read twice, and of its bytes a line is a warp's instruction four times too long; each thread reads the weight, as long as it has one token.
+        new("ppo with a mask", 1.9, [256, 4096], (t, tokens) => PolicyLoss.Evaluate(t.Device, Masked(t, tokens, TokenReduction.TokenMean), new PpoClip(0.2f),
+            new() { LogProb = t.Out(16, tokens) }, t.Out(PolicyMetrics.Count), t.Workspace)),
+        // And its sequence's length.
+        new("ppo with a mask, by sequence", 2.2, [256, 4096], (t, tokens) => PolicyLoss.Evaluate(t.Device, Masked(t, tokens, TokenReduction.SequenceMeanTokenMean), new PpoClip(0.2f),
+            new() { LogProb = t.Out(16, tokens) }, t.Out(PolicyMetrics.Count), t.Workspace)),
         new("rotary", Once, [64, 256], (t, tokens) => RotaryEmbedding.Apply(t.Device, t.InOut(1, 8, tokens, 64), t.InOut(1, 2, tokens, 64), t.RotaryTable(64, tokens))),
         new("log-probs", Once, [4096, 32_000], (t, vocabulary) => LogProbs.FromLogits(t.Device, new() { Logits = t.In(4, vocabulary), Targets = t.Targets(4, vocabulary) },
             new() { LogProb = t.Out(4), LogSumExp = t.Out(4), Entropy = t.Out(4) })),
@@ -23,7 +31,66 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
         new("log-probs backward", Once, [2048, 7168], LogProbsBackward),
         // What isn't kept is read once more.
         new("log-probs backward of long rows", 1.5, [16_384, 32_000], LogProbsBackward),
+        new("attention forward", OfTile, [128, 256], (t, length) =>
+        {
+            Attention.Forward(t.Device, Heads(t, length), t.Out(1, 2, length, HeadSize), t.Out(1, 2, length), t.Workspace);
+            t.Predict(Tiles(length) * TileBytes(2 + 1) + 2L * length * (HeadSize + 1) * sizeof(float));
+        }),
+        new("attention backward", OfTile, [128, 256], (t, length) =>
+        {
+            AttentionGradients gradients = new() { Query = t.Out(1, 2, length, HeadSize), Key = t.Out(1, 2, length, HeadSize), Value = t.Out(1, 2, length, HeadSize) };
+            Attention.Backward(t.Device, Heads(t, length), new() { Output = t.In(1, 2, length, HeadSize), LogSumExp = t.In(1, 2, length, 2) },
+                new() { Output = t.In(1, 2, length, HeadSize) }, gradients, t.Workspace);
+            // A pass over the tiles for keys and values and one for queries; before them output and its gradient once; behind them the three gradients.
+            t.Predict(Tiles(length) * (TileBytes(3 + 3) + TileBytes(3 + 2)) + 5L * 2 * length * HeadSize * sizeof(float));
+        }),
+        new("attention backward with a distance bias", OfTile, [128, 256], (t, length) =>
+        {
+            AttentionProblem problem = Heads(t, length);
+            problem.DistanceBias = t.In(2, 2 * length - 1);
+            AttentionGradients gradients = new() { Query = t.Out(1, 2, length, HeadSize), DistanceBias = t.Out(2, 2 * length - 1) };
+            Attention.Backward(t.Device, problem, new() { Output = t.In(1, 2, length, HeadSize), LogSumExp = t.In(1, 2, length, 2) },
+                new() { Output = t.In(1, 2, length, HeadSize) }, gradients, t.Workspace);
+            t.Predict(Tiles(length) * (TileBytes(3 + 2) + DiagonalBytes) + 3L * 2 * length * HeadSize * sizeof(float));
+        }),
+        new("attention backward of a rule with two tables", OfTile, [128, 256], (t, length) =>
+        {
+            AttentionProblem problem = Heads(t, length);
+            problem.Captured0 = CapturedTensor.PerHead(t.In(2));
+            problem.Captured1 = CapturedTensor.PerHeadAndDistance(t.In(2, 2 * length - 1), length - 1);
+            AttentionGradients gradients = new()
+            {
+                Query = t.Out(1, 2, length, HeadSize), Key = t.Out(1, 2, length, HeadSize), Value = t.Out(1, 2, length, HeadSize),
+                Captured0 = t.Out(2), Captured1 = t.Out(2, 2 * length - 1),
+            };
+            Attention.Backward(t.Device, problem, new Gated<OffsetTemperature>(new OffsetTemperature(0.25f), length), new() { Output = t.In(1, 2, length, HeadSize),
+                LogSumExp = t.In(1, 2, length, 2) }, new() { Output = t.In(1, 2, length, HeadSize) }, gradients, t.Workspace);
+            // A pass for the queries more for each table.
+            t.Predict(Tiles(length) * (TileBytes(3 + 3) + 3 * TileBytes(3 + 2)) + 5L * 2 * length * HeadSize * sizeof(float));
+        }),
     ];
+
+    // What the files of the kernels say that a tile moves.
+    private const double OfTile = 1.5;
+
+    private const int HeadSize = 64, DiagonalBytes = 1024;
+
+    private static long Tiles(int length) => 2L * (length / GpuScoreTile.Side) * (length / GpuScoreTile.Side);
+
+    private static long TileBytes(int stagings) => (long)GpuScoreTile.Side * stagings * HeadSize * sizeof(float);
+
+    private static AttentionProblem Heads(TrafficTensors t, int length) =>
+        new() { Query = t.In(1, 2, length, HeadSize), Key = t.In(1, 2, length, HeadSize), Value = t.In(1, 2, length, HeadSize) };
+
+    private static TokenBatch Tokens(TrafficTensors t, int tokens) => new() { LogProb = t.In(16, tokens), OldLogProb = t.In(16, tokens), Advantage = t.In(16, tokens) };
+
+    private static TokenBatch Masked(TrafficTensors t, int tokens, TokenReduction reduction)
+    {
+        TokenBatch batch = Tokens(t, tokens);
+        batch.Mask = t.Mask(16, tokens);
+        batch.Reduction = reduction;
+        return batch;
+    }
 
     private static void LogProbsBackward(TrafficTensors t, int vocabulary)
     {
@@ -40,7 +107,7 @@ internal sealed class TrafficTensors(GpuDevice device) : IDisposable
 
     public GpuDevice Device => device;
 
-    /// <summary>Inputs and outputs, what is both counted twice.</summary>
+    /// <summary>Inputs and outputs, what is both counted twice; or what was predicted.</summary>
     public long Bytes { get; private set; }
 
     public Workspace Workspace => workspace ??= Own(new Workspace(device));
@@ -70,6 +137,17 @@ internal sealed class TrafficTensors(GpuDevice device) : IDisposable
         TensorView view = In(shape);
         Bytes += view.ElementCount * sizeof(float);
         return view;
+    }
+
+    /// <summary>What a tiled operation moves, in place of its inputs and outputs.</summary>
+    public void Predict(long bytes) => Bytes = bytes;
+
+    /// <summary>A mask that keeps everything.</summary>
+    public TensorView Mask(int rows, int columns)
+    {
+        TensorBuffer buffer = Own(device.Upload<bool>(Enumerable.Repeat(true, rows * columns).ToArray(), rows, columns));
+        Bytes += buffer.ByteCount;
+        return buffer;
     }
 
     public TensorView Targets(int rows, int vocabulary)

@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>What stands in README.md and docs/ is true: its C# is what the tests beside this file run, and its links lead somewhere.</summary>
+/// <summary>What stands in README.md and docs/ is true: its C# is what the tests beside this file and in tests/Kernels.Tests/Documents run, and its links lead somewhere.</summary>
 /// <remarks>
 /// A C# block of a document starts with <c>```csharp name</c>; the same lines stand between <c>// snippet: name</c> and <c>// snippet ends</c> in a test.
 /// Using directives at the top of a block are left out of the comparison: a test file has its own.
@@ -68,7 +68,8 @@ public partial class DocumentTests
     private static Dictionary<string, string> FindSnippets()
     {
         var snippets = new Dictionary<string, string>();
-        foreach (string file in Directory.GetFiles(Path.Combine(Root, "tests", "Managed.Tests", "Documents"), "*.cs"))
+        string[] projects = ["Managed.Tests", "Kernels.Tests"]; // the latter for what runs on GPUs
+        foreach (string file in projects.SelectMany(project => Directory.GetFiles(Path.Combine(Root, "tests", project, "Documents"), "*.cs")))
         {
             foreach (Match snippet in Snippet().Matches(File.ReadAllText(file)))
             {
