@@ -73,6 +73,7 @@ public sealed class ModelMathsTests : IDisposable
         maths.Norm(Put(x, rows, width), Put(weight, width), Epsilon, y, inverse);
         maths.NormBackward(Put(upstream, rows, width), Put(x, rows, width), Put(weight, width), inverse, dx, dw);
 
+        float[] ours = y.ToArray<float>(), oursInverse = inverse.ToArray<float>(), oursDx = dx.ToArray<float>(), oursDw = dw.ToArray<float>();
         double[] wantedDw = Array.ConvertAll(dwBefore, w => (double)w), sizesDw = Array.ConvertAll(dwBefore, w => Math.Abs((double)w));
         for (int row = 0; row < rows; row++)
         {
@@ -81,7 +82,7 @@ public sealed class ModelMathsTests : IDisposable
             foreach (float value in rowX)
                 square += (double)value * value;
             double rms = Math.Sqrt(square / width + Epsilon), mean = 0, size = 0;
-            Near(1 / rms, inverse.ToArray<float>()[row], width * Unit / rms);
+            Near(1 / rms, oursInverse[row], width * Unit / rms);
             for (int i = 0; i < width; i++)
             {
                 double normed = rowX[i] / rms, term = rowUp[i] * weight[i] * normed;
@@ -89,7 +90,6 @@ public sealed class ModelMathsTests : IDisposable
                 wantedDw[i] += rowUp[i] * normed;
                 sizesDw[i] += Math.Abs(rowUp[i] * normed);
             }
-            float[] ours = y.ToArray<float>(), oursDx = dx.ToArray<float>();
             for (int i = 0; i < width; i++)
             {
                 double normed = rowX[i] / rms;
@@ -100,7 +100,7 @@ public sealed class ModelMathsTests : IDisposable
             }
         }
         for (int i = 0; i < width; i++)
-            Near(wantedDw[i], dw.ToArray<float>()[i], (rows + width + 4) * Unit * sizesDw[i]);
+            Near(wantedDw[i], oursDw[i], (rows + width + 4) * Unit * sizesDw[i]);
     }
 
     [Fact]
