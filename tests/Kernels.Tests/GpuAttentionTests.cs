@@ -21,6 +21,30 @@ public class GpuAttentionTests(GpuUnderTest gpu, ITestOutputHelper output)
             Assert.All(reference.All.Zip(problem.Run(DeviceUnderTest.Device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
     }
 
+    // Small enough for the interpreter, which sees races, unwritten memory and bounds.
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Every_kind_of_gradient_agrees_with_the_CPU(bool causal)
+    {
+        AttentionCase problem = new()
+        {
+            Heads = 2, KeyHeads = 1, Queries = 3, Keys = 5, HeadSize = 3, ValueSize = 2, Causal = causal, HasLogSumExpUpstream = true, Slopes = AttentionCase.Numbers(1, 0.2f, 2),
+            DistanceBias = AttentionCase.Numbers(2, 1, 1, 7),
+            Captured =
+            [
+                new(AttentionCase.Numbers(3, 1, 1, 2, 3), CapturedBy.Query), new(AttentionCase.Numbers(4, 1, 1, 2, 5), CapturedBy.Key),
+                new(AttentionCase.Numbers(5, 1, 2, 4), CapturedBy.HeadAndDistance, 2), new(AttentionCase.Numbers(6, 1, 1, 2, 3, 5), CapturedBy.Pair),
+            ],
+        };
+        AttentionCase.Results ours = problem.Run(DeviceUnderTest.Device, default(FourCaptures)), cpu = problem.Run(ComputeDevice.Cpu, default(FourCaptures));
+        foreach ((float[] a, float[] b) in ours.All.Zip(cpu.All))
+        {
+            for (int i = 0; i < a.Length; i++)
+                Assert.Equal(b[i], a[i], 1e-5 * (1 + Math.Abs(b[i])));
+        }
+    }
+
     [Fact]
     public void More_columns_than_a_group_sums_up_agree_with_the_definition()
     {
