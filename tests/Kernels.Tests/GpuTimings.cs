@@ -100,7 +100,8 @@ public class GpuTimings(GpuUnderTest gpu, ITestOutputHelper output)
         using TensorBuffer q = Random(batch * length * heads * headSize, 7), k = Random(batch * length * keyHeads * headSize, 8);
         using RotaryTable table = RotaryTable.Build(gpu.Device, headSize, length);
         Time("positions/rotary/in-place", 2.0 * sizeof(float) * batch * length * (heads + keyHeads) * headSize, "byte",
-            () => RotaryEmbedding.Apply(gpu.Device, q.View.Reshape(batch, length, heads, headSize), k.View.Reshape(batch, length, keyHeads, headSize), table));
+            () => RotaryEmbedding.Apply(gpu.Device, q.View.Reshape(batch, length, heads, headSize).Permute(0, 2, 1, 3),
+                k.View.Reshape(batch, length, keyHeads, headSize).Permute(0, 2, 1, 3), table));
     }
 
     private TensorBuffer Random(int count, int seed) => gpu.Device.Upload<float>(Seeded.Normal(count, seed));
