@@ -37,6 +37,10 @@ internal static class Cases
         Hidden("logprobs/fused-forward/128256", 0.85, 0.93, 512, 2048, 128_256),
         Hidden("logprobs/fused-train/32000", 0.78, 0.88, 1024, 1024, 32_000, train: true),
         Hidden("logprobs/fused-train/128256", 0.78, 0.88, 512, 2048, 128_256, train: true),
+        Hidden("logprobs/vocabulary/32000", 0.78, 0.88, 512, 1024, 32_000, train: true),
+        Hidden("logprobs/vocabulary/128256", 0.78, 0.88, 512, 1024, 128_256, train: true),
+        Hidden("logprobs/vocabulary/151936", 0.78, 0.88, 512, 1024, 151_936, train: true),
+        Hidden("logprobs/vocabulary/256000", 0.78, 0.88, 512, 1024, 256_000, train: true),
         Hidden("logprobs/fused-train/memory", 64, 32, 4096, 2048, 128_256, train: true) with { CountsMemory = true },
 
         new("alignment/dpo", "[30000000]", DpoContest.CostOf(ManyPairs), 0.70, 0.85, device => new DpoContest(device, ManyPairs)),

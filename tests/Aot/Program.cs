@@ -51,6 +51,16 @@ Expect("entropy", entropy, [(float)-(0.25 * Math.Log(0.25) + 0.75 * Math.Log(0.7
 LogProbs.FromLogitsBackward(device, tokens, new TokenSaved { LogSumExp = TensorView.Of(total) }, new TokenUpstream { LogProb = TensorView.Of(one) }, TensorView.Of(logits, 1, 2));
 Expect("gradient of the logits", logits, [-0.25f, 0.25f]);
 
+// The same distribution from a hidden state of 1 and a vocabulary of 0 and ln 3; the gradient of the hidden state is (1 − ¾) ln 3.
+float[] hidden = [1], entries = [0, (float)Math.Log(3)], hiddenGradient = new float[1], entriesGradient = new float[2];
+LogProbs.FromLogits(entries, targets, logProb);
+Expect("log-prob from arrays", logProb, [(float)Math.Log(0.75)]);
+var states = new HiddenProblem { Hidden = TensorView.Of(hidden, 1, 1), Vocabulary = TensorView.Of(entries, 2, 1), Targets = TensorView.Of(targets) };
+LogProbs.TrainFromHidden(device, states, new TokenUpstream { LogProb = TensorView.Of(one) }, new TokenOutputs { LogProb = TensorView.Of(logProb) },
+    new HiddenGradients { Hidden = TensorView.Of(hiddenGradient, 1, 1), Vocabulary = TensorView.Of(entriesGradient, 2, 1) }, workspace);
+Expect("log-prob from a hidden state", logProb, [(float)Math.Log(0.75)]);
+Expect("gradients of hidden state and vocabulary", [.. hiddenGradient, .. entriesGradient], [0.25f * (float)Math.Log(3), -0.25f, 0.25f]);
+
 // A margin of ln 3 with β = 1: loss −ln ¾, gradient −¼. The same formula, written by this program.
 float[] chosen = [(float)Math.Log(3)], rejected = [0], loss = new float[1], chosenGradient = new float[1], metrics = new float[PreferenceMetrics.Count];
 var pairs = new PairBatch { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) };

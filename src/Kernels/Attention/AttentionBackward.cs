@@ -653,17 +653,11 @@ internal static class AttentionBackwardKernels
         int t = Group.IdxX;
         if (t >= GpuScoreTile.Side)
             return;
-        // What lies beyond the rows is read, and goes nowhere.
-        float logSumExp = 0f, lost = 0f, d = 0f;
-        if (t < rows)
-        {
-            logSumExp = memory[at + t];
-            lost = memory[all + at + t];
-            d = memory[2 * all + at + t];
-        }
-        terms[t] = logSumExp;
-        terms[GpuScoreTile.Side + t] = lost;
-        terms[2 * GpuScoreTile.Side + t] = d;
+        // Rows beyond the last are computed with the others, and left out where it counts.
+        bool there = t < rows;
+        terms[t] = there ? memory[at + t] : 0f;
+        terms[GpuScoreTile.Side + t] = there ? memory[all + at + t] : 0f;
+        terms[2 * GpuScoreTile.Side + t] = there ? memory[2 * all + at + t] : 0f;
     }
 
     // e^(z − L): what rounding takes from the difference, and from L, is put back as a factor 1 + it.

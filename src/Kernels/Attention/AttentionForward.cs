@@ -200,7 +200,7 @@ internal static class AttentionForwardKernels
         float partial = AddExactly(maximum, exponent * ln2High, out float error0);
         partial = AddExactly(partial, 2f * s, out float error1);
         float rounded = AddExactly(partial, small + error1 + error0, out float error2);
-        bool finite = rounded - rounded == 0f;
+        bool finite = sum - sum == 0f && rounded - rounded == 0f; // the bits of a NaN take apart into numbers
         remainder = finite ? error2 : 0f;
         return finite ? rounded : maximum + sum;
     }

@@ -8,6 +8,7 @@ public sealed class HiddenLogProbsReplay : IReplay
 {
     public bool Owns(VectorCase vector) =>
         vector.Folder == "logprobs" && vector.File == "fused.json" && !vector.Name.StartsWith("linear-cross-entropy", StringComparison.Ordinal)
+        || vector.Folder == "logprobs" && vector.File == "large.json" && vector.Name.StartsWith("fused", StringComparison.Ordinal)
         || vector.Folder == "verl" && vector.File == "fused-linear.json" || vector.Folder == "liger" && vector.File == "scaled-cross-entropy.json";
 
     public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
@@ -20,6 +21,8 @@ public sealed class HiddenLogProbsReplay : IReplay
 
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
+        if (vector.Parameter("seed") is not null)
+            return Large<T>(vector, library);
         // Chunks change nothing.
         vector.KnowsOnly(["temperature", "softcap", "ignoreIndex", "ignore_index", "validVocabulary", "storage", "chunk_size", "return_entropy"],
             ["hidden", "vocabulary", "bias", "targets", "upstreamLogprob", "upstreamLse", "upstreamEntropy", "hidden_states", "vocab_weights", "input_ids", "upstream_log_probs", "upstream_entropy",
@@ -49,5 +52,45 @@ public sealed class HiddenLogProbsReplay : IReplay
             results.Gradient(name, gradient.Vocabulary.Data);
         results.Gradient("bias", gradient.Bias);
         return results;
+    }
+
+    // Made again from a seed: targets, hidden states, vocabulary and three upstreams are its streams 0 to 5.
+    private static Results<T> Large<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        vector.KnowsOnly(["temperature", "ignoreIndex", "tokens", "width", "vocabulary", "seed", "sampledRows", "sampledWords"],
+            ["targets", "firstHidden", "firstVocabulary", "lastVocabulary", "upstreamLogprob", "upstreamLse", "upstreamEntropy"]);
+        int count = (int)vector.Number("tokens")!, width = (int)vector.Number("width")!, entries = (int)vector.Number("vocabulary")!;
+        uint seed = (uint)vector.Number("seed")!;
+        var tokens = new TokenHidden(new(LogProbsReplay.GeneratedUnits(seed, 1, count * width), count, width), new(LogProbsReplay.GeneratedUnits(seed, 2, entries * width), entries, width),
+            LogProbsReplay.GeneratedTargets(seed, count, entries));
+        double[] a = LogProbsReplay.GeneratedUnits(seed, 3, count), b = LogProbsReplay.GeneratedUnits(seed, 4, count), c = LogProbsReplay.GeneratedUnits(seed, 5, count);
+        if (!tokens.Targets.SequenceEqual(vector.Need("targets").Integers) || !tokens.Hidden.Data[..5].SequenceEqual(vector.Need("firstHidden").Data)
+            || !tokens.Vocabulary.Data[^5..].SequenceEqual(vector.Need("lastVocabulary").Data) || !a.SequenceEqual(vector.Need("upstreamLogprob").Data))
+            throw new InvalidDataException($"{vector.Id}: the generated numbers aren't the file's.");
+        TokenResult<T> forward = tokens.Forward<T>(library);
+        HiddenGradient<T> gradient = tokens.Backward<T>(library, a, b, c);
+        var results = new Results<T>();
+        results.Output("logprob", forward.LogProb);
+        results.Output("lse", forward.LogSumExp);
+        results.Output("entropy", forward.Entropy);
+        results.Output("sumP2", forward.SumOfSquares);
+        results.Output("argmax", Array.ConvertAll(tokens.Argmax(library), T.CreateTruncating));
+        results.Gradient("hidden.sampled", Rows(gradient.Hidden, "sampledRows"));
+        results.Gradient("vocabulary.sampled", Rows(gradient.Vocabulary, "sampledWords"));
+        results.Gradient("hidden.rowSumOfSquares", [.. Enumerable.Range(0, count).Select(row => T.CreateTruncating(gradient.Hidden.Row(row).ToArray().Sum(x => Square(x))))]);
+        results.Gradient("vocabulary.columnSum", Columns(double.CreateTruncating, out double magnitude), magnitude: magnitude);
+        results.Gradient("vocabulary.columnSumOfSquares", Columns(Square, out _));
+        return results;
+
+        static double Square(T x) => double.CreateTruncating(x) * double.CreateTruncating(x);
+
+        T[] Rows(Grid<T> grid, string name) => [.. vector.Parameter(name)!.Value.EnumerateArray().SelectMany(row => grid.Row(row.GetInt32()).ToArray())];
+
+        T[] Columns(Func<T, double> term, out double magnitude)
+        {
+            double[] sums = [.. Enumerable.Range(0, width).Select(w => Enumerable.Range(0, entries).Sum(j => term(gradient.Vocabulary[j, w])))];
+            magnitude = Enumerable.Range(0, width).Max(w => Enumerable.Range(0, entries).Sum(j => Math.Abs(term(gradient.Vocabulary[j, w]))));
+            return Array.ConvertAll(sums, T.CreateTruncating);
+        }
     }
 }

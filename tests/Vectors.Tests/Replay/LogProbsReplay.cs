@@ -11,7 +11,8 @@ public sealed class LogProbsReplay : IReplay
     private const int LogitsExponent = 22, UpstreamExponent = 23, IgnoredRow = 11, PeakedRow = 5;
     private const double PeakedLogit = 24;
 
-    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File is "from-logits.json" or "special-rows.json" or "large.json" or "low-precision.json";
+    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File is "from-logits.json" or "special-rows.json" or "large.json" or "low-precision.json"
+        && !vector.Name.StartsWith("fused", StringComparison.Ordinal);
 
     public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
 
@@ -89,7 +90,7 @@ public sealed class LogProbsReplay : IReplay
     {
         int rows = (int)vector.Number("tokens")!, vocabulary = (int)vector.Number("vocabulary")!;
         uint seed = (uint)vector.Number("seed")!;
-        long[] targets = [.. Stream(seed, 0, rows).Select((draw, row) => row % 16 == IgnoredRow ? -100L : draw % vocabulary)];
+        long[] targets = GeneratedTargets(seed, rows, vocabulary);
         uint[] draws = Stream(seed, 1, rows * vocabulary);
         var logits = new double[draws.Length];
         for (int row = 0; row < rows; row++)
@@ -101,10 +102,15 @@ public sealed class LogProbsReplay : IReplay
                 logits[row * vocabulary + targets[row]] = PeakedLogit;
         }
         if (!logits[..5].SequenceEqual(vector.Need("firstLogits").Data) || !logits[^5..].SequenceEqual(vector.Need("lastLogits").Data) || !targets.SequenceEqual(vector.Need("targets").Integers)
-            || !Stream(seed, 2, rows).Select(draw => (draw - (double)(1 << 23)) * Math.ScaleB(1, -UpstreamExponent)).SequenceEqual(vector.Need("upstreamLogprob").Data))
+            || !GeneratedUnits(seed, 2, rows).SequenceEqual(vector.Need("upstreamLogprob").Data))
             throw new InvalidDataException($"{vector.Id}: the generated numbers aren't the file's.");
         return new(logits, vocabulary, targets) { Shaping = Shaping(vector) };
     }
+
+    internal static long[] GeneratedTargets(uint seed, int rows, int vocabulary) => [.. Stream(seed, 0, rows).Select((draw, row) => row % 16 == IgnoredRow ? -100L : draw % vocabulary)];
+
+    /// <summary>Numbers from −1 to below 1.</summary>
+    internal static double[] GeneratedUnits(uint seed, uint stream, int count) => Array.ConvertAll(Stream(seed, stream, count), draw => (draw - (double)(1 << 23)) * Math.ScaleB(1, -UpstreamExponent));
 
     private static uint[] Stream(uint seed, uint stream, int count)
     {
