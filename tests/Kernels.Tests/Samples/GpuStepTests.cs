@@ -5,7 +5,7 @@ using Xunit;
 namespace TransformerKernels.Tests;
 
 /// <summary>The sample's steps of training on a GPU beside the processor's.</summary>
-public class GpuStepTests(GpuUnderTest gpu)
+public class GpuStepTests(GpuUnderTest gpu, OwnGpu own) : IClassFixture<OwnGpu>
 {
     // Two float32 computations of one sum over a few hundred tokens, as a share of the largest number.
     private const double Within = 2e-5;
@@ -62,7 +62,7 @@ public class GpuStepTests(GpuUnderTest gpu)
     {
         gpu.NeedsOpenCl();
         const int FixedLaunches = 40, LaunchesPerLayer = 60;
-        using var maths = new GpuMaths(gpu.Device);
+        using var maths = new GpuMaths(own.Device); // nothing else is counted there
         DeviceTraffic small = Traffic(SmallModel.Shape);
         DeviceTraffic wide = Traffic(SmallModel.Shape with { Hidden = 80, Intermediate = 112, HeadSize = 24 });
         DeviceTraffic deep = Traffic(SmallModel.Shape with { Layers = 5 });
