@@ -442,7 +442,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 V none = V.From(float.NegativeInfinity);
                 least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
-            // Where a row's weight lies on one key, its gradients are the small weights of the others: they need the exponential that is exact there too.
+            // The forward pass's exponential, so that weights add up to 1, and exact where a row's weight lies on one key: its gradients are the small weights of the others.
             V p0 = V.Exp(z0 - l0 - rest0), p1 = V.Exp(z1 - l1 - rest1), p2 = V.Exp(z2 - l2 - rest2), p3 = V.Exp(z3 - l3 - rest3);
             V dz0 = p0 * (V.Load(gradients) - d0);
             V dz1 = p1 * (V.Load(gradients + w) - d1);
