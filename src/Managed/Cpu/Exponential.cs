@@ -16,7 +16,6 @@ internal static class Exponential
     /// <summary>What powers of e are multiplied by to be powers of two, and back.</summary>
     public const float Log2E = 1.44269504f, Ln2 = 0.693147181f;
 
-
     private const float C6 = 2.1612915e-4f, C5 = 1.2467846e-3f, C4 = 9.6754516e-3f, C3 = 5.5485281e-2f, C2 = 2.4022931e-1f, C1 = 6.9314704e-1f;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

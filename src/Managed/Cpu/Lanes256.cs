@@ -243,29 +243,6 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes256 Exp2(Lanes256 x)
-    {
-        x = MaxKeepingNaN(LanesConstants.Exp2Low, x);
-        Lanes256 n = Floor(x);
-        return Elementary.Exp2OfFraction(x - n) * PowerOfTwo(n);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Exp2(Lanes256 x0, Lanes256 x1, Lanes256 x2, Lanes256 x3, out Lanes256 y0, out Lanes256 y1, out Lanes256 y2, out Lanes256 y3)
-    {
-        x0 = MaxKeepingNaN(LanesConstants.Exp2Low, x0);
-        x1 = MaxKeepingNaN(LanesConstants.Exp2Low, x1);
-        x2 = MaxKeepingNaN(LanesConstants.Exp2Low, x2);
-        x3 = MaxKeepingNaN(LanesConstants.Exp2Low, x3);
-        Lanes256 n0 = Floor(x0), n1 = Floor(x1), n2 = Floor(x2), n3 = Floor(x3);
-        Elementary.Exp2OfFractions(x0 - n0, x1 - n1, x2 - n2, x3 - n3, out y0, out y1, out y2, out y3);
-        y0 *= PowerOfTwo(n0);
-        y1 *= PowerOfTwo(n1);
-        y2 *= PowerOfTwo(n2);
-        y3 *= PowerOfTwo(n3);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Exp(Lanes256 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

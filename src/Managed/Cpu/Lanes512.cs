@@ -250,38 +250,6 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes512 Exp2(Lanes512 x)
-    {
-        if (Avx512DQ.IsSupported)
-            return new(Avx512F.Scale(Elementary.Exp2OfFraction<Lanes512>(new(Avx512DQ.Reduce(x.v, LanesConstants.DownToInteger))).v, x.v));
-        x = MaxKeepingNaN(LanesConstants.Exp2Low, x);
-        Lanes512 n = Floor(x);
-        return Elementary.Exp2OfFraction(x - n) * PowerOfTwo(n);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Exp2(Lanes512 x0, Lanes512 x1, Lanes512 x2, Lanes512 x3, out Lanes512 y0, out Lanes512 y1, out Lanes512 y2, out Lanes512 y3)
-    {
-        if (Avx512DQ.IsSupported)
-        {
-            Elementary.Exp2OfFractions<Lanes512>(new(Avx512DQ.Reduce(x0.v, LanesConstants.DownToInteger)), new(Avx512DQ.Reduce(x1.v, LanesConstants.DownToInteger)),
-                new(Avx512DQ.Reduce(x2.v, LanesConstants.DownToInteger)), new(Avx512DQ.Reduce(x3.v, LanesConstants.DownToInteger)), out y0, out y1, out y2, out y3);
-            (y0, y1, y2, y3) = (Scale(y0, x0), Scale(y1, x1), Scale(y2, x2), Scale(y3, x3));
-            return;
-        }
-        x0 = MaxKeepingNaN(LanesConstants.Exp2Low, x0);
-        x1 = MaxKeepingNaN(LanesConstants.Exp2Low, x1);
-        x2 = MaxKeepingNaN(LanesConstants.Exp2Low, x2);
-        x3 = MaxKeepingNaN(LanesConstants.Exp2Low, x3);
-        Lanes512 n0 = Floor(x0), n1 = Floor(x1), n2 = Floor(x2), n3 = Floor(x3);
-        Elementary.Exp2OfFractions(x0 - n0, x1 - n1, x2 - n2, x3 - n3, out y0, out y1, out y2, out y3);
-        y0 *= PowerOfTwo(n0);
-        y1 *= PowerOfTwo(n1);
-        y2 *= PowerOfTwo(n2);
-        y3 *= PowerOfTwo(n3);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Exp(Lanes512 x) => Elementary.Exp(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -240,16 +240,4 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
         a = new(a0, a1);
         b = new(b0, b1);
     }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Exp2(Lockstep<V> x) => new(V.Exp2(x.first), V.Exp2(x.second));
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Exp2(Lockstep<V> x0, Lockstep<V> x1, Lockstep<V> x2, Lockstep<V> x3, out Lockstep<V> y0, out Lockstep<V> y1, out Lockstep<V> y2, out Lockstep<V> y3)
-    {
-        y0 = Exp2(x0);
-        y1 = Exp2(x1);
-        y2 = Exp2(x2);
-        y3 = Exp2(x3);
-    }
 }

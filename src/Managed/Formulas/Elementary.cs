@@ -110,58 +110,6 @@ internal static class Elementary
     public static T Softplus<T>(T x) where T : struct, IElementary<T> =>
         T.MaxKeepingNaN(0f, x) + Log1p(Exp(-T.Abs(x)));
 
-    // The minimax polynomial of degree 6 for 2^f through 1 at 0.
-    private const float Power1 = 6.931470444433249e-1f, Power2 = 2.4022930555223013e-1f, Power3 = 5.548528061864396e-2f, Power4 = 9.675451566928015e-3f,
-        Power5 = 1.2467846446010808e-3f, Power6 = 2.1612914954817624e-4f;
-
-    /// <summary>2^f for 0 ≤ f &lt; 1.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Exp2OfFraction<T>(T f) where T : struct, IElementary<T>
-    {
-        T p = T.MultiplyAdd(T.From(Power6), f, T.From(Power5));
-        p = T.MultiplyAdd(p, f, T.From(Power4));
-        p = T.MultiplyAdd(p, f, T.From(Power3));
-        p = T.MultiplyAdd(p, f, T.From(Power2));
-        p = T.MultiplyAdd(p, f, T.From(Power1));
-        return T.MultiplyAdd(p, f, T.One);
-    }
-
-    /// <summary>The same of four numbers in lockstep.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Exp2OfFractions<T>(T f0, T f1, T f2, T f3, out T p0, out T p1, out T p2, out T p3) where T : struct, IElementary<T>
-    {
-        T c = T.From(Power6), next = T.From(Power5);
-        p0 = T.MultiplyAdd(c, f0, next);
-        p1 = T.MultiplyAdd(c, f1, next);
-        p2 = T.MultiplyAdd(c, f2, next);
-        p3 = T.MultiplyAdd(c, f3, next);
-        next = T.From(Power4);
-        p0 = T.MultiplyAdd(p0, f0, next);
-        p1 = T.MultiplyAdd(p1, f1, next);
-        p2 = T.MultiplyAdd(p2, f2, next);
-        p3 = T.MultiplyAdd(p3, f3, next);
-        next = T.From(Power3);
-        p0 = T.MultiplyAdd(p0, f0, next);
-        p1 = T.MultiplyAdd(p1, f1, next);
-        p2 = T.MultiplyAdd(p2, f2, next);
-        p3 = T.MultiplyAdd(p3, f3, next);
-        next = T.From(Power2);
-        p0 = T.MultiplyAdd(p0, f0, next);
-        p1 = T.MultiplyAdd(p1, f1, next);
-        p2 = T.MultiplyAdd(p2, f2, next);
-        p3 = T.MultiplyAdd(p3, f3, next);
-        next = T.From(Power1);
-        p0 = T.MultiplyAdd(p0, f0, next);
-        p1 = T.MultiplyAdd(p1, f1, next);
-        p2 = T.MultiplyAdd(p2, f2, next);
-        p3 = T.MultiplyAdd(p3, f3, next);
-        next = T.One;
-        p0 = T.MultiplyAdd(p0, f0, next);
-        p1 = T.MultiplyAdd(p1, f1, next);
-        p2 = T.MultiplyAdd(p2, f2, next);
-        p3 = T.MultiplyAdd(p3, f3, next);
-    }
-
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static T Reduce<T>(T x, T n) where T : struct, IElementary<T> =>
         T.MultiplyAdd(n, T.From(-Ln2Low), T.MultiplyAdd(n, T.From(-Ln2High), x));

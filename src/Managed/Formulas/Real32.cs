@@ -276,23 +276,4 @@ public readonly struct Real32 : ILanes<Real32>
         a = even;
         b = odd;
     }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 ILanes<Real32>.Exp2(Real32 x) => Power(x);
-
-    private static Real32 Power(Real32 x)
-    {
-        x = new(LanesConstants.Exp2Low > x.v ? LanesConstants.Exp2Low : x.v);
-        Real32 n = Floor(x);
-        return Elementary.Exp2OfFraction(x - n) * new Real32(BitConverter.Int32BitsToSingle(((int)n.v + 127) << 23));
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static void ILanes<Real32>.Exp2(Real32 x0, Real32 x1, Real32 x2, Real32 x3, out Real32 y0, out Real32 y1, out Real32 y2, out Real32 y3)
-    {
-        y0 = Power(x0);
-        y1 = Power(x1);
-        y2 = Power(x2);
-        y3 = Power(x3);
-    }
 }

@@ -77,36 +77,6 @@ public partial class ElementaryTests(ITestOutputHelper output)
         }
     }
 
-    [Fact]
-    public void Power_of_two_of_weights_stays_below_its_bound()
-    {
-        Check<Real32>();
-        Check<Lanes128>();
-        Check<Lanes256>();
-        Check<Lanes512>();
-
-        unsafe void Check<T>() where T : struct, ILanes<T>
-        {
-            const double bound = 2;
-            float* each = stackalloc float[T.Count];
-            float Ours(float x)
-            {
-                T.Exp2(T.From(x)).Store(each);
-                return each[T.Count - 1];
-            }
-            double worst = 0;
-            foreach (float x in Samples(Coarse).Where(x => x is >= -126 and < 127))
-                worst = Math.Max(worst, Error(Ours(x), Math.Pow(2, x)));
-            output.WriteLine($"Exp2, {T.Count} lanes: {worst:F3} ulp");
-            Assert.True(worst <= bound, $"{T.Count} lanes: {worst}");
-            // Below the normal numbers a result is subnormal or 0; of −∞ it is 0 and nothing else.
-            Assert.All(Samples(Coarse).Where(x => x < -126), x => Assert.InRange(Ours(x), 0f, 1.17549435e-38f));
-            Assert.Equal(0f, Ours(float.NegativeInfinity));
-            Assert.Equal(1f, Ours(0));
-            Assert.True(float.IsNaN(Ours(float.NaN)));
-        }
-    }
-
     // In units in the last place of the truth; a NaN, an infinity or a sign too many counts as infinitely wrong.
     private static double Error(float ours, double truth)
     {
