@@ -21,6 +21,7 @@ public class CaseTests
         "logprobs/from-logits/32000", "logprobs/from-logits/151936", "logprobs/from-logits-bfloat16/32000", "logprobs/backward/32000",
         "logprobs/fused-forward/32000", "logprobs/fused-forward/128256", "logprobs/fused-train/32000", "logprobs/fused-train/128256",
         "logprobs/fused-train/memory",
+        "logprobs/vocabulary/32000", "logprobs/vocabulary/128256", "logprobs/vocabulary/151936", "logprobs/vocabulary/256000",
         "alignment/dpo", "alignment/ppo", "alignment/grpo", "alignment/gae",
     ];
 

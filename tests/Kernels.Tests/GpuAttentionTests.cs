@@ -21,6 +21,18 @@ public class GpuAttentionTests(GpuUnderTest gpu, ITestOutputHelper output)
             Assert.All(reference.All.Zip(problem.Run(DeviceUnderTest.Device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
     }
 
+    [Fact]
+    public void What_GPUs_lack_is_refused_by_name_before_anything_is_written()
+    {
+        ComputeDevice device = DeviceUnderTest.Device;
+        string Refusal(AttentionCase problem) => Assert.Throws<NotSupportedException>(() => problem.Run(device, default(FourCaptures))).Message;
+        Assert.Contains("problem.DenseBias", Refusal(new() { DenseBias = AttentionCase.Numbers(1, 1, 1, 2, 5, 5) }), StringComparison.Ordinal);
+        Assert.Contains("problem.RowBias", Refusal(new() { RowBias = AttentionCase.Numbers(1, 1, 1, 2, 5) }), StringComparison.Ordinal);
+        Assert.Contains("problem.ColumnBias", Refusal(new() { ColumnBias = AttentionCase.Numbers(1, 1, 1, 2, 5) }), StringComparison.Ordinal);
+        Assert.Contains("problem.Softcap", Refusal(new() { Softcap = 30 }), StringComparison.Ordinal);
+        Assert.Contains("gradients.Captured0", Refusal(new() { Captured = [new(AttentionCase.Numbers(1, 1, 1, 1, 5, 5), CapturedBy.Pair)] }), StringComparison.Ordinal);
+    }
+
     // Small enough for the interpreter, which sees races, unwritten memory and bounds.
     [Theory]
     [InlineData(false)]

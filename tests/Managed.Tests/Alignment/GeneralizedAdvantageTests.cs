@@ -104,7 +104,7 @@ public class GeneralizedAdvantageTests
                 Assert.Equal(toCome - values[s * tokens + t], advantages[s * tokens + t], 1e-4);
             }
         }
-    }, iter: 100);
+    }, iter: DeviceUnderTest.Samples(100));
 
 #if !GPU // where a token's place decides about the order of the sums
     [Fact]

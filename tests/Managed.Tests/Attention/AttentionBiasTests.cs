@@ -1,0 +1,101 @@
+using TransformerKernels.Oracle;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>Dense, row and column biases and softcap, which GPUs don't offer yet.</summary>
+public class AttentionBiasTests
+{
+    private static ComputeDevice Device => DeviceUnderTest.Device;
+
+    public static TheoryData<bool, bool, bool, bool> Sharings()
+    {
+        var sharings = new TheoryData<bool, bool, bool, bool>();
+        for (int shared = 0; shared < 16; shared++)
+            sharings.Add((shared & 8) != 0, (shared & 4) != 0, (shared & 2) != 0, (shared & 1) != 0);
+        return sharings;
+    }
+
+    [Theory]
+    [MemberData(nameof(Sharings))]
+    public void A_dense_bias_shared_along_any_axes_agrees_with_the_definition(bool batch, bool head, bool query, bool key)
+    {
+        foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(3, 4, false), (20, 30, true), (67, 133, true), (70, 66, false)])
+        {
+            Grid<double> bias = AttentionCase.Numbers(4, 1, batch ? 1 : 2, head ? 1 : 4, query ? 1 : queries, key ? 1 : keys);
+            if (bias.Data.Length > 4)
+                bias.Data[1] = double.NegativeInfinity;
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true, DenseBias = bias,
+                Slopes = causal ? AttentionCase.Numbers(1, 0.2f, 4) : null,
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            for (int i = 0; i < fresh.DenseBias.Length; i++)
+                Assert.Equal(1 + fresh.DenseBias[i], added.DenseBias[i], 2e-6 * (1 + Math.Abs(fresh.DenseBias[i])));
+        }
+    }
+
+    [Fact]
+    public void Row_and_column_biases_agree_with_the_definition()
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(1, 1), (4, 6), (65, 63), (100, 530)])
+        {
+            new AttentionCase
+            {
+                Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = queries > 4, HasLogSumExpUpstream = true,
+                RowBias = AttentionCase.Numbers(4, 1, 2, 2, queries), ColumnBias = AttentionCase.Numbers(5, 1, 1, 2, keys), DenseBias = AttentionCase.Numbers(6, 1, 2, 1, 1, keys),
+            }.Check(Device, default(PlainScore));
+            new AttentionCase { Queries = queries, Keys = keys, RowBias = AttentionCase.Numbers(4, 1, 1, 1, queries), ColumnBias = AttentionCase.Numbers(5, 1, 1, 1, 1) }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void Softcap_bends_scores_after_the_rule_and_before_the_biases()
+    {
+        foreach (float cap in (float[])[2, 5, 50])
+        {
+            foreach ((int queries, int keys) in ((int, int)[])[(5, 5), (66, 130)])
+            {
+                new AttentionCase { Queries = queries, Keys = keys, Softcap = cap, Scale = 2, DistanceBias = AttentionCase.Numbers(8, 1, 2, queries + keys - 1), Causal = true }.Check(Device, default(PlainScore));
+                var rule = new Gained<Temperature>(new Temperature(0.25f, 20));
+                new AttentionCase
+                {
+                    Queries = queries, Keys = keys, Softcap = cap, DenseBias = AttentionCase.Numbers(8, 1, 1, 2, queries, keys),
+                    Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+                }.Check(Device, rule, new GainedTemperatureFormula(0.25f, 20));
+            }
+        }
+    }
+
+    [Fact]
+    public void A_dense_bias_and_its_gradient_have_any_strides()
+    {
+        const int queries = 70, keys = 66;
+        float[] bias = Seeded.Normal(3 * queries * keys, 1), packed = new float[2 * queries * keys], q = Seeded.Normal(2 * queries * 4, 2), k = Seeded.Normal(2 * keys * 4, 3), o = new float[q.Length], l = new float[2 * queries];
+        TensorView query = TensorView.Of(q, 1, 2, queries, 4), key = TensorView.Of(k, 1, 2, keys, 4), output = TensorView.Of(o, 1, 2, queries, 4), sums = TensorView.Of(l, 1, 2, queries);
+        using var workspace = new Workspace(Device);
+        float[][] results = new float[2][], gradients = new float[2][];
+        foreach (bool transposed in (bool[])[false, true])
+        {
+            // Of three heads' worth of numbers [key, query, head] the last two; or a copy of them [head, query, key].
+            for (int h = 0; h < 2; h++)
+                for (int i = 0; i < queries; i++)
+                    for (int j = 0; j < keys; j++)
+                        packed[(h * queries + i) * keys + j] = bias[(j * queries + i) * 3 + h + 1];
+            float[] gradient = new float[transposed ? bias.Length : packed.Length];
+            TensorView Of(float[] data) => transposed
+                ? TensorView.Of(data, 1, keys, queries, 3).Slice(3, 1, 2).Permute(0, 3, 2, 1) : TensorView.Of(data, 1, 2, queries, keys);
+            var problem = new AttentionProblem { Query = query, Key = key, Value = key, DenseBias = Of(transposed ? bias : packed) };
+            TransformerKernels.Attention.Forward(Device, problem, output, sums, workspace);
+            TransformerKernels.Attention.Backward(Device, problem, new AttentionSaved { Output = output, LogSumExp = sums }, new AttentionUpstream { Output = query },
+                new AttentionGradients { DenseBias = Of(gradient) }, workspace);
+            results[transposed ? 1 : 0] = [.. o];
+            gradients[transposed ? 1 : 0] = transposed
+                ? [.. Enumerable.Range(0, packed.Length).Select(n => gradient[(n % keys * queries + n / keys % queries) * 3 + n / keys / queries + 1])] : gradient;
+        }
+        Assert.Equal(results[0], results[1]);
+        Assert.Equal(gradients[0], gradients[1]);
+    }
+}
