@@ -111,7 +111,7 @@ internal sealed partial class CpuDevice
                     sawNaN |= float.IsNaN(TStorage.Load<Real32>(block + i * TStorage.Size).Value);
                 return Largest<TStorage>(ahead, aheadCount);
             }
-            if (largest < max)
+            if (largest < max || largest == float.NegativeInfinity) // a maximum of −∞ is no logit whose e^t is one
                 return Choose<TStorage, No>(block, count, ahead, aheadCount);
             if (largest > max)
             {

@@ -171,7 +171,8 @@ public sealed class AttentionCase
         for (int i = 0; i < logSumExp.Length && KeepsRemainder; i++)
             logSumExp[i] = pairs[2 * i];
         return new(RowMajor(output), logSumExp, RowMajor(dQuery), RowMajor(dKey), RowMajor(dValue), dSlopes, dDistance, dCaptured,
-            [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)]) { DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn };
+            [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)])
+        { DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn };
     }
 
     private Strided Tensor(int heads, int positions, int size) => new([Batch, heads, positions, size], Order, Gap);
