@@ -12,7 +12,7 @@ public class OracleTests
 
     public static TheoryData<string> Attentions => ["plain", "causal", "grouped", "offset", "slopes", "slopes per batch", "distance", "distance shared", "everything",
         "checkerboard", "squared", "leaky", "by head", "by distance", "by absolute distance", "by query", "by key", "by pair", "log-length", "more queries",
-        "dense", "dense shared", "row and column", "softcap"];
+        "dense", "dense shared", "row and column", "softcap", "key lengths"];
 
     [Theory]
     [MemberData(nameof(Attentions))]
@@ -173,7 +173,7 @@ public class OracleTests
         (int b, int h, int hk, int sq, int sk) = what switch
         {
             "grouped" => (1, 4, 2, 3, 4),
-            "slopes per batch" or "everything" or "by query" or "by key" or "by pair" or "dense" or "dense shared" or "row and column" => (2, 2, 1, 3, 4),
+            "slopes per batch" or "everything" or "by query" or "by key" or "by pair" or "dense" or "dense shared" or "row and column" or "key lengths" => (2, 2, 1, 3, 4),
             "more queries" => (1, 2, 2, 5, 3),
             _ => (1, 2, 2, 4, 5),
         };
@@ -201,6 +201,7 @@ public class OracleTests
             DenseBias = what is "dense" or "softcap" ? Noise(b, h, sq, sk) : what == "dense shared" ? Noise(1, 1, sq, sk) : null,
             RowBias = what == "row and column" ? Noise(b, 1, sq) : null,
             ColumnBias = what == "row and column" ? Noise(1, h, sk) : null,
+            KeyLengths = what == "key lengths" ? [3, 0] : null,
             Softcap = what == "softcap" ? 1.5 : null,
             Formula = what switch
             {

@@ -112,6 +112,8 @@ public static class Attention
         CheckShared(device, problem.DenseBias, "problem.DenseBias", batch, heads, queries, keys);
         CheckShared(device, problem.RowBias, "problem.RowBias", batch, heads, queries);
         CheckShared(device, problem.ColumnBias, "problem.ColumnBias", batch, heads, keys);
+        if (problem.KeyLengths.IsPresent)
+            Require.Input(device, problem.KeyLengths, "problem.KeyLengths", [ElementType.Int32, ElementType.Int64], batch);
         if (problem.Softcap is { } cap)
         {
             Require.Finite(cap, "problem.Softcap");
@@ -257,6 +259,7 @@ public static class Attention
         Require.Disjoint(written, name, problem.DenseBias, "problem.DenseBias");
         Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
         Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");
+        Require.Disjoint(written, name, problem.KeyLengths, "problem.KeyLengths");
         Require.Disjoint(written, name, problem.Captured0.Values, "problem.Captured0");
         Require.Disjoint(written, name, problem.Captured1.Values, "problem.Captured1");
         Require.Disjoint(written, name, problem.Captured2.Values, "problem.Captured2");

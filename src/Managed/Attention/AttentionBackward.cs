@@ -26,13 +26,15 @@ internal sealed partial class CpuDevice
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
+        fixed (byte* keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         fixed (byte* dCaptured0 = gradients.Captured0, dCaptured1 = gradients.Captured1, dCaptured2 = gradients.Captured2, dCaptured3 = gradients.Captured3)
         {
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
-            var scoring = new AttentionScoring(problem, slopes, distanceBias, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
+            var scoring = new AttentionScoring(problem, slopes, distanceBias, keyLengths, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
+            CheckKeyLengths(scoring, shape);
             var logSumExp = new Strided(l, saved.LogSumExp);
             bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
@@ -200,7 +202,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     {
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = (nint)Shape.QueryOffset;
         nint rows = Math.Min(block, queries - i0);
-        nint end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, first + count) : first + count;
+        nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
         Clear(queryGradient, d * block);
         BeginBlockGradients<V>();
         if (end > first)

@@ -25,14 +25,17 @@ internal sealed partial class CpuDevice
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
+        fixed (byte* keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
+            var scoring = new AttentionScoring(problem, slopes, distanceBias, keyLengths, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
+            CheckKeyLengths(scoring, shape);
             var work = new AttentionForwardWork<TRule>
             {
                 Shape = shape,
                 Rule = rule,
-                Scoring = new AttentionScoring(problem, slopes, distanceBias, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3),
+                Scoring = scoring,
                 Query = new Strided(query, problem.Query),
                 Key = new Strided(key, problem.Key),
                 Value = new Strided(value, problem.Value),
@@ -42,6 +45,16 @@ internal sealed partial class CpuDevice
                 IsShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule,
             };
             Run(work, ForwardItems(shape), scratch, (nint)stride);
+        }
+    }
+
+    private static void CheckKeyLengths(in AttentionScoring scoring, in AttentionShape shape)
+    {
+        for (nint batch = 0; batch < (nint)shape.Batch; batch++)
+        {
+            long length = scoring.KeyLength(batch);
+            if (length < 0 || length > shape.Keys)
+                throw new ArgumentOutOfRangeException("problem.KeyLengths", length, $"Sequence {batch} has {length} keys; there are 0 to {shape.Keys}.");
         }
     }
 
@@ -77,7 +90,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        nint queries = (nint)Shape.Queries, keys = (nint)Shape.Keys, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, offset = (nint)Shape.QueryOffset;
+        nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, offset = (nint)Shape.QueryOffset;
         nint blocks = (queries + block - 1) / block;
         nint head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
         nint i0 = (blocks - 1 - item % blocks) * block; // the last block first: under a causal mask it takes longest
@@ -96,7 +109,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         new Span<float>(maximum, (int)block).Fill(float.NegativeInfinity);
         new Span<float>(sum, (int)block).Clear();
 
-        nint end = Shape.Causal ? Math.Clamp(i0 + rows + offset, 0, keys) : keys;
+        nint length = (nint)Scoring.KeyLength(batch);
+        nint end = Shape.Causal ? Math.Clamp(i0 + rows + offset, 0, length) : length;
         HeadScores scores = default;
         if (end > 0)
         {

@@ -44,6 +44,9 @@ public ref struct AttentionProblem
     /// <summary>A bias for every key, [b, h, Sk]; any axis may have length 1. With <see cref="RowBias"/> a term of rank two, a forgetting gate for instance.</summary>
     public TensorView ColumnBias { get; set; }
 
+    /// <summary>How many keys each sequence has, [b], int32 or int64, from 0 to Sk: those beyond are hidden. All of them if absent. Positions don't change.</summary>
+    public TensorView KeyLengths { get; set; }
+
     /// <summary>The bound c of softcapping, above 0: scores become c·tanh(score / c), after the rule and before the biases (Gemma 2).</summary>
     public float? Softcap { get; set; }
 
@@ -61,7 +64,8 @@ public ref struct AttentionProblem
 
     /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
     internal readonly string? FirstBeyondTheBasics =>
-        DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) : Softcap is not null ? nameof(Softcap) : null;
+        DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
+        KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
 }
 
 /// <summary>What the forward pass left for the backward pass.</summary>

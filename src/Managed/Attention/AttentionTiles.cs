@@ -467,9 +467,13 @@ internal readonly unsafe struct AttentionScoring
     private readonly float* slopes, distanceBias;
     private readonly nint slopeBatchStep, slopeHeadStep, distanceHeadStep, distanceStep, distanceLength;
 
+    private readonly byte* lengths;
+    private readonly nint lengthStep, keys;
+    private readonly bool hasLongLengths;
+
     public readonly PairTensors Tensors;
 
-    public AttentionScoring(in AttentionProblem problem, byte* slopes, byte* distanceBias, byte* denseBias, byte* rowBias, byte* columnBias,
+    public AttentionScoring(in AttentionProblem problem, byte* slopes, byte* distanceBias, byte* keyLengths, byte* denseBias, byte* rowBias, byte* columnBias,
         byte* captured0, byte* captured1, byte* captured2, byte* captured3)
     {
         if (problem.Slopes.IsPresent)
@@ -486,6 +490,13 @@ internal readonly unsafe struct AttentionScoring
             distanceStep = (nint)problem.DistanceBias.Stride(1);
             distanceLength = (nint)problem.DistanceBias.Length(1);
         }
+        keys = (nint)problem.Key.Length(2);
+        if (problem.KeyLengths.IsPresent)
+        {
+            lengths = keyLengths;
+            lengthStep = (nint)problem.KeyLengths.Stride(0);
+            hasLongLengths = problem.KeyLengths.Type == ElementType.Int64;
+        }
         Tensors[0] = new Captured(captured0, problem.Captured0);
         Tensors[1] = new Captured(captured1, problem.Captured1);
         Tensors[2] = new Captured(captured2, problem.Captured2);
@@ -498,6 +509,9 @@ internal readonly unsafe struct AttentionScoring
     public bool HasAdded => Tensors[PairTensors.DenseBias].IsPresent || Tensors[PairTensors.RowBias].IsPresent || Tensors[PairTensors.ColumnBias].IsPresent;
 
     public bool HasLine => slopes != null || distanceBias != null;
+
+    /// <summary>How many keys a sequence has.</summary>
+    public long KeyLength(nint batch) => lengths == null ? keys : hasLongLengths ? ((long*)lengths)[batch * lengthStep] : ((int*)lengths)[batch * lengthStep];
 
     /// <summary>Writes the biases by distance into a line: line[t] for t from .. from+count−1 is their sum at distance −(t + offset).</summary>
     public void ReadLine<V>(nint batch, nint head, float* line, nint from, nint count, nint offset, nint centre) where V : struct, ILanes<V>

@@ -94,6 +94,7 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.DenseBias", "[1, 4, 3, 1]", (ref p) => p.DenseBias = Tensor(1, KeyHeads, Queries, 1));
         Refuses<ArgumentException>("problem.RowBias", "[2, 4, 3]", (ref p) => p.RowBias = Tensor(Batch, Heads, Keys));
         Refuses<ArgumentException>("problem.ColumnBias", "[1, 4, 5]", (ref p) => p.ColumnBias = Tensor(1, Heads, Queries));
+        Refuses<ArgumentException>("problem.KeyLengths", "Int32", (ref p) => p.KeyLengths = Tensor(Batch));
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "above 0", (ref p) => p.Softcap = 0);
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "finite", (ref p) => p.Softcap = float.PositiveInfinity);
     }
@@ -121,6 +122,7 @@ public class AttentionArgumentsTests
         Refused("DenseBias", (ref p) => p.DenseBias = At(device, 1, 1, Queries, Keys));
         Refused("RowBias", (ref p) => p.RowBias = At(device, 1, Heads, Queries));
         Refused("ColumnBias", (ref p) => p.ColumnBias = At(device, 1, Heads, Keys));
+        Refused("KeyLengths", (ref p) => p.KeyLengths = device.View(ElementType.Int64, Batch));
         Refused("Softcap", (ref p) => p.Softcap = 30);
     }
 

@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>Dense, row and column biases and softcap, which GPUs don't offer yet.</summary>
+/// <summary>Dense, row and column biases, key lengths and softcap, which GPUs don't offer yet.</summary>
 public class AttentionBiasTests
 {
     private static ComputeDevice Device => DeviceUnderTest.Device;
@@ -66,6 +66,60 @@ public class AttentionBiasTests
                     Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
                 }.Check(Device, rule, new GainedTemperatureFormula(0.25f, 20));
             }
+        }
+    }
+
+    [Theory]
+    [InlineData(float.NaN)]
+    [InlineData(1f)]
+    public void Keys_beyond_a_sequences_length_contribute_nothing_whatever_they_hold(float poison)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(4, 7), (70, 133), (5, 600)])
+        {
+            foreach (bool causal in (bool[])[false, true])
+            {
+                int[] lengths = [keys, 0, keys / 2 + 1, 1];
+                new AttentionCase
+                {
+                    Batch = 4, Queries = queries, Keys = keys, Causal = causal, KeyLengths = lengths, HasLogSumExpUpstream = true,
+                    DistanceBias = AttentionCase.Numbers(8, 1, 2, queries + keys - 1), DenseBias = AttentionCase.Numbers(9, 1, 4, 1, queries, keys),
+                    Prepare = (_, k, v) =>
+                    {
+                        for (int b = 0; b < 4; b++)
+                        {
+                            for (int j = lengths[b]; j < keys; j++)
+                                k[b, 0, j, 0] = v[b, 1, j, 1] = poison;
+                        }
+                    },
+                }.Check(Device, default(PlainScore));
+            }
+        }
+    }
+
+    [Fact]
+    public void A_length_beyond_the_keys_is_refused_before_anything_is_written()
+    {
+        foreach (int length in (int[])[-1, 6])
+        {
+            float[] q = new float[2 * 3 * 4], k = new float[2 * 5 * 4], o = new float[q.Length];
+            Array.Fill(o, 7);
+            using var workspace = new Workspace(Device);
+            var problem = new AttentionProblem
+            {
+                Query = TensorView.Of(q, 2, 1, 3, 4), Key = TensorView.Of(k, 2, 1, 5, 4), Value = TensorView.Of(k, 2, 1, 5, 4), KeyLengths = TensorView.Of((int[])[5, length], 2),
+            };
+            ArgumentOutOfRangeException? thrown = null;
+            try
+            {
+                TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, 2, 1, 3, 4), default, workspace);
+            }
+            catch (ArgumentOutOfRangeException exception)
+            {
+                thrown = exception;
+            }
+            Assert.Equal("problem.KeyLengths", thrown?.ParamName);
+            Assert.Contains($"Sequence 1 has {length} keys; there are 0 to 5", thrown!.Message);
+            Assert.All(o, x => Assert.Equal(7, x));
         }
     }
 

@@ -33,12 +33,13 @@ public sealed class AttentionCase
     public Grid<double>? RowBias { get; init; }
     public Grid<double>? ColumnBias { get; init; }
     public float? Softcap { get; init; }
+    public int[]? KeyLengths { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
 
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
-    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
+    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
     private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
 
@@ -71,7 +72,7 @@ public sealed class AttentionCase
             {
                 Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = Scale ?? (float)(1 / Math.Sqrt(HeadSize)), Causal = Causal, QueryOffset = QueryOffset,
                 Slopes = Slopes, DistanceBias = DistanceBias, DistanceCentre = DistanceCentre, Formula = formula, Captured = Captured,
-                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Softcap = Softcap,
+                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Softcap = Softcap, KeyLengths = KeyLengths,
             };
             AttentionResult<double> forward = AttentionOracle.Forward<double>(inputs);
             AttentionResult<float> naive = AttentionOracle.Forward<float>(inputs);
@@ -133,6 +134,8 @@ public sealed class AttentionCase
         }
         float[] dDense = Fresh(DenseBias, start), dRow = Fresh(RowBias, start), dColumn = Fresh(ColumnBias, start);
         problem.Softcap = Softcap;
+        if (KeyLengths is not null)
+            problem.KeyLengths = TensorView.Of(KeyLengths, Batch);
         if (DenseBias is not null)
         {
             problem.DenseBias = View(DenseBias);

@@ -41,6 +41,9 @@ public sealed class AttentionInputs
     /// <summary>[b, h, Sk], any axis may have length 1.</summary>
     public Grid<double>? ColumnBias { get; init; }
 
+    /// <summary>The keys of each sequence; all if null.</summary>
+    public int[]? KeyLengths { get; init; }
+
     /// <summary>c: scores become c·tanh(score / c) after the formula, before the biases.</summary>
     public double? Softcap { get; init; }
 

@@ -5,7 +5,7 @@ namespace TransformerKernels.Oracle;
 /// <summary>Attention as it is defined: every score, every weight, one after the other.</summary>
 /// <remarks>
 /// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max); output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
-/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by a bias of −∞ and by a formula that says −∞: then neither its
+/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by its sequence's length, by a bias of −∞ and by a formula that says −∞: then neither its
 /// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ and gradients 0.
 /// </remarks>
 public static class AttentionOracle
@@ -201,7 +201,7 @@ public static class AttentionOracle
             for (int j = 0; j < Keys; j++)
             {
                 int distance = Distance(i, j);
-                if (inputs.Causal && distance > 0)
+                if ((inputs.Causal && distance > 0) || j >= (inputs.KeyLengths?[b] ?? Keys))
                     continue;
                 T added = T.Zero;
                 if (slopes is not null)

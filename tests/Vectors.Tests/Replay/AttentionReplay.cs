@@ -7,7 +7,7 @@ namespace TransformerKernels.Tests;
 public sealed class AttentionReplay : IReplay
 {
     private static readonly string[] Parameters =
-        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap"];
+        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case"];
 
     private static readonly string[] Inputs =
         ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "dense_bias", "row_bias", "column_bias", "temperature", "length_gain"];
@@ -78,6 +78,7 @@ public sealed class AttentionReplay : IReplay
             RowBias = View(inputs.RowBias),
             ColumnBias = View(inputs.ColumnBias),
             Softcap = (float?)inputs.Softcap,
+            KeyLengths = inputs.KeyLengths is null ? default : TensorView.Of(inputs.KeyLengths, batch),
         };
         if (inputs.Captured.Count > 0)
         {
@@ -159,6 +160,7 @@ public sealed class AttentionReplay : IReplay
             RowBias = PerHead(vector.Input("row_bias")?.Grid),
             ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
             Softcap = vector.Number("softcap"),
+            KeyLengths = vector.Parameter("seqused_k") is { } lengths ? [.. lengths.EnumerateArray().Select(length => length.GetInt32())] : null,
             Formula = vector.Text("score_rule") switch
             {
                 null => null,
