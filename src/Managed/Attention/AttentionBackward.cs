@@ -323,7 +323,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     // The rule on a tile of raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void ApplyRule<V>(in RuleTile tile, nint block, nint tileKeys) where V : struct, ILanes<V>
     {
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
@@ -362,7 +362,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     // Adds dz · ∂rule/∂captured to the sums of one captured tensor.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
@@ -413,7 +413,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     }
 
     // From scores and dP: P in place of S and dz in place of dP. Returns whether some pair is hidden.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly bool Differentiate<V, THiding>(LaneRows bias, nint tileKeys, float hiddenWeight)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
@@ -485,7 +485,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
     private static V HideWhere<V>(V bias, V score) where V : struct, ILanes<V> => V.SelectEqual(bias, V.From(float.NegativeInfinity), bias, score);
 
     // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddToLine<V>(nint i0, nint j0, nint tileKeys, nint first) where V : struct, ILanes<V>
     {
         nint w = V.Count;

@@ -163,7 +163,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             : ScoreLanes<V, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, nint block, LaneRows bias, float* s, float* maximum, nint count)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
@@ -216,7 +216,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     }
 
     // P = e^(S − maximum) in place, its sum, and the factor by which what was summed so far shrinks. Hidden pairs become a negative mark if some are to be left out.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Weigh<V, THiding>(float* s, nint count, float* maximum, float* tileMaximum, float* sum, float* factor)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {

@@ -135,7 +135,7 @@ internal static unsafe class Product
     private static V Start<V, TStart>(float* c, float* factor) where V : struct, ILanes<V> where TStart : struct, IStart =>
         TStart.Scales ? V.Load(c) * V.Load(factor) : TStart.ReadsSum ? V.Load(c) : V.Zero;
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile4<V, TStart, TEnd>(float* a0, float* a1, float* a2, float* a3, nint step, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint r, nint lane, in TEnd end)
         where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
     {
@@ -177,7 +177,7 @@ internal static unsafe class Product
         s30 = V.MultiplyAdd(x, b0, s30); s31 = V.MultiplyAdd(x, b1, s31); s32 = V.MultiplyAdd(x, b2, s32); s33 = V.MultiplyAdd(x, b3, s33);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile2<V, TStart, TEnd>(float* a0, float* a1, float* a2, float* a3, nint step, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint r, nint lane, in TEnd end)
         where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
     {
@@ -204,7 +204,7 @@ internal static unsafe class Product
         end.Column(s01, s11, s21, s31, r, lane + w, c + w, cStep);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile1<V, TStart, TEnd>(float* a0, float* a1, float* a2, float* a3, nint step, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint r, nint lane, in TEnd end)
         where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
     {

@@ -250,7 +250,7 @@ internal sealed partial class CpuDevice
             }
         }
 
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private static void Convert<V, TStorage>(byte* source, nint count, float* converted) where V : struct, ILanes<V> where TStorage : struct, IStorage
         {
             nint i = 0;
@@ -328,7 +328,7 @@ internal sealed partial class CpuDevice
         }
 
         // Lane by lane into the panel of its tokens, and as a row into the panels of its columns; zeros where there is no token.
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private readonly void Pack<V>(nint item, float* scratch) where V : struct, ILanes<V>
         {
             nint width = Plan.Width, panel = Plan.Panel, lane = item * V.Count;
@@ -363,7 +363,7 @@ internal sealed partial class CpuDevice
                 Bend<V>(start, rows, vectors, logits, stride);
         }
 
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private readonly void Bend<V>(nint start, nint rows, nint vectors, float* logits, nint stride) where V : struct, ILanes<V>
         {
             for (nint r = 0; r < rows; r++)
@@ -647,7 +647,7 @@ internal sealed partial class CpuDevice
             }
         }
 
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private readonly void Unpack<V>(nint item) where V : struct, ILanes<V>
         {
             nint width = Plan.Width, panel = Plan.Panel, lane = item * V.Count, count = Math.Min(V.Count, Count - lane);

@@ -72,7 +72,7 @@ internal sealed partial class CpuDevice
         }
 
         // Straight from memory; what isn't a whole vector, prepared.
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private void AddStored<TStorage>(in LogitRows rows, nint row, float* scratch) where TStorage : struct, IStorage
         {
             byte* logits = rows.Row(row);
@@ -87,7 +87,7 @@ internal sealed partial class CpuDevice
             AddPrepared(rows, row, whole, scratch);
         }
 
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private void AddPrepared(in LogitRows rows, nint row, nint start, float* scratch)
         {
             for (nint block = Block; start < rows.Vocabulary; start += block)
@@ -101,7 +101,7 @@ internal sealed partial class CpuDevice
         private static nint Whole(nint count) => count - count % V.Count;
 
         // Returns the largest logit of the block ahead.
-        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private float Add<TStorage>(byte* block, nint count, nint start, float largest, byte* ahead, nint aheadCount) where TStorage : struct, IStorage
         {
             if (infinite || largest == float.PositiveInfinity)

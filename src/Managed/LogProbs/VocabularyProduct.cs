@@ -25,7 +25,7 @@ internal static unsafe class VocabularyProduct
     public static void Add<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> => Run<V, Yes>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep);
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Run<V, TAdd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
@@ -56,7 +56,7 @@ internal static unsafe class VocabularyProduct
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V Start<V, TAdd>(float* c) where V : struct, ILanes<V> where TAdd : struct, IChoice => TAdd.Taken ? V.Load(c) : V.Zero;
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile8x3<V, TAdd>(float* a, nint rowStep, nint step, float* b, nint bStep, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
@@ -94,7 +94,7 @@ internal static unsafe class VocabularyProduct
         s70.Store(c7); s71.Store(c7 + w); s72.Store(c7 + 2 * w);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile8x2<V, TAdd>(float* a, nint rowStep, nint step, float* b, nint bStep, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
@@ -132,7 +132,7 @@ internal static unsafe class VocabularyProduct
         s70.Store(c7); s71.Store(c7 + w);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile8x1<V, TAdd>(float* a, nint rowStep, nint step, float* b, nint bStep, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
@@ -170,7 +170,7 @@ internal static unsafe class VocabularyProduct
         s70.Store(c7);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile4x2<V, TAdd>(float* a, nint rowStep, nint step, float* b, nint bStep, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
@@ -196,7 +196,7 @@ internal static unsafe class VocabularyProduct
         s30.Store(c3); s31.Store(c3 + w);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile4x1<V, TAdd>(float* a, nint rowStep, nint step, float* b, nint bStep, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
@@ -222,7 +222,7 @@ internal static unsafe class VocabularyProduct
         s30.Store(c3);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Tile1x1<V, TAdd>(float* a, nint rowStep, nint step, float* b, nint bStep, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> where TAdd : struct, IChoice
     {
