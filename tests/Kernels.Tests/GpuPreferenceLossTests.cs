@@ -128,6 +128,7 @@ public class GpuPreferenceLossTests(GpuUnderTest gpu)
     [Fact]
     public void Calls_from_several_threads_don_t_disturb_each_other()
     {
+        gpu.NeedsOpenCl(); // the interpreter's skip, thrown on another thread, would be a failure
         (float[] Losses, float[] Metrics)[] expected = [.. Enumerable.Range(1000, 8).Select(pairs => Run(new Batch(pairs, withReference: false)))];
         Parallel.For(0, 3 * expected.Length, call =>
         {
