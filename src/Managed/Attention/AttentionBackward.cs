@@ -444,8 +444,10 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 V none = V.From(float.NegativeInfinity);
                 least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
-            // The forward pass's exponential, so that weights add up to 1, and exact where a row's weight lies on one key: its gradients are the small weights of the others.
-            V p0 = V.Exp(z0 - l0 - rest0), p1 = V.Exp(z1 - l1 - rest1), p2 = V.Exp(z2 - l2 - rest2), p3 = V.Exp(z3 - l3 - rest3);
+            // The forward pass's exponential, so that weights add up to 1.
+            V lowest = V.From(Exponential.Lowest);
+            Exponential.Precise(V.MaxNative(lowest, z0 - l0 - rest0), V.MaxNative(lowest, z1 - l1 - rest1), V.MaxNative(lowest, z2 - l2 - rest2), V.MaxNative(lowest, z3 - l3 - rest3),
+                out V p0, out V p1, out V p2, out V p3);
             V dz0 = p0 * (V.Load(gradients) - d0);
             V dz1 = p1 * (V.Load(gradients + w) - d1);
             V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);

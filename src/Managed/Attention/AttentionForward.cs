@@ -221,13 +221,14 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint w = V.Count;
+        V lowest = V.From(Exponential.Lowest);
         V r0 = Begin<V>(maximum, tileMaximum, sum, factor), r1 = Begin<V>(maximum + w, tileMaximum + w, sum + w, factor + w);
         V r2 = Begin<V>(maximum + 2 * w, tileMaximum + 2 * w, sum + 2 * w, factor + 2 * w), r3 = Begin<V>(maximum + 3 * w, tileMaximum + 3 * w, sum + 3 * w, factor + 3 * w);
         V t0 = V.Load(sum), t1 = V.Load(sum + w), t2 = V.Load(sum + 2 * w), t3 = V.Load(sum + 3 * w);
         for (nint row = 0; row < count; row++, s += AttentionTiles.Vectors * w)
         {
             V z0 = V.Load(s), z1 = V.Load(s + w), z2 = V.Load(s + 2 * w), z3 = V.Load(s + 3 * w);
-            V p0 = V.Exp(z0 - r0), p1 = V.Exp(z1 - r1), p2 = V.Exp(z2 - r2), p3 = V.Exp(z3 - r3);
+            Exponential.Precise(V.MaxNative(lowest, z0 - r0), V.MaxNative(lowest, z1 - r1), V.MaxNative(lowest, z2 - r2), V.MaxNative(lowest, z3 - r3), out V p0, out V p1, out V p2, out V p3);
             t0 += p0;
             t1 += p1;
             t2 += p2;
@@ -256,7 +257,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     private static V Begin<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
     {
         V highest = V.Load(tileMaximum), reference = V.SelectEqual(highest, V.From(float.NegativeInfinity), V.Zero, highest);
-        V shrink = V.Exp(V.Load(maximum) - reference);
+        V shrink = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, V.Load(maximum) - reference));
         (V.Load(sum) * shrink).Store(sum);
         shrink.Store(factor);
         highest.Store(maximum);

@@ -161,6 +161,8 @@ public readonly struct Real32 : ILanes<Real32>
     public static Real32 Detach(Real32 x) => x;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static void ILanes<Real32>.AddProduct(ref Real32 sum, Real32 a, Real32 b) => sum = new(a.v * b.v + sum.v);
+
     static Real32 IElementary<Real32>.MultiplyAdd(Real32 a, Real32 b, Real32 c) => new(a.v * b.v + c.v);
 
     // The constant stands on the right: one on the left ILGPU turns around, and then the comparison is true for NaN on CUDA.
@@ -201,6 +203,12 @@ public readonly struct Real32 : ILanes<Real32>
     {
         const float large = 12582912f; // 1.5 · 2^23
         return new(x.v + large - large);
+    }
+
+    static bool ILanes<Real32>.Fuses
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => false;
     }
 
     static int ILanes<Real32>.Count
