@@ -110,7 +110,8 @@ internal sealed partial class CpuDevice
         public StoredRows Hidden, Vocabulary, OfHidden, OfVocabulary;
         public float* Bias, OfBias, Memory;
         public LogitShape Shape;
-        public HostVector OfLogProb, OfLogSumExp, OfEntropy, LogProb, LogSumExp, Entropy, SumOfSquares;
+        public HostVector OfLogProb, OfLogSumExp, OfEntropy, LogProb, Entropy, SumOfSquares;
+        public LogSumExpVector LogSumExp;
         public TokenVector Argmax;
         public bool Accumulate, First;
 
@@ -132,7 +133,7 @@ internal sealed partial class CpuDevice
         public readonly void Ignore(nint token)
         {
             LogProb.Set(token, 0);
-            LogSumExp.Set(token, 0);
+            LogSumExp.Set(token, 0, 0);
             Entropy.Set(token, 0);
             SumOfSquares.Set(token, 0);
             Argmax.Set(token, 0);

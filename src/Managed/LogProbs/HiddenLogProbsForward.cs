@@ -187,7 +187,7 @@ internal sealed partial class CpuDevice
                 }
                 var sums = new RowSums(shift, sum, weighted, squares, 0);
                 LogProb.Set(token, (float)((double)TargetLogit[i] - shift - sums.LogSum));
-                LogSumExp.Set(token, (float)(shift + sums.LogSum));
+                LogSumExp.Set(token, shift, sums.LogSum);
                 Entropy.Set(token, (float)sums.Entropy);
                 SumOfSquares.Set(token, (float)(squares / sum / sum));
                 Argmax.Set(token, ((int*)Partial(largest, 4))[i]);

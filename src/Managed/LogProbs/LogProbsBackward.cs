@@ -4,12 +4,14 @@ internal sealed partial class CpuDevice
 {
     protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logSumExp = saved.LogSumExp, entropy = saved.Entropy, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
             ofEntropy = upstream.Entropy, gradient = logitsGradient)
         {
             var work = new LogProbsBackwardWork
             {
                 Rows = new(logits, targets, bias, problem),
+                LogSumExp = new(logSumExp, saved.LogSumExp),
+                Entropy = new(entropy, saved.Entropy),
                 OfLogProb = new(ofLogProb, upstream.LogProb),
                 OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
                 OfEntropy = new(ofEntropy, upstream.Entropy),
@@ -21,8 +23,8 @@ internal sealed partial class CpuDevice
 
     /// <summary>The gradient of one row, in place or not.</summary>
     /// <remarks>
-    /// The saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. So the row is read
-    /// twice, the second time from the cache, and its sums are formed again.
+    /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
+    /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again.
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
@@ -30,7 +32,8 @@ internal sealed partial class CpuDevice
         // A row that, with the next one, leaves half of a second cache of a megabyte.
         private const int PrefetchedFloats = 1 << 16;
 
-        public HostVector OfLogProb, OfLogSumExp, OfEntropy;
+        public LogSumExpVector LogSumExp;
+        public HostVector Entropy, OfLogProb, OfLogSumExp, OfEntropy;
         public GradientRows Gradient;
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
@@ -51,7 +54,7 @@ internal sealed partial class CpuDevice
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
             float ofEntropy = OfEntropy.OrZero(row);
-            RowSums sums = LogitSums<TLanes>.Of(Rows, row, ofEntropy == 0 ? Sought.Sum : Sought.Weighted, block);
+            RowSums sums = LogSumExp.HasRemainder ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, ofEntropy == 0 ? Sought.Sum : Sought.Weighted, block);
             double logit = Rows.At<TLanes>(row, (nint)target);
             var slope = new LogitSlope(sums, OfLogProb.OrZero(row), OfLogSumExp.OrZero(row), ofEntropy);
 

@@ -46,7 +46,8 @@ internal sealed partial class CpuDevice
     private unsafe struct LogProbsWork : IWork
     {
         public LogitRows Rows;
-        public HostVector LogProb, LogSumExp, Entropy, SumOfSquares;
+        public HostVector LogProb, Entropy, SumOfSquares;
+        public LogSumExpVector LogSumExp;
         public TokenVector Argmax;
         public TopRows Top;
         public Sought Sought;
@@ -64,7 +65,7 @@ internal sealed partial class CpuDevice
             if (target == Rows.IgnoreTarget)
             {
                 LogProb.Set(row, 0);
-                LogSumExp.Set(row, 0);
+                LogSumExp.Set(row, 0, 0);
                 Entropy.Set(row, 0);
                 SumOfSquares.Set(row, 0);
                 Argmax.Set(row, 0);
@@ -74,7 +75,7 @@ internal sealed partial class CpuDevice
             RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block);
             double logSum = sums.LogSum;
             LogProb.Set(row, (float)((double)Rows.At<TLanes>(row, (nint)target) - sums.Shift - logSum));
-            LogSumExp.Set(row, (float)(sums.Shift + logSum));
+            LogSumExp.Set(row, sums.Shift, logSum);
             Entropy.Set(row, (float)(logSum + sums.MinusMean)); // Σ p (ln S − t), with p = e^t / S
             SumOfSquares.Set(row, (float)(sums.Squares / sums.Sum / sums.Sum));
             if (Argmax.IsPresent)
