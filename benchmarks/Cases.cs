@@ -33,6 +33,8 @@ internal static class Cases
         new("logprobs/from-logits-bfloat16/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: false, isNarrow: true), 0.65, 0.80,
             device => new FromLogitsContest(device, 1024, 32_000, backward: false, isNarrow: true)),
         Logits("logprobs/backward/32000", 0.75, 0.87, 1024, 32_000, backward: true),
+        new("logprobs/backward-remainder/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: true), 0.75, 0.87,
+            device => new FromLogitsContest(device, 1024, 32_000, backward: true, keepsRemainder: true)),
         Hidden("logprobs/fused-forward/32000", 0.85, 0.93, 1024, 1024, 32_000),
         Hidden("logprobs/fused-forward/128256", 0.85, 0.93, 512, 2048, 128_256),
         Hidden("logprobs/fused-train/32000", 0.78, 0.88, 1024, 1024, 32_000, train: true),

@@ -10,7 +10,8 @@ public static class Calls
         ["rotary, half split"] = large => Rotary(large, RotaryPairing.HalfSplit, backward: false),
         ["rotary, interleaved, backward"] = large => Rotary(large, RotaryPairing.Interleaved, backward: true),
         ["log-probs"] = large => FromLogits(large),
-        ["log-probs, backward"] = large => FromLogitsBackward(large),
+        ["log-probs, backward"] = large => FromLogitsBackward(large, keepsRemainder: false),
+        ["log-probs, backward with what rounding took"] = large => FromLogitsBackward(large, keepsRemainder: true),
         ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
         ["log-probs from hidden states"] = large => FromHidden(large),
         ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
@@ -64,13 +65,14 @@ public static class Calls
             new() { LogProb = memory.Put("log-prob", zeros), LogSumExp = memory.Put("log-sum-exp", zeros), Entropy = memory.Put("entropy", zeros) });
     }
 
-    private static Call FromLogitsBackward(bool large)
+    private static Call FromLogitsBackward(bool large, bool keepsRemainder)
     {
         (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
-        float[] zeros = new float[rows], a = Seeded.Normal(rows, 2), b = Seeded.Normal(rows, 3), c = Seeded.Normal(rows, 4);
+        float[] zeros = new float[rows], pairs = new float[2 * rows], a = Seeded.Normal(rows, 2), b = Seeded.Normal(rows, 3), c = Seeded.Normal(rows, 4);
         return (device, memory) =>
         {
-            TensorView z = memory.Put("logits", logits, rows, vocabulary), logSumExp = memory.Put("log-sum-exp", zeros), entropy = memory.Put("entropy", zeros);
+            TensorView z = memory.Put("logits", logits, rows, vocabulary), entropy = memory.Put("entropy", zeros);
+            TensorView logSumExp = keepsRemainder ? memory.Put("log-sum-exp", pairs, rows, 2) : memory.Put("log-sum-exp", zeros);
             LogitsProblem problem = new() { Logits = z, Targets = memory.Put("targets", targets) };
             LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy });
             LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy },

@@ -1,5 +1,3 @@
-using System.Runtime.CompilerServices;
-
 namespace TransformerKernels;
 
 /// <summary>Logits and the tokens that came.</summary>
@@ -39,7 +37,7 @@ public ref struct TokenOutputs
     /// <summary>ln p of the target: z_target − ln Σ e^z.</summary>
     public TensorView LogProb { get; set; }
 
-    /// <summary>ln Σ e^z.</summary>
+    /// <summary>ln Σ e^z. Or [n, 2]: that and what rounding it to float32 took, for a faster backward pass.</summary>
     public TensorView LogSumExp { get; set; }
 
     /// <summary>−Σ p ln p; logits of −∞ are left out.</summary>
@@ -86,7 +84,10 @@ public ref struct TokenOutputs
     internal readonly void Check(ComputeDevice device, long tokens, long vocabulary)
     {
         Require.OptionalOutput(device, LogProb, Name(0), tokens);
-        Require.OptionalOutput(device, LogSumExp, Name(1), tokens);
+        if (LogSumExp.Rank == 2)
+            Require.Output(device, LogSumExp, Name(1), tokens, 2);
+        else
+            Require.OptionalOutput(device, LogSumExp, Name(1), tokens);
         Require.OptionalOutput(device, Entropy, Name(2), tokens);
         Require.OptionalOutput(device, SumOfSquares, Name(3), tokens);
         ReadOnlySpan<ElementType> indices = [ElementType.Int32, ElementType.Int64];
@@ -113,13 +114,13 @@ public ref struct TokenOutputs
     }
 }
 
-/// <summary>What the forward pass left for the backward pass. All [n], float32.</summary>
+/// <summary>What the forward pass left for the backward pass. All float32.</summary>
 public ref struct TokenSaved
 {
-    /// <summary>As the forward pass wrote it. Required.</summary>
+    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, each logit is read once; without, the row's sums are formed again.</summary>
     public TensorView LogSumExp { get; set; }
 
-    /// <summary>As the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
+    /// <summary>[n], as the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
     public TensorView Entropy { get; set; }
 }
 
@@ -204,7 +205,10 @@ public static partial class LogProbs
     {
         Check(device, problem);
         long tokens = problem.Logits.Length(0);
-        Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
+        if (saved.LogSumExp.Rank == 2)
+            Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens, 2);
+        else
+            Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
         Require.OptionalInput(device, saved.Entropy, "saved.Entropy", tokens);
         Require.OptionalInput(device, upstream.LogProb, "upstream.LogProb", tokens);
         Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", tokens);
@@ -255,305 +259,5 @@ public static partial class LogProbs
     {
         if (rows.Length(1) > 1 && rows.Stride(1) != 1)
             throw new ArgumentException($"{name} has stride {rows.Stride(1)} along the vocabulary; it must be 1.", name);
-    }
-}
-
-internal sealed partial class CpuDevice
-{
-    protected internal override unsafe void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
-    {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp,
-            entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens)
-        {
-            var work = new LogProbsWork
-            {
-                Rows = new(logits, targets, bias, problem),
-                LogProb = new(logProb, outputs.LogProb),
-                LogSumExp = new(logSumExp, outputs.LogSumExp),
-                Entropy = new(entropy, outputs.Entropy),
-                SumOfSquares = new(squares, outputs.SumOfSquares),
-                Argmax = new(argmax, outputs.Argmax),
-                Top = new(topLogProbs, topTokens, outputs),
-                Sought = Sought.Sum | (outputs.Entropy.IsPresent ? Sought.Weighted : 0) | (outputs.SumOfSquares.IsPresent ? Sought.Squares : 0),
-            };
-            Run(work, Groups(CheckTargets(work.Rows)));
-        }
-    }
-
-    // So many rows one after the other: what is asked for ahead, or fetched while one is computed, is the next row's.
-    private const int RowsPerItem = 4;
-
-    private static nint Groups(nint rows) => (rows + RowsPerItem - 1) / RowsPerItem;
-
-    protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
-    {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
-            ofEntropy = upstream.Entropy, gradient = logitsGradient)
-        {
-            var work = new LogProbsBackwardWork
-            {
-                Rows = new(logits, targets, bias, problem),
-                OfLogProb = new(ofLogProb, upstream.LogProb),
-                OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
-                OfEntropy = new(ofEntropy, upstream.Entropy),
-                Gradient = new(gradient, logitsGradient),
-            };
-            Run(work, Groups(CheckTargets(work.Rows)));
-        }
-    }
-
-    private static nint CheckTargets(in LogitRows rows)
-    {
-        for (nint row = 0; row < rows.Count; row++)
-            CheckTarget(row, rows.Target(row), rows.Vocabulary, rows.IgnoreTarget);
-        return rows.Count;
-    }
-
-    private static void CheckTarget(nint row, long target, nint vocabulary, long ignoreTarget)
-    {
-        if (target != ignoreTarget && (target < 0 || target >= vocabulary))
-        {
-            throw new ArgumentOutOfRangeException("problem.Targets", target,
-                $"problem.Targets[{row}] is {target}; it must lie between 0 and {vocabulary - 1}, or be {ignoreTarget} to ignore the token.");
-        }
-    }
-
-    private unsafe struct LogProbsWork : IWork
-    {
-        public LogitRows Rows;
-        public HostVector LogProb, LogSumExp, Entropy, SumOfSquares;
-        public TokenVector Argmax;
-        public TopRows Top;
-        public Sought Sought;
-
-        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
-        {
-            float* block = stackalloc float[LogitSums<TLanes>.Block];
-            for (nint row = item * RowsPerItem; row < Math.Min((item + 1) * RowsPerItem, Rows.Count); row++)
-                Reduce<TLanes>(row, block);
-        }
-
-        private readonly void Reduce<TLanes>(nint row, float* block) where TLanes : struct, ILanes<TLanes>
-        {
-            long target = Rows.Target(row);
-            if (target == Rows.IgnoreTarget)
-            {
-                LogProb.Set(row, 0);
-                LogSumExp.Set(row, 0);
-                Entropy.Set(row, 0);
-                SumOfSquares.Set(row, 0);
-                Argmax.Set(row, 0);
-                Top.Clear(row);
-                return;
-            }
-            RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block);
-            double logSum = sums.LogSum;
-            LogProb.Set(row, (float)((double)Rows.At<TLanes>(row, (nint)target) - sums.Shift - logSum));
-            LogSumExp.Set(row, (float)(sums.Shift + logSum));
-            Entropy.Set(row, (float)(logSum + sums.MinusMean)); // Σ p (ln S − t), with p = e^t / S
-            SumOfSquares.Set(row, (float)(sums.Squares / sums.Sum / sums.Sum));
-            if (Argmax.IsPresent)
-                Argmax.Set(row, FirstLargest<TLanes>(row, sums, block));
-            if (Top.Count > 0)
-                FindTop<TLanes>(row, sums, block);
-        }
-
-        private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
-        {
-            // Where there is a NaN, it may be anywhere; an infinite logit too, for no sums were formed of its block.
-            bool anywhere = !double.IsFinite(sums.Sum);
-            nint start = anywhere ? 0 : sums.LargestBlock, end = anywhere ? Rows.Vocabulary : Math.Min(Rows.Vocabulary, start + LogitSums<TLanes>.Block);
-            float largest = float.NegativeInfinity;
-            nint found = start;
-            for (; start < end; start += LogitSums<TLanes>.Block)
-            {
-                nint count = Math.Min(LogitSums<TLanes>.Block, end - start);
-                Rows.Prepare<TLanes>(row, start, count, block);
-                for (nint i = 0; i < count; i++)
-                {
-                    if (float.IsNaN(block[i]))
-                        return start + i;
-                    if (block[i] > largest)
-                        (largest, found) = (block[i], start + i);
-                }
-            }
-            return found;
-        }
-
-        private readonly void FindTop<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
-        {
-            TopRows.List top = Top.Begin(row);
-            for (nint start = 0; start < Rows.Vocabulary; start += LogitSums<TLanes>.Block)
-            {
-                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - start);
-                Rows.Prepare<TLanes>(row, start, count, block);
-                for (nint i = 0; i < count; i += TLanes.Count)
-                {
-                    if (top.IsFull && !TLanes.AnyLess(TLanes.From(top.Threshold), TLanes.Load(block + i)))
-                        continue;
-                    for (nint j = i; j < Math.Min(i + TLanes.Count, count); j++)
-                        top.Offer(start + j, block[j]);
-                }
-            }
-            top.Finish(sums.Shift, sums.LogSum);
-        }
-    }
-
-    /// <summary>The gradient of one row, in place or not.</summary>
-    /// <remarks>
-    /// The saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. So the row is read
-    /// twice, the second time from the cache, and its sums are formed again.
-    /// </remarks>
-    private unsafe struct LogProbsBackwardWork : IWork
-    {
-        public LogitRows Rows;
-        // A row that, with the next one, leaves half of a second cache of a megabyte.
-        private const int PrefetchedFloats = 1 << 16;
-
-        public HostVector OfLogProb, OfLogSumExp, OfEntropy;
-        public GradientRows Gradient;
-
-        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
-        {
-            nint end = Math.Min((item + 1) * RowsPerItem, Rows.Count);
-            for (nint row = item * RowsPerItem; row < end; row++)
-                Differentiate<TLanes>(row, row + 1 < end);
-        }
-
-        private readonly void Differentiate<TLanes>(nint row, bool goesOn) where TLanes : struct, ILanes<TLanes>
-        {
-            long target = Rows.Target(row);
-            if (target == Rows.IgnoreTarget)
-            {
-                Gradient.Clear(row, 0, Rows.Vocabulary + Rows.Tail);
-                return;
-            }
-            int length = LogitSums<TLanes>.Block;
-            float* block = stackalloc float[2 * length], slopes = block + length;
-            float ofEntropy = OfEntropy.OrZero(row);
-            RowSums sums = LogitSums<TLanes>.Of(Rows, row, ofEntropy == 0 ? Sought.Sum : Sought.Weighted, block);
-            double logit = Rows.At<TLanes>(row, (nint)target);
-            var slope = new LogitSlope(sums, OfLogProb.OrZero(row), OfLogSumExp.OrZero(row), ofEntropy);
-
-            nint start = 0;
-            if (Rows.IsPlain && Rows.Type == ElementType.Float32)
-            {
-                start = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
-                bool fits = start <= PrefetchedFloats;
-                slope.Differentiate<TLanes>((float*)Rows.Row(row), Gradient.Row(row), start, goesOn && fits ? (float*)Rows.Row(row + 1) : null);
-            }
-            for (; start < Rows.Vocabulary; start += length)
-            {
-                nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
-                Rows.Prepare<TLanes>(row, start, count, block);
-                slope.Differentiate<TLanes>(block, slopes, padded);
-                if (Rows.Shape.Bends)
-                    Rows.Shape.Unbend<TLanes>(block, slopes, padded);
-                Gradient.Write<TLanes>(slopes, row, start, count);
-            }
-            Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
-            *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
-            Gradient.Write<Real32>(slopes, row, (nint)target, 1);
-        }
-    }
-
-    /// <summary>dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) over a row whose sums are known.</summary>
-    /// <remarks>With t = z − shift and p = e^t / S it is e^t (u_logSumExp − u_logProb − u_entropy (t − mean)) / S wherever the target isn't, mean = Σ p t.</remarks>
-    private readonly unsafe struct LogitSlope
-    {
-        private readonly double logSum, entropy, ofLogProb, ofLogSumExp, ofEntropy;
-        private readonly float shift, constant, perLogit;
-        private readonly bool isUniform;
-
-        public LogitSlope(in RowSums sums, float ofLogProb, float ofLogSumExp, float ofEntropy)
-        {
-            (this.ofLogProb, this.ofLogSumExp, this.ofEntropy) = (ofLogProb, ofLogSumExp, ofEntropy);
-            shift = sums.Shift;
-            logSum = sums.LogSum;
-            entropy = sums.Entropy;
-            // No distribution, no gradient.
-            bool any = sums.Sum > 0 && sums.Sum < double.PositiveInfinity;
-            isUniform = ofEntropy == 0;
-            constant = any ? (float)(((double)ofLogSumExp - ofLogProb - (isUniform ? 0 : ofEntropy * sums.MinusMean)) / sums.Sum) : float.NaN;
-            perLogit = any ? (float)(ofEntropy / sums.Sum) : float.NaN;
-        }
-
-        /// <summary>a and b of e^t (a + b t).</summary>
-        public (float Constant, float PerLogit) Line => (constant, -perLogit);
-
-        /// <summary>The gradient at the target. There p − 1 is what counts: from the logarithm in double, it keeps its digits where p is nearly 1.</summary>
-        public double AtTarget(double logit)
-        {
-            double logP = logit - shift - logSum, bounded = Math.Max(logP, Exponential.Lowest);
-            // Without a distribution it is NaN.
-            double ofP = isUniform ? ofLogSumExp + 0 * constant : ofLogSumExp - ofEntropy * (bounded + entropy);
-            return -ofLogProb * Real64.Expm1(new(logP)).Value + Math.Exp(logP) * ofP;
-        }
-
-        /// <summary>The gradient of whole vectors of logits as if none were the target; in place if both are one.</summary>
-        /// <param name="logits">Prepared logits.</param>
-        /// <param name="gradient">Where it goes.</param>
-        /// <param name="count">How many, whole vectors.</param>
-        /// <param name="next">So many floats that will be needed soon, from here; null for none.</param>
-        public void Differentiate<V>(float* logits, float* gradient, nint count, float* next = null) where V : struct, ILanes<V>
-        {
-            nint eights = HasManyRegisters ? count - count % (8 * V.Count) : 0;
-            if (isUniform)
-            {
-                Differentiate8<V, Yes>(logits, gradient, eights, shift, constant, perLogit, next);
-                Differentiate1<V, Yes>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit);
-            }
-            else
-            {
-                Differentiate8<V, No>(logits, gradient, eights, shift, constant, perLogit, next);
-                Differentiate1<V, No>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit);
-            }
-        }
-
-        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate8<V, TUniform>(float* logits, float* gradient, nint count, float shift, float constant, float perLogit, float* next)
-            where V : struct, ILanes<V> where TUniform : struct, IChoice
-        {
-            nint w = V.Count;
-            V lowest = V.From(Exponential.Lowest), shifts = V.From(shift), a = V.From(constant), b = V.From(-perLogit * Exponential.Ln2);
-            float* end = logits + count;
-            for (; logits < end; logits += 8 * w, gradient += 8 * w)
-            {
-                if (next != null)
-                {
-                    Prefetch.Four<V>(next);
-                    Prefetch.Four<V>(next + 4 * w);
-                    next += 8 * w;
-                }
-                V y0 = V.MaxNative(lowest, V.Load(logits) - shifts) * Exponential.Log2E, y1 = V.MaxNative(lowest, V.Load(logits + w) - shifts) * Exponential.Log2E;
-                V y2 = V.MaxNative(lowest, V.Load(logits + 2 * w) - shifts) * Exponential.Log2E, y3 = V.MaxNative(lowest, V.Load(logits + 3 * w) - shifts) * Exponential.Log2E;
-                V y4 = V.MaxNative(lowest, V.Load(logits + 4 * w) - shifts) * Exponential.Log2E, y5 = V.MaxNative(lowest, V.Load(logits + 5 * w) - shifts) * Exponential.Log2E;
-                V y6 = V.MaxNative(lowest, V.Load(logits + 6 * w) - shifts) * Exponential.Log2E, y7 = V.MaxNative(lowest, V.Load(logits + 7 * w) - shifts) * Exponential.Log2E;
-                Exponential.PowersOfTwo(y0, y1, y2, y3, y4, y5, y6, y7, out V e0, out V e1, out V e2, out V e3, out V e4, out V e5, out V e6, out V e7);
-                (e0 * Factor<V, TUniform>(y0, a, b)).Store(gradient);
-                (e1 * Factor<V, TUniform>(y1, a, b)).Store(gradient + w);
-                (e2 * Factor<V, TUniform>(y2, a, b)).Store(gradient + 2 * w);
-                (e3 * Factor<V, TUniform>(y3, a, b)).Store(gradient + 3 * w);
-                (e4 * Factor<V, TUniform>(y4, a, b)).Store(gradient + 4 * w);
-                (e5 * Factor<V, TUniform>(y5, a, b)).Store(gradient + 5 * w);
-                (e6 * Factor<V, TUniform>(y6, a, b)).Store(gradient + 6 * w);
-                (e7 * Factor<V, TUniform>(y7, a, b)).Store(gradient + 7 * w);
-            }
-        }
-
-        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate1<V, TUniform>(float* logits, float* gradient, nint count, float shift, float constant, float perLogit)
-            where V : struct, ILanes<V> where TUniform : struct, IChoice
-        {
-            V lowest = V.From(Exponential.Lowest), a = V.From(constant), b = V.From(-perLogit);
-            for (nint i = 0; i < count; i += V.Count)
-            {
-                V t = V.MaxNative(lowest, V.Load(logits + i) - shift);
-                (Exponential.OfNonPositive(t) * Factor<V, TUniform>(t, a, b)).Store(gradient + i);
-            }
-        }
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static V Factor<V, TUniform>(V t, V a, V b) where V : struct, ILanes<V> where TUniform : struct, IChoice => TUniform.Taken ? a : V.MultiplyAdd(b, t, a);
     }
 }

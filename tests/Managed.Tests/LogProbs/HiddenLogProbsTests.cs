@@ -160,6 +160,14 @@ public class HiddenLogProbsTests
         Grid<double> logits = HiddenLogProbsOracle.Logits<double>(Grid.Of(example.Hidden, tokens, width), Grid.Of(example.Entries, vocabulary, width), example.Targets, -100, example.Shaping);
         Assert.Equal(LogProbsOracle.Top(logits, example.Targets, 1, shaping: example.Shaping), forward.Argmax.Select(token => (long)token));
 
+        var pairs = new float[2 * tokens];
+        LogProbs.FromHidden(Device, example.Problem, new() { LogSumExp = TensorView.Of(pairs, tokens, 2) }, workspace);
+        for (int i = 0; i < tokens; i++)
+        {
+            Assert.Equal(forward.LogSumExp[i], pairs[2 * i]);
+            Assert.Equal(oracle.LogSumExp[i], (double)pairs[2 * i] + pairs[2 * i + 1], 1e-6 * (1 + Math.Abs(oracle.LogSumExp[i])));
+        }
+
         var backward = new Written(example);
         LogProbs.FromHiddenBackward(Device, example.Problem, example.Upstream, backward.Gradients(example), workspace);
         HiddenGradient<double> exact = example.Backward<double>();

@@ -135,12 +135,13 @@ public class LogitOptionsTests
     public void Gradient_keeps_the_contract_in_place_and_elsewhere(ElementType type, int vocabulary, string options)
     {
         var example = new Example(type, vocabulary, options);
-        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), saved = new float[Tokens], entropy = new float[Tokens];
+        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), saved = new float[Tokens], pairs = new float[2 * Tokens], entropy = new float[Tokens];
         LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) });
-        foreach (bool withEntropy in (bool[])[false, true])
+        LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(pairs, Tokens, 2) });
+        foreach ((bool withEntropy, bool keepsRemainder) in ((bool, bool)[])[(false, false), (true, false), (false, true), (true, true)])
         {
             var upstream = new TokenUpstream { LogProb = TensorView.Of(a), LogSumExp = TensorView.Of(b), Entropy = withEntropy ? TensorView.Of(c) : default };
-            var state = new TokenSaved { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) };
+            var state = new TokenSaved { LogSumExp = keepsRemainder ? TensorView.Of(pairs, Tokens, 2) : TensorView.Of(saved), Entropy = TensorView.Of(entropy) };
             double[] A = Array.ConvertAll(a, x => (double)x), B = Array.ConvertAll(b, x => (double)x), C = Array.ConvertAll(c, x => (double)x);
             double[] oracle = LogProbsOracle.Backward<double>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping).Data;
             float[] naive = LogProbsOracle.Backward<float>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping).Data;

@@ -1,0 +1,111 @@
+namespace TransformerKernels;
+
+/// <summary>How the work of a fused call is cut, and where things lie in its workspace.</summary>
+/// <remarks>
+/// Tokens lie in the lanes. A chunk of tokens is packed transposed, in panels as wide as a register tile; the vocabulary streams past it, broadcast from its own memory. A row of
+/// logits of the chunk, one entry of the vocabulary, is <see cref="Stride"/> floats. What is summed over the vocabulary is summed in pieces whose bounds the vocabulary's
+/// size alone fixes; what is summed over tokens is added token by token onto what is there. So the chunk, which the budget decides, doesn't change a bit.
+/// </remarks>
+internal readonly struct HiddenPlan
+{
+    // Entries of the vocabulary whose softmax sums are formed in one: few enough for many threads, many enough that merging is nothing.
+    private const int PieceRows = 512;
+
+    /// <summary>Entries of the vocabulary between two looks at their logits: with a tile's tokens they stay in the first cache.</summary>
+    public const int BlockRows = 64;
+
+    // The gradient of the hidden states is summed in so many parts of the vocabulary.
+    private const int MostGroups = 16;
+
+    // What is taken at most if the workspace allows more.
+    private const long DefaultBudget = 32_000_000;
+
+    /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, argmax of a piece, for each token.</summary>
+    public const int PartialFields = 5;
+
+    /// <summary>Shift, constant, slope, gradient at the target and the target's logit, for each token.</summary>
+    public const int TokenFields = 5;
+
+    public readonly nint Tokens, Width, Vocabulary, Lanes, Panel, Chunk, Stride;
+    public readonly bool Backward, Keeps, Converts;
+    public readonly long Bytes, ScratchBytes;
+
+    // In floats, from the start.
+    public readonly nint PackedHidden, PackedRows, Partials, PerToken, HiddenParts, Logits, Indices, Scratch;
+
+    public HiddenPlan(in HiddenProblem problem, bool backward, long budget, nint lanes, int threads)
+    {
+        Tokens = (nint)problem.Hidden.Length(0);
+        Width = (nint)problem.Hidden.Length(1);
+        Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
+        Lanes = lanes;
+        Panel = VocabularyProduct.MostVectors * lanes;
+        Backward = backward;
+        Converts = problem.Vocabulary.Type != ElementType.Float32;
+        budget = Math.Min(budget, DefaultBudget);
+
+        // The largest chunk that the budget allows; backward with its logits if it allows that at all, else without.
+        nint most = RoundUp(Math.Max(Tokens, 1), lanes);
+        (Keeps, Chunk) = (backward, most);
+        for (; Chunk > lanes && Size(threads) > budget; Chunk -= lanes)
+        {
+        }
+        if (Keeps && Size(threads) > budget)
+        {
+            (Keeps, Chunk) = (false, most);
+            for (; Chunk > lanes && Size(threads) > budget; Chunk -= lanes)
+            {
+            }
+        }
+        Stride = RoundUp(Chunk, Panel);
+
+        nint at = 0;
+        Indices = Take(ref at, 2 * Tokens + 2 * Stride);
+        PackedHidden = Take(ref at, Stride * Width);
+        PackedRows = Take(ref at, backward ? Stride * RoundUp(Width, Panel) : 0);
+        Partials = Take(ref at, Pieces * PartialFields * Stride);
+        PerToken = Take(ref at, TokenFields * Stride);
+        HiddenParts = Take(ref at, backward ? Groups * Width * Stride : 0);
+        Logits = Take(ref at, Keeps ? Vocabulary * Stride : 0);
+        Scratch = at;
+        ScratchBytes = ScratchFloats * sizeof(float);
+        Bytes = at * (long)sizeof(float) + ScratchBytes * threads;
+    }
+
+    /// <summary>How many pieces the vocabulary has, and how many groups of them.</summary>
+    public nint Pieces => (Vocabulary + PieceRows - 1) / PieceRows;
+
+    public nint Groups => Math.Min(Pieces, MostGroups);
+
+    /// <summary>The entries of a piece.</summary>
+    public (nint Start, nint End) Piece(nint piece) => (piece * PieceRows, Math.Min((piece + 1) * PieceRows, Vocabulary));
+
+    /// <summary>The entries of a group of pieces.</summary>
+    public (nint Start, nint End) Group(nint group) => (group * Pieces / Groups * PieceRows, Math.Min((group + 1) * Pieces / Groups * PieceRows, Vocabulary));
+
+    // A block's logits, the logits before they were differentiated, the block's entries converted, and a tile's worth at the end of rows.
+    private nint ScratchFloats => RoundUp(BlockFloats + (Converts ? BlockRows * Width : 0) + BlockRows * Panel + Width, Aligned);
+
+    /// <summary>The floats of a block's logits in scratch memory: those of all tokens, before and after they are differentiated, or of one panel of them.</summary>
+    public nint BlockFloats => Backward ? 2 * BlockRows * RoundUp(Chunk, Panel) : BlockRows * Panel;
+
+    // Floats of a cache line.
+    private const int Aligned = 16;
+
+    private long Size(int threads)
+    {
+        long stride = RoundUp(Chunk, Panel);
+        long perToken = Width + Pieces * PartialFields + TokenFields + 2 + (Backward ? RoundUp(Width, Panel) + Groups * Width : 0) + (Keeps ? Vocabulary : 0);
+        const int Gaps = 8 * Aligned;
+        return sizeof(float) * (stride * perToken + 2 * Tokens + Gaps + (long)ScratchFloats * threads);
+    }
+
+    private static nint Take(ref nint at, nint floats)
+    {
+        nint place = at;
+        at += RoundUp(floats, Aligned);
+        return place;
+    }
+
+    public static nint RoundUp(nint x, nint multiple) => (x + multiple - 1) / multiple * multiple;
+}

@@ -1,0 +1,82 @@
+namespace TransformerKernels;
+
+internal sealed partial class CpuDevice
+{
+    protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+    {
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logSumExp = saved.LogSumExp, entropy = saved.Entropy, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
+            ofEntropy = upstream.Entropy, gradient = logitsGradient)
+        {
+            var work = new LogProbsBackwardWork
+            {
+                Rows = new(logits, targets, bias, problem),
+                LogSumExp = new(logSumExp, saved.LogSumExp),
+                Entropy = new(entropy, saved.Entropy),
+                OfLogProb = new(ofLogProb, upstream.LogProb),
+                OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
+                OfEntropy = new(ofEntropy, upstream.Entropy),
+                Gradient = new(gradient, logitsGradient),
+            };
+            Run(work, Groups(CheckTargets(work.Rows)));
+        }
+    }
+
+    /// <summary>The gradient of one row, in place or not.</summary>
+    /// <remarks>
+    /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
+    /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again.
+    /// </remarks>
+    private unsafe struct LogProbsBackwardWork : IWork
+    {
+        public LogitRows Rows;
+        // A row that, with the next one, leaves half of a second cache of a megabyte.
+        private const int PrefetchedFloats = 1 << 16;
+
+        public LogSumExpVector LogSumExp;
+        public HostVector Entropy, OfLogProb, OfLogSumExp, OfEntropy;
+        public GradientRows Gradient;
+
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            nint end = Math.Min((item + 1) * RowsPerItem, Rows.Count);
+            for (nint row = item * RowsPerItem; row < end; row++)
+                Differentiate<TLanes>(row, row + 1 < end);
+        }
+
+        private readonly void Differentiate<TLanes>(nint row, bool goesOn) where TLanes : struct, ILanes<TLanes>
+        {
+            long target = Rows.Target(row);
+            if (target == Rows.IgnoreTarget)
+            {
+                Gradient.Clear(row, 0, Rows.Vocabulary + Rows.Tail);
+                return;
+            }
+            int length = LogitSums<TLanes>.Block;
+            float* block = stackalloc float[2 * length], slopes = block + length;
+            float ofEntropy = OfEntropy.OrZero(row);
+            RowSums sums = LogSumExp.HasRemainder ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, ofEntropy == 0 ? Sought.Sum : Sought.Weighted, block);
+            double logit = Rows.At<TLanes>(row, (nint)target);
+            var slope = new LogitSlope(sums, OfLogProb.OrZero(row), OfLogSumExp.OrZero(row), ofEntropy);
+
+            nint start = 0;
+            if (Rows.IsPlain && Rows.Type == ElementType.Float32)
+            {
+                start = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
+                bool fits = start <= PrefetchedFloats;
+                slope.Differentiate<TLanes>((float*)Rows.Row(row), Gradient.Row(row), start, goesOn && fits ? (float*)Rows.Row(row + 1) : null);
+            }
+            for (; start < Rows.Vocabulary; start += length)
+            {
+                nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
+                Rows.Prepare<TLanes>(row, start, count, block);
+                slope.Differentiate<TLanes>(block, slopes, padded);
+                if (Rows.Shape.Bends)
+                    Rows.Shape.Unbend<TLanes>(block, slopes, padded);
+                Gradient.Write<TLanes>(slopes, row, start, count);
+            }
+            Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
+            *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
+            Gradient.Write<Real32>(slopes, row, (nint)target, 1);
+        }
+    }
+}

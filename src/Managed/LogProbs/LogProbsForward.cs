@@ -1,0 +1,127 @@
+namespace TransformerKernels;
+
+internal sealed partial class CpuDevice
+{
+    protected internal override unsafe void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
+    {
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp,
+            entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens)
+        {
+            var work = new LogProbsWork
+            {
+                Rows = new(logits, targets, bias, problem),
+                LogProb = new(logProb, outputs.LogProb),
+                LogSumExp = new(logSumExp, outputs.LogSumExp),
+                Entropy = new(entropy, outputs.Entropy),
+                SumOfSquares = new(squares, outputs.SumOfSquares),
+                Argmax = new(argmax, outputs.Argmax),
+                Top = new(topLogProbs, topTokens, outputs),
+                Sought = Sought.Sum | (outputs.Entropy.IsPresent ? Sought.Weighted : 0) | (outputs.SumOfSquares.IsPresent ? Sought.Squares : 0),
+            };
+            Run(work, Groups(CheckTargets(work.Rows)));
+        }
+    }
+
+    // So many rows one after the other: what is asked for ahead, or fetched while one is computed, is the next row's.
+    private const int RowsPerItem = 4;
+
+    private static nint Groups(nint rows) => (rows + RowsPerItem - 1) / RowsPerItem;
+
+    private static nint CheckTargets(in LogitRows rows)
+    {
+        for (nint row = 0; row < rows.Count; row++)
+            CheckTarget(row, rows.Target(row), rows.Vocabulary, rows.IgnoreTarget);
+        return rows.Count;
+    }
+
+    private static void CheckTarget(nint row, long target, nint vocabulary, long ignoreTarget)
+    {
+        if (target != ignoreTarget && (target < 0 || target >= vocabulary))
+        {
+            throw new ArgumentOutOfRangeException("problem.Targets", target,
+                $"problem.Targets[{row}] is {target}; it must lie between 0 and {vocabulary - 1}, or be {ignoreTarget} to ignore the token.");
+        }
+    }
+
+    private unsafe struct LogProbsWork : IWork
+    {
+        public LogitRows Rows;
+        public HostVector LogProb, Entropy, SumOfSquares;
+        public LogSumExpVector LogSumExp;
+        public TokenVector Argmax;
+        public TopRows Top;
+        public Sought Sought;
+
+        public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
+        {
+            float* block = stackalloc float[LogitSums<TLanes>.Block];
+            for (nint row = item * RowsPerItem; row < Math.Min((item + 1) * RowsPerItem, Rows.Count); row++)
+                Reduce<TLanes>(row, block);
+        }
+
+        private readonly void Reduce<TLanes>(nint row, float* block) where TLanes : struct, ILanes<TLanes>
+        {
+            long target = Rows.Target(row);
+            if (target == Rows.IgnoreTarget)
+            {
+                LogProb.Set(row, 0);
+                LogSumExp.Set(row, 0, 0);
+                Entropy.Set(row, 0);
+                SumOfSquares.Set(row, 0);
+                Argmax.Set(row, 0);
+                Top.Clear(row);
+                return;
+            }
+            RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block);
+            double logSum = sums.LogSum;
+            LogProb.Set(row, (float)((double)Rows.At<TLanes>(row, (nint)target) - sums.Shift - logSum));
+            LogSumExp.Set(row, sums.Shift, logSum);
+            Entropy.Set(row, (float)(logSum + sums.MinusMean)); // Σ p (ln S − t), with p = e^t / S
+            SumOfSquares.Set(row, (float)(sums.Squares / sums.Sum / sums.Sum));
+            if (Argmax.IsPresent)
+                Argmax.Set(row, FirstLargest<TLanes>(row, sums, block));
+            if (Top.Count > 0)
+                FindTop<TLanes>(row, sums, block);
+        }
+
+        private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
+        {
+            // Where there is a NaN, it may be anywhere; an infinite logit too, for no sums were formed of its block.
+            bool anywhere = !double.IsFinite(sums.Sum);
+            nint start = anywhere ? 0 : sums.LargestBlock, end = anywhere ? Rows.Vocabulary : Math.Min(Rows.Vocabulary, start + LogitSums<TLanes>.Block);
+            float largest = float.NegativeInfinity;
+            nint found = start;
+            for (; start < end; start += LogitSums<TLanes>.Block)
+            {
+                nint count = Math.Min(LogitSums<TLanes>.Block, end - start);
+                Rows.Prepare<TLanes>(row, start, count, block);
+                for (nint i = 0; i < count; i++)
+                {
+                    if (float.IsNaN(block[i]))
+                        return start + i;
+                    if (block[i] > largest)
+                        (largest, found) = (block[i], start + i);
+                }
+            }
+            return found;
+        }
+
+        private readonly void FindTop<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
+        {
+            TopRows.List top = Top.Begin(row);
+            for (nint start = 0; start < Rows.Vocabulary; start += LogitSums<TLanes>.Block)
+            {
+                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - start);
+                Rows.Prepare<TLanes>(row, start, count, block);
+                for (nint i = 0; i < count; i += TLanes.Count)
+                {
+                    if (top.IsFull && !TLanes.AnyLess(TLanes.From(top.Threshold), TLanes.Load(block + i)))
+                        continue;
+                    for (nint j = i; j < Math.Min(i + TLanes.Count, count); j++)
+                        top.Offer(start + j, block[j]);
+                }
+            }
+            top.Finish(sums.Shift, sums.LogSum);
+        }
+    }
+}
