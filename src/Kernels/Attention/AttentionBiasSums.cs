@@ -20,18 +20,20 @@ internal readonly struct BiasSums
     private const long MostPieces = 32;
 
     public readonly long Length;
-    public readonly int Pieces, BlocksPerPiece, Kind;
+    public readonly int Pieces, QueriesPerPiece, Kind;
 
-    public BiasSums(in AttentionShape shape, BiasSumKind kind)
+    public BiasSums(in AttentionShape shape, BiasSumKind kind, int side)
     {
-        long blocks = GpuScoreTile.Blocks(shape.Queries);
+        long blocks = TileSide.Blocks(shape.Queries, side), blocksPerPiece = 1;
+        if (kind is BiasSumKind.Diagonals or BiasSumKind.Columns)
+            blocksPerPiece = Math.Max(1, (blocks + MostPieces - 1) / MostPieces);
         Kind = (int)kind;
-        BlocksPerPiece = kind is BiasSumKind.Diagonals or BiasSumKind.Columns ? (int)Math.Max(1, (blocks + MostPieces - 1) / MostPieces) : 1;
-        Pieces = checked((int)((blocks + BlocksPerPiece - 1) / BlocksPerPiece));
-        long keys = GpuScoreTile.Blocks(shape.Keys) * GpuScoreTile.Side;
+        QueriesPerPiece = checked((int)(blocksPerPiece * side));
+        Pieces = checked((int)((blocks + blocksPerPiece - 1) / blocksPerPiece));
+        long keys = TileSide.Blocks(shape.Keys, side) * side;
         Length = kind switch
         {
-            BiasSumKind.Diagonals => keys + BlocksPerPiece * GpuScoreTile.Side,
+            BiasSumKind.Diagonals => keys + QueriesPerPiece,
             BiasSumKind.Columns => keys,
             BiasSumKind.Rows => shape.Queries,
             _ => 0,
@@ -102,7 +104,7 @@ internal readonly struct BiasSumArguments
         if (sums.Kind == (int)BiasSumKind.Diagonals)
         {
             // A piece's diagonal w has key − query = w − (queries up to the piece's end) + 1.
-            shiftStep = sums.BlocksPerPiece * GpuScoreTile.Side;
+            shiftStep = sums.QueriesPerPiece;
             shift = shape.QueryOffset + shiftStep - 1;
             least = shape.LeastDistance;
             greatest = shape.GreatestDistance;
@@ -202,8 +204,10 @@ internal readonly struct BiasSumArguments
     }
 }
 
-internal static partial class AttentionBackwardKernels
+internal static class BiasSumKernels
 {
+    public const int GroupSize = 256;
+
     /// <summary>A thread per entry of a bias's gradient.</summary>
     public static void SumShort(int none, BiasSumArguments a)
     {

@@ -12,7 +12,7 @@ internal readonly struct KeyArguments
     public readonly int KeyHeads, Slices, WantsKey, WantsValue, Accumulate;
 
     public KeyArguments(GpuDevice device, in ScoreArguments score, in AttentionShape shape, in AttentionProblem problem, in AttentionUpstream upstream,
-        in AttentionGradients gradients, ArrayView<float> terms, long rows)
+        in AttentionGradients gradients, ArrayView<float> terms, long rows, int side)
     {
         Score = score;
         Value = new(device, problem.Value, "problem.Value");
@@ -24,30 +24,30 @@ internal readonly struct KeyArguments
         KeyHeads = checked((int)shape.KeyHeads);
         WantsKey = gradients.Key.IsPresent ? 1 : 0;
         WantsValue = gradients.Value.IsPresent ? 1 : 0;
-        Slices = (int)Math.Max(WantsKey * GpuScoreTile.Slices(score.HeadSize), WantsValue * GpuScoreTile.Slices(score.ValueSize));
+        Slices = (int)Math.Max(WantsKey * TileSide.Slices(score.HeadSize, side), WantsValue * TileSide.Slices(score.ValueSize, side));
         Accumulate = gradients.Accumulate ? 1 : 0;
     }
 }
 
-internal static partial class AttentionBackwardKernels
+internal static partial class AttentionBackwardKernels<TSide> where TSide : struct, ITileSide
 {
-    /// <summary>dK and dV of 64 keys, over all queries of all heads that share them.</summary>
+    /// <summary>dK and dV of a tile's keys, over all queries of all heads that share them.</summary>
     public static void Keys<TRule>(TRule rule, KeyArguments a) where TRule : unmanaged, IScoreRule
     {
-        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuScoreTile.TileFloats);
-        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
-        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuScoreTile.LinesFloats);
-        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * GpuScoreTile.Side);
+        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuTile<TSide>.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuTile<TSide>.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuTile<TSide>.LinesFloats);
+        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * GpuTile<TSide>.Side);
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
-        int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow;
-        int item = Grid.IdxX, blocks = (a.Score.Keys + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
-        int column = item % a.Slices * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
+        int thread = Group.IdxX, row = thread / GpuTile<TSide>.ThreadsPerRow, part = thread % GpuTile<TSide>.ThreadsPerRow;
+        int item = Grid.IdxX, blocks = (a.Score.Keys + GpuTile<TSide>.Side - 1) / GpuTile<TSide>.Side;
+        int column = item % a.Slices * GpuTile<TSide>.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
         item /= a.Slices;
-        int j0 = item % blocks * GpuScoreTile.Side;
+        int j0 = item % blocks * GpuTile<TSide>.Side;
         item /= blocks;
         int keyHead = item % a.KeyHeads, batch = item / a.KeyHeads;
-        int rows = a.Score.Keys - j0 < GpuScoreTile.Side ? a.Score.Keys - j0 : GpuScoreTile.Side, begin = a.Score.BeginOfQueries(j0);
+        int rows = a.Score.Keys - j0 < GpuTile<TSide>.Side ? a.Score.Keys - j0 : GpuTile<TSide>.Side, begin = a.Score.BeginOfQueries(j0, GpuTile<TSide>.Side);
         GpuMatrix key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
 
         int wantedKey = a.WantsKey != 0 ? headSize : 0, wantedValue = a.WantsValue != 0 ? valueSize : 0;
@@ -59,22 +59,22 @@ internal static partial class AttentionBackwardKernels
             int i0 = begin;
             do
             {
-                int columns = a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side;
+                int columns = a.Score.Queries - i0 < GpuTile<TSide>.Side ? a.Score.Queries - i0 : GpuTile<TSide>.Side;
                 RegisterTile weightGradients = default, scores = default;
-                GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
+                GpuTile<TSide>.FillLines(a.Score, lines, batch, head, i0, j0);
                 FillTerms(a.Terms, a.Rows, terms, ((long)batch * a.Score.Heads + head) * a.Score.Queries + i0, columns);
-                GpuScoreTile.AddProducts(ref weightGradients, staging, value, j0, rows, upstream, i0, columns, valueSize);
-                GpuScoreTile.AddProducts(ref scores, staging, key, j0, rows, query, i0, columns, headSize);
-                GpuScoreTile.Store(scores, tile);
+                GpuTile<TSide>.AddProducts(ref weightGradients, staging, value, j0, rows, upstream, i0, columns, valueSize);
+                GpuTile<TSide>.AddProducts(ref scores, staging, key, j0, rows, query, i0, columns, headSize);
+                GpuTile<TSide>.Store(scores, tile);
                 Group.Barrier();
 
                 int hides = 0;
-                for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
+                for (int c = part; c < columns && row < rows; c += GpuTile<TSide>.ThreadsPerRow)
                 {
-                    int at = row * GpuScoreTile.RowStep + c;
-                    float z = GpuScoreTile.Differentiate(rule, a.Score, lines, batch, head, i0, j0, c, row, tile[at], -1, out float slope);
-                    tile[at] = Weight(z, terms[c], terms[GpuScoreTile.Side + c]);
-                    staging[row * GpuScoreTile.SliceStep + c] = slope;
+                    int at = row * GpuTile<TSide>.RowStep + c;
+                    float z = GpuTile<TSide>.Differentiate(rule, a.Score, lines, batch, head, i0, j0, c, row, tile[at], -1, out float slope);
+                    tile[at] = Weight(z, terms[c], terms[GpuTile<TSide>.Side + c]);
+                    staging[row * GpuTile<TSide>.SliceStep + c] = slope;
                     hides |= z == float.NegativeInfinity ? 1 : 0;
                 }
                 flags[thread] = hides;
@@ -82,21 +82,21 @@ internal static partial class AttentionBackwardKernels
 
                 FinalGradients(ref weightGradients, tile, terms, false);
                 MultiplySlopes(ref weightGradients, staging);
-                bool rowsHide = GpuScoreTile.RowsHide(flags);
-                GpuScoreTile.AddTileTimesRows(ref valueLow, ref valueHigh, tile, staging, upstream, i0, columns, column, wantedValue, rowsHide);
+                bool rowsHide = GpuTile<TSide>.RowsHide(flags);
+                GpuTile<TSide>.AddTileTimesRows(ref valueLow, ref valueHigh, tile, staging, upstream, i0, columns, column, wantedValue, rowsHide);
                 Group.Barrier();
-                GpuScoreTile.Store(weightGradients, tile);
-                GpuScoreTile.AddTileTimesRows(ref keyLow, ref keyHigh, tile, staging, query, i0, columns, column, wantedKey, rowsHide);
-                i0 += GpuScoreTile.Side;
+                GpuTile<TSide>.Store(weightGradients, tile);
+                GpuTile<TSide>.AddTileTimesRows(ref keyLow, ref keyHigh, tile, staging, query, i0, columns, column, wantedKey, rowsHide);
+                i0 += GpuTile<TSide>.Side;
             }
             while (i0 < a.Score.Queries);
             head++;
         }
         while (head < (keyHead + 1) * a.Score.HeadsPerKeyHead);
         GpuMatrix keyGradient = a.KeyGradient.Of(batch, keyHead), valueGradient = a.ValueGradient.Of(batch, keyHead);
-        GpuScoreTile.Write(valueLow, tile, valueGradient, j0, rows, column, wantedValue, 1f, a.Accumulate);
-        GpuScoreTile.Write(valueHigh, tile, valueGradient, j0, rows, column + GpuScoreTile.Side, wantedValue, 1f, a.Accumulate);
-        GpuScoreTile.Write(keyLow, tile, keyGradient, j0, rows, column, wantedKey, a.Score.Scale, a.Accumulate);
-        GpuScoreTile.Write(keyHigh, tile, keyGradient, j0, rows, column + GpuScoreTile.Side, wantedKey, a.Score.Scale, a.Accumulate);
+        GpuTile<TSide>.Write(valueLow, tile, valueGradient, j0, rows, column, wantedValue, 1f, a.Accumulate);
+        GpuTile<TSide>.Write(valueHigh, tile, valueGradient, j0, rows, column + GpuTile<TSide>.Side, wantedValue, 1f, a.Accumulate);
+        GpuTile<TSide>.Write(keyLow, tile, keyGradient, j0, rows, column, wantedKey, a.Score.Scale, a.Accumulate);
+        GpuTile<TSide>.Write(keyHigh, tile, keyGradient, j0, rows, column + GpuTile<TSide>.Side, wantedKey, a.Score.Scale, a.Accumulate);
     }
 }

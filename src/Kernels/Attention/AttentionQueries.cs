@@ -22,13 +22,13 @@ internal readonly struct QueryArguments
     public readonly int Capture, Slices, WantsQuery, Accumulate;
 
     public QueryArguments(GpuDevice device, in ScoreArguments score, in BiasSums sums, in AttentionProblem problem, in AttentionUpstream upstream,
-        in AttentionGradients gradients, ArrayView<float> memory, long rows)
-        : this(device, score, sums, problem, upstream, gradients, memory, rows, -1, default, default, "")
+        in AttentionGradients gradients, ArrayView<float> memory, long rows, int side)
+        : this(device, score, sums, problem, upstream, gradients, memory, rows, side, -1, default, default, "")
     {
     }
 
     public QueryArguments(GpuDevice device, in ScoreArguments score, in BiasSums sums, in AttentionProblem problem, in AttentionUpstream upstream,
-        in AttentionGradients gradients, ArrayView<float> memory, long rows, int capture, in CapturedTensor captured, in TensorView gradient, string name)
+        in AttentionGradients gradients, ArrayView<float> memory, long rows, int side, int capture, in CapturedTensor captured, in TensorView gradient, string name)
     {
         Score = score;
         Value = new(device, problem.Value, "problem.Value");
@@ -40,24 +40,24 @@ internal readonly struct QueryArguments
         Capture = capture;
         WantsQuery = capture < 0 && gradients.Query.IsPresent ? 1 : 0;
         QueryGradient = new(device, WantsQuery != 0 ? gradients.Query : default, "gradients.Query");
-        Slices = WantsQuery != 0 ? (int)GpuScoreTile.Slices(score.HeadSize) : 1;
+        Slices = WantsQuery != 0 ? (int)TileSide.Slices(score.HeadSize, side) : 1;
         Accumulate = gradients.Accumulate ? 1 : 0;
     }
 }
 
-internal static partial class AttentionBackwardKernels
+internal static partial class AttentionBackwardKernels<TSide> where TSide : struct, ITileSide
 {
     /// <summary>dQ of a piece of queries, and the sums of what one bias receives from them.</summary>
     public static void Queries<TRule>(TRule rule, QueryArguments a) where TRule : unmanaged, IScoreRule
     {
-        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuScoreTile.TileFloats);
-        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
-        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuScoreTile.LinesFloats);
-        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * GpuScoreTile.Side);
+        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuTile<TSide>.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuTile<TSide>.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuTile<TSide>.LinesFloats);
+        ArrayView<float> terms = SharedMemory.Allocate<float>(3 * GpuTile<TSide>.Side);
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
-        int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow;
-        int item = Grid.IdxX, column = item % a.Slices * GpuScoreTile.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
+        int thread = Group.IdxX, row = thread / GpuTile<TSide>.ThreadsPerRow, part = thread % GpuTile<TSide>.ThreadsPerRow;
+        int item = Grid.IdxX, column = item % a.Slices * GpuTile<TSide>.OutputColumns, headSize = a.Score.HeadSize, valueSize = a.Score.ValueSize;
         item /= a.Slices;
         int piece = item % a.Sums.Pieces;
         item /= a.Sums.Pieces;
@@ -69,16 +69,16 @@ internal static partial class AttentionBackwardKernels
         int parts = kind == (int)BiasSumKind.Rows ? 1 : a.Sums.Pieces;
         long sums = 3 * a.Rows + (((long)batch * a.Score.Heads + head) * parts + (summed ? piece : 0)) * a.Sums.Length;
 
-        // A place of the sums belongs to one thread, which adds to it tile after tile: the tiles begin at multiples of 64.
-        int owners = kind == (int)BiasSumKind.Diagonals ? GpuScoreTile.Line : GpuScoreTile.Side;
+        // A place of the sums belongs to one thread, which adds to it tile after tile: the tiles begin at multiples of their side.
+        int owners = kind == (int)BiasSumKind.Diagonals ? GpuTile<TSide>.Line : GpuTile<TSide>.Side;
         for (long at = thread; summed && thread < owners && at < a.Sums.Length; at += owners)
             a.Memory[sums + at] = 0f;
 
-        int firstRow = piece * a.Sums.BlocksPerPiece * GpuScoreTile.Side, endRow = firstRow + a.Sums.BlocksPerPiece * GpuScoreTile.Side;
+        int firstRow = piece * a.Sums.QueriesPerPiece, endRow = firstRow + a.Sums.QueriesPerPiece;
         int wanted = a.WantsQuery != 0 ? headSize : 0, i0 = firstRow;
         do
         {
-            int rows = a.Score.Queries - i0 < GpuScoreTile.Side ? a.Score.Queries - i0 : GpuScoreTile.Side, end = a.Score.EndOfKeys(i0, rows);
+            int rows = a.Score.Queries - i0 < GpuTile<TSide>.Side ? a.Score.Queries - i0 : GpuTile<TSide>.Side, end = a.Score.EndOfKeys(i0, rows);
             Group.Barrier();
             FillTerms(a.Memory, a.Rows, terms, ((long)batch * a.Score.Heads + head) * a.Score.Queries + i0, rows);
             RegisterTile low = default, high = default;
@@ -86,21 +86,21 @@ internal static partial class AttentionBackwardKernels
             int j0 = 0;
             do
             {
-                int columns = end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side;
+                int columns = end - j0 < GpuTile<TSide>.Side ? end - j0 : GpuTile<TSide>.Side;
                 RegisterTile weightGradients = default, scores = default;
-                GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
-                GpuScoreTile.AddProducts(ref weightGradients, staging, upstream, i0, rows, value, j0, columns, valueSize);
-                GpuScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, headSize);
-                GpuScoreTile.Store(scores, tile);
+                GpuTile<TSide>.FillLines(a.Score, lines, batch, head, i0, j0);
+                GpuTile<TSide>.AddProducts(ref weightGradients, staging, upstream, i0, rows, value, j0, columns, valueSize);
+                GpuTile<TSide>.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, headSize);
+                GpuTile<TSide>.Store(scores, tile);
                 Group.Barrier();
 
                 int hides = 0;
-                for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
+                for (int c = part; c < columns && row < rows; c += GpuTile<TSide>.ThreadsPerRow)
                 {
-                    int at = row * GpuScoreTile.RowStep + c;
-                    float z = GpuScoreTile.Differentiate(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at], a.Capture, out float slope);
-                    tile[at] = Weight(z, terms[row], terms[GpuScoreTile.Side + row]);
-                    staging[row * GpuScoreTile.SliceStep + c] = slope;
+                    int at = row * GpuTile<TSide>.RowStep + c;
+                    float z = GpuTile<TSide>.Differentiate(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at], a.Capture, out float slope);
+                    tile[at] = Weight(z, terms[row], terms[GpuTile<TSide>.Side + row]);
+                    staging[row * GpuTile<TSide>.SliceStep + c] = slope;
                     hides |= z == float.NegativeInfinity ? 1 : 0;
                 }
                 flags[thread] = hides;
@@ -110,10 +110,10 @@ internal static partial class AttentionBackwardKernels
                 if (a.Capture >= 0)
                     MultiplySlopes(ref weightGradients, staging);
                 // Each thread has read its own places of the tile and of nobody else's.
-                GpuScoreTile.Store(weightGradients, tile);
+                GpuTile<TSide>.Store(weightGradients, tile);
                 Group.Barrier();
                 if (kind == (int)BiasSumKind.Diagonals)
-                    AddDiagonal(a.Memory, sums, tile, j0 - i0 + endRow - GpuScoreTile.Side, rows, columns);
+                    AddDiagonal(a.Memory, sums, tile, j0 - i0 + endRow - GpuTile<TSide>.Side, rows, columns);
                 else if (kind == (int)BiasSumKind.Columns)
                     AddColumn(a.Memory, sums + j0, tile, rows, columns);
                 else if (kind == (int)BiasSumKind.Rows)
@@ -122,31 +122,31 @@ internal static partial class AttentionBackwardKernels
                     WritePairs(a, tile, batch, head, i0, j0, rows, columns);
                 Group.Barrier();
                 MultiplySlopes(ref weightGradients, staging);
-                GpuScoreTile.Store(weightGradients, tile);
-                GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, key, j0, columns, column, wanted, GpuScoreTile.RowsHide(flags));
-                j0 += GpuScoreTile.Side;
+                GpuTile<TSide>.Store(weightGradients, tile);
+                GpuTile<TSide>.AddTileTimesRows(ref low, ref high, tile, staging, key, j0, columns, column, wanted, GpuTile<TSide>.RowsHide(flags));
+                j0 += GpuTile<TSide>.Side;
             }
             while (j0 < end);
-            GpuScoreTile.Write(low, tile, gradient, i0, rows, column, wanted, a.Score.Scale, a.Accumulate);
-            GpuScoreTile.Write(high, tile, gradient, i0, rows, column + GpuScoreTile.Side, wanted, a.Score.Scale, a.Accumulate);
+            GpuTile<TSide>.Write(low, tile, gradient, i0, rows, column, wanted, a.Score.Scale, a.Accumulate);
+            GpuTile<TSide>.Write(high, tile, gradient, i0, rows, column + GpuTile<TSide>.Side, wanted, a.Score.Scale, a.Accumulate);
             if (kind == (int)BiasSumKind.Rows && thread < rows)
                 a.Memory[sums + i0 + thread] = rowSum;
             if (kind == (int)BiasSumKind.Pairs && a.Accumulate == 0)
                 ClearPairs(a, batch, head, i0, rows, end);
-            i0 += GpuScoreTile.Side;
+            i0 += GpuTile<TSide>.Side;
         }
         while (i0 < endRow && i0 < a.Score.Queries);
     }
 
-    // Diagonal t of the tile belongs to place w + t of the sums, and that to thread (w + t) % 128.
+    // Diagonal t of the tile belongs to place w + t of the sums, and that to thread (w + t) % two sides.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void AddDiagonal(ArrayView<float> memory, long sums, ArrayView<float> tile, int w, int rows, int columns)
     {
-        int t = (Group.IdxX - w) & (GpuScoreTile.Line - 1);
-        if (Group.IdxX >= GpuScoreTile.Line || t == GpuScoreTile.Line - 1)
+        int t = (Group.IdxX - w) & (GpuTile<TSide>.Line - 1);
+        if (Group.IdxX >= GpuTile<TSide>.Line || t == GpuTile<TSide>.Line - 1)
             return;
-        int offset = t - (GpuScoreTile.Side - 1), row = offset < 0 ? -offset : 0, end = columns - offset < rows ? columns - offset : rows;
-        memory[sums + w + t] += Sum(tile, row * GpuScoreTile.RowStep + row + offset, GpuScoreTile.RowStep + 1, end - row);
+        int offset = t - (GpuTile<TSide>.Side - 1), row = offset < 0 ? -offset : 0, end = columns - offset < rows ? columns - offset : rows;
+        memory[sums + w + t] += Sum(tile, row * GpuTile<TSide>.RowStep + row + offset, GpuTile<TSide>.RowStep + 1, end - row);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -154,7 +154,7 @@ internal static partial class AttentionBackwardKernels
     {
         int column = Group.IdxX;
         if (column < columns)
-            memory[sums + column] += Sum(tile, column, GpuScoreTile.RowStep, rows);
+            memory[sums + column] += Sum(tile, column, GpuTile<TSide>.RowStep, rows);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -162,7 +162,7 @@ internal static partial class AttentionBackwardKernels
     {
         int row = Group.IdxX;
         if (row < rows)
-            rowSum += Sum(tile, row * GpuScoreTile.RowStep, 1, columns);
+            rowSum += Sum(tile, row * GpuTile<TSide>.RowStep, 1, columns);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -172,7 +172,7 @@ internal static partial class AttentionBackwardKernels
         for (int i = 0; i < count; i++)
         {
             float dz = tile[at];
-            sum += dz == GpuScoreTile.Hidden ? 0f : dz;
+            sum += dz == GpuTile<TSide>.Hidden ? 0f : dz;
             at += step;
         }
         return sum;
@@ -181,11 +181,11 @@ internal static partial class AttentionBackwardKernels
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void WritePairs(in QueryArguments a, ArrayView<float> tile, int batch, int head, int i0, int j0, int rows, int columns)
     {
-        int column = Group.IdxX % GpuScoreTile.Side;
-        for (int row = Group.IdxX / GpuScoreTile.Side; row < rows && column < columns; row += GroupSize / GpuScoreTile.Side)
+        int column = Group.IdxX % GpuTile<TSide>.Side;
+        for (int row = Group.IdxX / GpuTile<TSide>.Side; row < rows && column < columns; row += GroupSize / GpuTile<TSide>.Side)
         {
-            float dz = tile[row * GpuScoreTile.RowStep + column];
-            dz = dz == GpuScoreTile.Hidden ? 0f : dz;
+            float dz = tile[row * GpuTile<TSide>.RowStep + column];
+            dz = dz == GpuTile<TSide>.Hidden ? 0f : dz;
             long at = a.Pairs.At(batch, head, i0 + row, j0 + column, 0);
             GpuCaptured pairs = a.Pairs;
             pairs[at] = a.Accumulate != 0 ? pairs[at] + dz : dz;
@@ -197,9 +197,9 @@ internal static partial class AttentionBackwardKernels
     private static void ClearPairs(in QueryArguments a, int batch, int head, int i0, int rows, int end)
     {
         GpuCaptured pairs = a.Pairs;
-        for (int row = Group.IdxX / GpuScoreTile.Side; row < rows; row += GroupSize / GpuScoreTile.Side)
+        for (int row = Group.IdxX / GpuTile<TSide>.Side; row < rows; row += GroupSize / GpuTile<TSide>.Side)
         {
-            for (int column = end + Group.IdxX % GpuScoreTile.Side; column < a.Score.Keys; column += GpuScoreTile.Side)
+            for (int column = end + Group.IdxX % GpuTile<TSide>.Side; column < a.Score.Keys; column += GpuTile<TSide>.Side)
                 pairs[pairs.At(batch, head, i0 + row, column, 0)] = 0f;
         }
     }
