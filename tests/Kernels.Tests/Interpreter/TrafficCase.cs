@@ -39,31 +39,22 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
         new("log-probs backward", Once, [2048, 7168], (t, vocabulary) => LogProbsBackward(t, vocabulary, t.In(4))),
         // A rounded log-sum-exp isn't enough, so a row is read for its sums; what isn't kept of it is read once more.
         new("log-probs backward of long rows", 1.5, [16_384, 32_000], (t, vocabulary) => LogProbsBackward(t, vocabulary, t.In(4))),
-        new("attention forward", OfTile, [128, 256], (t, length) =>
-        {
-            Attention.Forward(t.Device, Heads(t, length), t.Out(1, 2, length, HeadSize), t.Out(1, 2, length), t.Workspace);
-            t.Predict(Tiles(length) * TileBytes(2 + 1) + 2L * length * (HeadSize + 1) * sizeof(float));
-        }),
-        new("attention backward", OfTile, [128, 256], (t, length) =>
-        {
-            AttentionGradients gradients = new() { Query = t.Out(1, 2, length, HeadSize), Key = t.Out(1, 2, length, HeadSize), Value = t.Out(1, 2, length, HeadSize) };
-            Attention.Backward(t.Device, Heads(t, length), new() { Output = t.In(1, 2, length, HeadSize), LogSumExp = t.In(1, 2, length, 2) },
-                new() { Output = t.In(1, 2, length, HeadSize) }, gradients, t.Workspace);
-            // A pass over the tiles for keys and values and one for queries; before them output and its gradient once; behind them the three gradients.
-            t.Predict(Tiles(length) * (TileBytes(3 + 3) + TileBytes(3 + 2)) + 5L * 2 * length * HeadSize * sizeof(float));
-        }),
+        new("attention forward", OfTile, [128, 256], (t, length) => AttentionForward(t, t.Device, length, HeadSize, Side64.Length)),
+        new("attention backward", OfTile, [128, 256], (t, length) => AttentionBackward(t, t.Device, length, HeadSize, Side64.Length)),
+        new("attention forward of short sequences", OfTile, [16, 32], (t, length) => AttentionForward(t, t.Device, length, SmallHeadSize, Side16.Length)),
+        new("attention backward of short sequences", OfTile, [16, 32], (t, length) => AttentionBackward(t, t.Device, length, SmallHeadSize, Side16.Length)),
         new("attention backward with a distance bias", OfTile, [128, 256], (t, length) =>
         {
-            AttentionProblem problem = Heads(t, length);
+            AttentionProblem problem = Heads(t, length, HeadSize);
             problem.DistanceBias = t.In(2, 2 * length - 1);
             AttentionGradients gradients = new() { Query = t.Out(1, 2, length, HeadSize), DistanceBias = t.Out(2, 2 * length - 1) };
             Attention.Backward(t.Device, problem, new() { Output = t.In(1, 2, length, HeadSize), LogSumExp = t.In(1, 2, length, 2) },
                 new() { Output = t.In(1, 2, length, HeadSize) }, gradients, t.Workspace);
-            t.Predict(Tiles(length) * (TileBytes(3 + 2) + DiagonalBytes) + 3L * 2 * length * HeadSize * sizeof(float));
+            t.Predict(Tiles(length, Side64.Length) * (TileBytes(3 + 2, HeadSize, Side64.Length) + DiagonalBytes) + 3 * HeadsBytes(length, HeadSize));
         }),
         new("attention backward of a rule with two tables", OfTile, [128, 256], (t, length) =>
         {
-            AttentionProblem problem = Heads(t, length);
+            AttentionProblem problem = Heads(t, length, HeadSize);
             problem.Captured0 = CapturedTensor.PerHead(t.In(2));
             problem.Captured1 = CapturedTensor.PerHeadAndDistance(t.In(2, 2 * length - 1), length - 1);
             AttentionGradients gradients = new()
@@ -74,21 +65,47 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
             Attention.Backward(t.Device, problem, new Gated<OffsetTemperature>(new OffsetTemperature(0.25f), length), new() { Output = t.In(1, 2, length, HeadSize),
                 LogSumExp = t.In(1, 2, length, 2) }, new() { Output = t.In(1, 2, length, HeadSize) }, gradients, t.Workspace);
             // A pass for the queries more for each table.
-            t.Predict(Tiles(length) * (TileBytes(3 + 3) + 3 * TileBytes(3 + 2)) + 5L * 2 * length * HeadSize * sizeof(float));
+            t.Predict(Tiles(length, Side64.Length) * (TileBytes(3 + 3, HeadSize, Side64.Length) + 3 * TileBytes(3 + 2, HeadSize, Side64.Length)) + 5 * HeadsBytes(length, HeadSize));
         }),
     ];
 
     // What the files of the kernels say that a tile moves.
     private const double OfTile = 1.5;
 
-    private const int HeadSize = 64, DiagonalBytes = 1024;
+    // Groups of either tile sum up all columns of the small one.
+    private const int HeadSize = 64, SmallHeadSize = 32, DiagonalBytes = 1024;
 
-    private static long Tiles(int length) => 2L * (length / GpuScoreTile.Side) * (length / GpuScoreTile.Side);
+    /// <summary>Two heads forward, in tiles of a side.</summary>
+    /// <returns>How many bytes the tiles are to move, of all that is predicted.</returns>
+    public static long AttentionForward(TrafficTensors t, GpuDevice device, int length, int headSize, int side)
+    {
+        Attention.Forward(device, Heads(t, length, headSize), t.Out(1, 2, length, headSize), t.Out(1, 2, length), t.Workspace);
+        long tiles = Tiles(length, side) * TileBytes(2 + 1, headSize, side);
+        t.Predict(tiles + HeadsBytes(length, headSize) + HeadsBytes(length, 1));
+        return tiles;
+    }
 
-    private static long TileBytes(int stagings) => (long)GpuScoreTile.Side * stagings * HeadSize * sizeof(float);
+    /// <summary>The gradients of queries, keys and values.</summary>
+    /// <inheritdoc cref="AttentionForward"/>
+    public static long AttentionBackward(TrafficTensors t, GpuDevice device, int length, int headSize, int side)
+    {
+        AttentionGradients gradients = new() { Query = t.Out(1, 2, length, headSize), Key = t.Out(1, 2, length, headSize), Value = t.Out(1, 2, length, headSize) };
+        Attention.Backward(device, Heads(t, length, headSize), new() { Output = t.In(1, 2, length, headSize), LogSumExp = t.In(1, 2, length, 2) },
+            new() { Output = t.In(1, 2, length, headSize) }, gradients, t.Workspace);
+        // A pass over the tiles for keys and values and one for queries; before them output and its gradient once; behind them the three gradients.
+        long tiles = Tiles(length, side) * (TileBytes(3 + 3, headSize, side) + TileBytes(3 + 2, headSize, side));
+        t.Predict(tiles + 5 * HeadsBytes(length, headSize));
+        return tiles;
+    }
 
-    private static AttentionProblem Heads(TrafficTensors t, int length) =>
-        new() { Query = t.In(1, 2, length, HeadSize), Key = t.In(1, 2, length, HeadSize), Value = t.In(1, 2, length, HeadSize) };
+    private static long Tiles(int length, int side) => 2L * (length / side) * (length / side);
+
+    private static long TileBytes(int stagings, int headSize, int side) => (long)side * stagings * headSize * sizeof(float);
+
+    private static long HeadsBytes(int length, int size) => 2L * length * size * sizeof(float);
+
+    private static AttentionProblem Heads(TrafficTensors t, int length, int headSize) =>
+        new() { Query = t.In(1, 2, length, headSize), Key = t.In(1, 2, length, headSize), Value = t.In(1, 2, length, headSize) };
 
     private static TokenBatch Tokens(TrafficTensors t, int tokens) => new() { LogProb = t.In(16, tokens), OldLogProb = t.In(16, tokens), Advantage = t.In(16, tokens) };
 
