@@ -12,7 +12,7 @@ public class OracleTests
 
     public static TheoryData<string> Attentions => ["plain", "causal", "grouped", "offset", "slopes", "slopes per batch", "distance", "distance shared", "everything",
         "checkerboard", "squared", "leaky", "by head", "by distance", "by absolute distance", "by query", "by key", "by pair", "log-length", "more queries",
-        "dense", "dense shared", "row and column", "softcap", "key lengths"];
+        "dense", "dense shared", "row and column", "softcap", "buckets", "buckets both ways", "key lengths"];
 
     [Theory]
     [MemberData(nameof(Attentions))]
@@ -40,6 +40,8 @@ public class OracleTests
             Same(inputs.Slopes, gradient.Slopes!, Loss);
         if (inputs.DistanceBias is not null)
             Same(inputs.DistanceBias, gradient.DistanceBias!, Loss);
+        if (inputs.BucketTable is not null)
+            Same(inputs.BucketTable, gradient.BucketTable!, Loss);
         if (inputs.DenseBias is not null)
             Same(inputs.DenseBias, gradient.DenseBias!, Loss);
         if (inputs.RowBias is not null)
@@ -198,6 +200,9 @@ public class OracleTests
             Slopes = what is "slopes" ? Noise(h) : what is "slopes per batch" or "everything" ? Noise(b, h) : null,
             DistanceBias = what is "distance" or "everything" ? Noise(h, sq + sk - 1) : what == "distance shared" ? Noise(1, sq + sk + 2) : null,
             DistanceCentre = what == "distance shared" ? sk + 1 : null,
+            BucketTable = what == "buckets" ? Noise(3, h) : what == "buckets both ways" ? Noise(6, h) : null,
+            MaximumDistance = 3,
+            IsBidirectional = what == "buckets both ways",
             DenseBias = what is "dense" or "softcap" ? Noise(b, h, sq, sk) : what == "dense shared" ? Noise(1, 1, sq, sk) : null,
             RowBias = what == "row and column" ? Noise(b, 1, sq) : null,
             ColumnBias = what == "row and column" ? Noise(1, h, sk) : null,

@@ -109,6 +109,11 @@ public static class Attention
             if (queries > 0 && keys > 0 && (first < 0 || last >= length))
                 throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {shape.LeastDistance} to {shape.GreatestDistance} need entries {first} to {last}.", "problem.DistanceBias");
         }
+        if (problem.BucketedBias.IsPresent)
+        {
+            Require.Input(device, problem.BucketedBias.Table, "problem.BucketedBias", -1, heads);
+            BucketedBias.Check(problem.BucketedBias.Table.Length(0), problem.BucketedBias.MaximumDistance, problem.BucketedBias.IsBidirectional, "problem.BucketedBias", "problem.BucketedBias");
+        }
         CheckShared(device, problem.DenseBias, "problem.DenseBias", batch, heads, queries, keys);
         CheckShared(device, problem.RowBias, "problem.RowBias", batch, heads, queries);
         CheckShared(device, problem.ColumnBias, "problem.ColumnBias", batch, heads, keys);
@@ -190,6 +195,7 @@ public static class Attention
         Require.OptionalOutput(device, gradients.Value, "gradients.Value", batch, keyHeads, keys, valueSize);
         CheckLike(device, gradients.Slopes, "gradients.Slopes", problem.Slopes, "problem.Slopes");
         CheckLike(device, gradients.DistanceBias, "gradients.DistanceBias", problem.DistanceBias, "problem.DistanceBias");
+        CheckLike(device, gradients.BucketedBias, "gradients.BucketedBias", problem.BucketedBias.Table, "problem.BucketedBias");
         CheckLike(device, gradients.DenseBias, "gradients.DenseBias", problem.DenseBias, "problem.DenseBias");
         CheckLike(device, gradients.RowBias, "gradients.RowBias", problem.RowBias, "problem.RowBias");
         CheckLike(device, gradients.ColumnBias, "gradients.ColumnBias", problem.ColumnBias, "problem.ColumnBias");
@@ -215,7 +221,7 @@ public static class Attention
         }
     }
 
-    private const int GradientCount = 12;
+    private const int GradientCount = 13;
 
     private static TensorView Gradient(in AttentionGradients gradients, int index, out string name)
     {
@@ -226,6 +232,7 @@ public static class Attention
             case 2: name = "gradients.Value"; return gradients.Value;
             case 3: name = "gradients.Slopes"; return gradients.Slopes;
             case 4: name = "gradients.DistanceBias"; return gradients.DistanceBias;
+            case 12: name = "gradients.BucketedBias"; return gradients.BucketedBias;
             case 9: name = "gradients.DenseBias"; return gradients.DenseBias;
             case 10: name = "gradients.RowBias"; return gradients.RowBias;
             case 11: name = "gradients.ColumnBias"; return gradients.ColumnBias;
@@ -256,6 +263,7 @@ public static class Attention
         Require.Disjoint(written, name, problem.Value, "problem.Value");
         Require.Disjoint(written, name, problem.Slopes, "problem.Slopes");
         Require.Disjoint(written, name, problem.DistanceBias, "problem.DistanceBias");
+        Require.Disjoint(written, name, problem.BucketedBias.Table, "problem.BucketedBias");
         Require.Disjoint(written, name, problem.DenseBias, "problem.DenseBias");
         Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
         Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");

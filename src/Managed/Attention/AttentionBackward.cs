@@ -5,7 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override long AttentionBackwardWorkspaceBytes(in AttentionProblem problem, in AttentionGradients gradients) =>
-        AttentionBackwardPlan.Of(problem, gradients).Bytes(ThreadCount);
+        AttentionBackwardPlan.Of(problem, gradients).Bytes(ThreadCount) + AttentionScoring.Bytes(problem);
 
     protected internal override void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
@@ -21,19 +21,24 @@ internal sealed partial class CpuDevice
     {
         AttentionShape shape = AttentionShape.Of(problem);
         AttentionBackwardPlan plan = AttentionBackwardPlan.Of(problem, gradients);
-        using Workspace.Lease lease = workspace.Rent(plan.Bytes(ThreadCount));
+        using Workspace.Lease lease = workspace.Rent(AttentionBackwardWorkspaceBytes(problem, gradients));
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
-        fixed (byte* keyLengths = problem.KeyLengths)
+        fixed (byte* bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         fixed (byte* dCaptured0 = gradients.Captured0, dCaptured1 = gradients.Captured1, dCaptured2 = gradients.Captured2, dCaptured3 = gradients.Captured3)
         {
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
-            var scoring = new AttentionScoring(problem, slopes, distanceBias, keyLengths, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
+            var addresses = new ScoringAddresses
+            {
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, KeyLengths = keyLengths,
+                Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+            };
+            var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
             CheckKeyLengths(scoring, shape);
             var logSumExp = new Strided(l, saved.LogSumExp);
             bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
@@ -87,11 +92,13 @@ internal sealed partial class CpuDevice
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
                 Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads);
-            var fold = new BiasGradients(shape, plan, partials, accumulate);
+            var fold = new BiasGradients(shape, plan, scoring, partials, accumulate);
             if (gradients.DistanceBias.IsPresent)
                 fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
             if (gradients.Slopes.IsPresent)
                 fold.Slopes((float*)dSlopes, gradients.Slopes);
+            if (gradients.BucketedBias.IsPresent)
+                fold.Buckets((float*)dBucketedBias, gradients.BucketedBias);
             for (int c = 0; c < PairTensors.Count; c++)
                 fold.Tensor(c, work.TensorGradients[c]);
         }

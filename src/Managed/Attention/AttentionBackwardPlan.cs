@@ -50,7 +50,7 @@ internal struct AttentionBackwardPlan
             Chunks = Math.Max(1, (shape.Keys + chunk - 1) / chunk),
             LineLength = shape.Queries + Math.Min(chunk, shape.Keys) + AttentionTiles.WidestBlock,
             WantsQuery = gradients.Query.IsPresent,
-            WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent,
+            WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent || gradients.BucketedBias.IsPresent,
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
         plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
@@ -75,7 +75,7 @@ internal struct AttentionBackwardPlan
     public readonly long Bytes(int threads)
     {
         long floats = LogSumExpPartial + logSumExpFloats;
-        return threads * ScratchBytes + floats * sizeof(float);
+        return threads * ScratchBytes + AttentionTiles.RoundUp(floats * sizeof(float), sizeof(double));
     }
 
     /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>

@@ -5,7 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) =>
-        ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem));
+        ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem)) + AttentionScoring.Bytes(problem);
 
     protected internal override bool OffersAllOfAttention => true;
 
@@ -21,15 +21,20 @@ internal sealed partial class CpuDevice
     {
         AttentionShape shape = AttentionShape.Of(problem);
         long stride = ForwardScratchBytes(shape);
-        using Workspace.Lease lease = workspace.Rent(ThreadCount * stride);
+        using Workspace.Lease lease = workspace.Rent(AttentionForwardWorkspaceBytes(problem));
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
-        fixed (byte* keyLengths = problem.KeyLengths)
+        fixed (byte* bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
-            var scoring = new AttentionScoring(problem, slopes, distanceBias, keyLengths, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
+            var addresses = new ScoringAddresses
+            {
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, KeyLengths = keyLengths,
+                Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+            };
+            var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
             CheckKeyLengths(scoring, shape);
             var work = new AttentionForwardWork<TRule>
             {
@@ -268,9 +273,9 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         nint block = AttentionTiles.Block<V>();
         for (nint lane = 0; lane < block; lane += V.Count)
         {
-            V total = V.Load(sum + lane), share = V.SelectEqual(total, V.Zero, V.Zero, 1f / total);
+            V total = V.Load(sum + lane), divisor = V.SelectEqual(total, V.Zero, V.One, total); // nothing was summed of a query that sees no key
             for (nint column = 0; column < dv; column++)
-                (V.Load(o + column * block + lane) * share).Store(o + column * block + lane);
+                (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
         }
         MatrixCopy.Run(o, 1, block, Output.Matrix(batch, head) + i0 * Output.Row, Output.Row, Output.Column, rows, dv);
         if (!LogSumExp.IsPresent)

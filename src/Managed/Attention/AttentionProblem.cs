@@ -35,6 +35,9 @@ public ref struct AttentionProblem
     /// <summary>The index of distance 0 in <see cref="DistanceBias"/>; Sk − 1 if absent, which with the default offset makes n = Sq + Sk − 1 fit exactly.</summary>
     public long? DistanceCentre { get; set; }
 
+    /// <summary>T5's bias: a table [buckets, h] read at the bucket of the pair's distance.</summary>
+    public BucketedBias BucketedBias { get; set; }
+
     /// <summary>A bias for every pair, [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. −∞ hides the pair.</summary>
     public TensorView DenseBias { get; set; }
 
@@ -64,7 +67,7 @@ public ref struct AttentionProblem
 
     /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
     internal readonly string? FirstBeyondTheBasics =>
-        DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
+        BucketedBias.IsPresent ? nameof(BucketedBias) : DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
         KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
 }
 
@@ -109,6 +112,9 @@ public ref struct AttentionGradients
 
     /// <summary>As <see cref="AttentionProblem.DistanceBias"/>, summed over the batch, and over heads if it has one row.</summary>
     public TensorView DistanceBias { get; set; }
+
+    /// <summary>As the table of <see cref="AttentionProblem.BucketedBias"/>, summed over the batch.</summary>
+    public TensorView BucketedBias { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.DenseBias"/>, summed over what it is shared along.</summary>
     public TensorView DenseBias { get; set; }

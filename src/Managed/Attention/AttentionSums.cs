@@ -36,7 +36,7 @@ internal unsafe struct SumQueryGradients : IWork
 }
 
 /// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
-internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, float* partials, bool accumulate)
+internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, AttentionScoring scoring, float* partials, bool accumulate)
 {
     /// <summary>The gradient of the distance vector.</summary>
     public void Distance(float* gradient, in TensorView view)
@@ -73,6 +73,17 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
                 }
                 Store(gradient + (perSequence ? row * view.Stride(0) : 0) + head * view.Stride(view.Rank - 1), sum);
             }
+        }
+    }
+
+    /// <summary>The gradient of the bucketed table: for every bucket the distances that fall into it.</summary>
+    public void Buckets(float* gradient, in TensorView view)
+    {
+        for (int bucket = 0; bucket < scoring.Buckets; bucket++)
+        {
+            (long first, long last) = scoring.DistancesOf(bucket, shape.LeastDistance, shape.GreatestDistance);
+            for (long head = 0; head < shape.Heads; head++)
+                Store(gradient + bucket * view.Stride(0) + head * view.Stride(1), OverDistances(-1, head, first, last));
         }
     }
 

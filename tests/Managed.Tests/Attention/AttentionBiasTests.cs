@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>Dense, row and column biases, key lengths and softcap, which GPUs don't offer yet.</summary>
+/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, key lengths and softcap.</summary>
 public class AttentionBiasTests
 {
     private static ComputeDevice Device => DeviceUnderTest.Device;
@@ -34,6 +34,44 @@ public class AttentionBiasTests
             AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
             for (int i = 0; i < fresh.DenseBias.Length; i++)
                 Assert.Equal(1 + fresh.DenseBias[i], added.DenseBias[i], 2e-6 * (1 + Math.Abs(fresh.DenseBias[i])));
+        }
+    }
+
+    public static TheoryData<int, int, bool> Buckets => new()
+    {
+        { 32, 128, false }, { 32, 128, true }, { 64, 256, true }, { 128, 1024, false }, { 12, 10, false }, { 10, 37, false }, { 8, 12, true }, { 4, 128, true }, { 5, 3, false }, { 16, 9, false },
+    };
+
+    [Theory]
+    [MemberData(nameof(Buckets))]
+    public void Buckets_are_those_of_the_definition_at_every_distance(int buckets, int maximumDistance, bool bidirectional)
+    {
+        const int far = 100_000;
+        for (int distance = -far; distance <= far; distance++)
+        {
+            int bucket = BucketedBias.Bucket(distance, buckets, maximumDistance, bidirectional);
+            if (bucket != AttentionOracle.Bucket(distance, buckets, maximumDistance, bidirectional))
+                Assert.Fail($"distance {distance} is in bucket {bucket}");
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Buckets))]
+    public void A_bucketed_table_agrees_with_the_definition(int buckets, int maximumDistance, bool bidirectional)
+    {
+        foreach ((int queries, int keys, bool causal, int? offset) in ((int, int, bool, int?)[])[(1, 1, false, null), (9, 14, true, null), (70, 66, false, null), (40, 300, true, null), (20, 30, false, 140), (5, 40, false, -20)])
+        {
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, QueryOffset = offset, Scale = 1, HasLogSumExpUpstream = true,
+                BucketTable = AttentionCase.Numbers(4, 1, buckets, 4), MaximumDistance = maximumDistance, IsBidirectional = bidirectional,
+                Slopes = causal ? AttentionCase.Numbers(1, 0.1f, 4) : null, DistanceBias = offset is null ? AttentionCase.Numbers(2, 1, 4, queries + keys - 1) : null,
+                DenseBias = causal ? AttentionCase.Numbers(3, 1, 1, 4, 1, keys) : null,
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            for (int i = 0; i < fresh.BucketTable.Length; i++)
+                Assert.Equal(1 + fresh.BucketTable[i], added.BucketTable[i], 2e-6 * (1 + Math.Abs(fresh.BucketTable[i])));
         }
     }
 

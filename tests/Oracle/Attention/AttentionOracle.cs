@@ -43,6 +43,7 @@ public static class AttentionOracle
         Grid<T>? dSlopes = inputs.Slopes is null ? null : Grid.Zeros<T>(inputs.Slopes.Shape), slopesMagnitude = dSlopes?.To<T>();
         Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
         Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))], capturedMagnitude = [.. dCaptured.Select(grid => grid.To<T>())];
+        Grid<T>? dTable = Like<T>(inputs.BucketTable), tableMagnitude = Like<T>(inputs.BucketTable);
         Grid<T>? dDense = Like<T>(inputs.DenseBias), dRow = Like<T>(inputs.RowBias), dColumn = Like<T>(inputs.ColumnBias);
         Grid<T>? denseMagnitude = Like<T>(inputs.DenseBias), rowMagnitude = Like<T>(inputs.RowBias), columnMagnitude = Like<T>(inputs.ColumnBias);
         var output = new T[inputs.Value.Shape[3]];
@@ -70,6 +71,11 @@ public static class AttentionOracle
                         }
                         if (dBias is not null)
                             dBias[h, distance + problem.Centre] += dz;
+                        if (dTable is not null)
+                        {
+                            dTable[problem.Bucket(distance), h] += dz;
+                            tableMagnitude![problem.Bucket(distance), h] += T.Abs(dz);
+                        }
                         if (dDense is not null)
                         {
                             dDense[b, h, i, j] += dz;
@@ -105,9 +111,24 @@ public static class AttentionOracle
         }
         return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude)
         {
-            DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
+            BucketTable = dTable, BucketTableMagnitude = tableMagnitude, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
             DenseBiasMagnitude = denseMagnitude, RowBiasMagnitude = rowMagnitude, ColumnBiasMagnitude = columnMagnitude,
         };
+    }
+
+    /// <summary>T5's bucket of a distance.</summary>
+    public static int Bucket(int distance, int buckets, int maximumDistance, bool bidirectional)
+    {
+        int n = Math.Max(-distance, 0), first = 0;
+        if (bidirectional)
+        {
+            buckets /= 2;
+            n = Math.Abs(distance);
+            first = distance > 0 ? buckets : 0;
+        }
+        int exact = buckets / 2;
+        double share = Math.Log(n / (double)exact) / Math.Log(maximumDistance / (double)exact);
+        return first + (n < exact ? n : Math.Min(exact + (int)(share * (buckets - exact)), buckets - 1));
     }
 
     private static Grid<T>? Like<T>(Grid<double>? grid) where T : INumberBase<T> => grid is null ? null : Grid.Zeros<T>(grid.Shape);
@@ -132,7 +153,7 @@ public static class AttentionOracle
     private sealed class Problem<T> where T : IFloatingPointIeee754<T>
     {
         private readonly AttentionInputs inputs;
-        private readonly Grid<T>? slopes, bias, dense, rows, columns;
+        private readonly Grid<T>? slopes, bias, table, dense, rows, columns;
         private readonly Grid<T>[] captured;
         private readonly int offset;
 
@@ -144,6 +165,7 @@ public static class AttentionOracle
             Value = inputs.Value.To<T>();
             slopes = inputs.Slopes?.To<T>();
             bias = inputs.DistanceBias?.To<T>();
+            table = inputs.BucketTable?.To<T>();
             dense = inputs.DenseBias?.To<T>();
             rows = inputs.RowBias?.To<T>();
             columns = inputs.ColumnBias?.To<T>();
@@ -183,6 +205,8 @@ public static class AttentionOracle
                 Captured(0), Captured(1), Captured(2), Captured(3));
         }
 
+        public int Bucket(int distance) => AttentionOracle.Bucket(distance, inputs.BucketTable!.Shape[0], inputs.MaximumDistance, inputs.IsBidirectional);
+
         /// <summary>The derivative of the softcap at a pair whose score before the formula is this.</summary>
         public T CapSlope(T score, int b, int h, int i, int j)
         {
@@ -208,6 +232,8 @@ public static class AttentionOracle
                     added -= Slope(slopes, b, h) * T.CreateTruncating(Math.Abs(distance));
                 if (bias is not null)
                     added += bias[h, distance + Centre];
+                if (table is not null)
+                    added += table[Bucket(distance), h];
                 if (dense is not null)
                     added += dense[b, h, i, j];
                 if (rows is not null)
