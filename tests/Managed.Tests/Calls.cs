@@ -70,7 +70,7 @@ public static class Calls
             var problem = new AttentionProblem
             {
                 Query = Input("query", 1, batch, heads, queries, size), Key = Input("key", 2, batch, keyHeads, keys, size), Value = Input("value", 3, batch, keyHeads, keys, valueSize),
-                Causal = true, Softcap = 5, KeyLengths = memory.Put("lengths", lengths),
+                Causal = true, Softcap = 5, Sinks = Input("sinks", 13, heads), KeyLengths = memory.Put("lengths", lengths),
                 Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys - 1), BucketedBias = new(Input("table", 6, buckets, heads), 40),
                 DenseBias = Input("dense", 7, 1, heads, queries, keys), RowBias = Input("row", 8, batch, heads, queries), ColumnBias = Input("column", 9, batch, 1, keys),
             };
@@ -78,7 +78,7 @@ public static class Calls
             {
                 Query = Output("of query", batch, heads, queries, size), Key = Output("of key", batch, keyHeads, keys, size), Value = Output("of value", batch, keyHeads, keys, valueSize),
                 Slopes = Output("of slopes", heads), DistanceBias = Output("of distance", heads, queries + keys - 1), BucketedBias = Output("of table", buckets, heads),
-                DenseBias = Output("of dense", 1, heads, queries, keys), RowBias = Output("of row", batch, heads, queries), ColumnBias = Output("of column", batch, 1, keys),
+                DenseBias = Output("of dense", 1, heads, queries, keys), RowBias = Output("of row", batch, heads, queries), ColumnBias = Output("of column", batch, 1, keys), Sinks = Output("of sinks", heads),
             };
             if (hasRule)
             {

@@ -3,9 +3,9 @@ namespace TransformerKernels;
 /// <summary>Exact fused attention with relative bias, forward and backward. Memory beyond inputs and outputs grows with the lengths, not with their product.</summary>
 /// <remarks>
 /// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then the softcap, then every bias is added, then hidden pairs are left out;
-/// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ, outputᵢ = Σⱼ pᵢⱼ vⱼ.
+/// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ with e^sink in the sum if there is one, outputᵢ = Σⱼ pᵢⱼ vⱼ.
 /// <para>
-/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞. A pair hidden by causality or by a score of −∞ contributes nothing, even if
+/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞, or its sink. A pair hidden by causality or by a score of −∞ contributes nothing, even if
 /// its key or value is NaN. Dropout on the weights is not offered. Dao et al. 2022, "FlashAttention"; Rabe and Staats 2021.
 /// </para>
 /// <para>Results have the same bits for any number of threads and any batch around a sequence.</para>
@@ -22,7 +22,7 @@ public static class Attention
     /// <param name="rule">A formula applied to every score; see <see cref="IScoreRule"/>.</param>
     /// <param name="output">[b, h, Sq, dv], overwritten.</param>
     /// <param name="logSumExp">
-    /// [b, h, Sq], overwritten: natural, biases included. Or [b, h, Sq, 2]: the log-sum-exp and what rounding it to float32 took, for a faster
+    /// [b, h, Sq], overwritten: natural, biases and sink included. Or [b, h, Sq, 2]: the log-sum-exp and what rounding it to float32 took, for a faster
     /// backward pass. May be absent (default).
     /// </param>
     /// <param name="workspace">Scratch memory of the device; <see cref="ForwardWorkspaceBytes"/>.</param>
@@ -117,6 +117,7 @@ public static class Attention
         CheckShared(device, problem.DenseBias, "problem.DenseBias", batch, heads, queries, keys);
         CheckShared(device, problem.RowBias, "problem.RowBias", batch, heads, queries);
         CheckShared(device, problem.ColumnBias, "problem.ColumnBias", batch, heads, keys);
+        Require.OptionalInput(device, problem.Sinks, "problem.Sinks", heads);
         if (problem.KeyLengths.IsPresent)
             Require.Input(device, problem.KeyLengths, "problem.KeyLengths", [ElementType.Int32, ElementType.Int64], batch);
         if (problem.Softcap is { } cap)
@@ -199,6 +200,7 @@ public static class Attention
         CheckLike(device, gradients.DenseBias, "gradients.DenseBias", problem.DenseBias, "problem.DenseBias");
         CheckLike(device, gradients.RowBias, "gradients.RowBias", problem.RowBias, "problem.RowBias");
         CheckLike(device, gradients.ColumnBias, "gradients.ColumnBias", problem.ColumnBias, "problem.ColumnBias");
+        CheckLike(device, gradients.Sinks, "gradients.Sinks", problem.Sinks, "problem.Sinks");
         CheckLike(device, gradients.Captured0, "gradients.Captured0", problem.Captured0.Values, "problem.Captured0");
         CheckLike(device, gradients.Captured1, "gradients.Captured1", problem.Captured1.Values, "problem.Captured1");
         CheckLike(device, gradients.Captured2, "gradients.Captured2", problem.Captured2.Values, "problem.Captured2");
@@ -221,7 +223,7 @@ public static class Attention
         }
     }
 
-    private const int GradientCount = 13;
+    private const int GradientCount = 14;
 
     private static TensorView Gradient(in AttentionGradients gradients, int index, out string name)
     {
@@ -232,13 +234,14 @@ public static class Attention
             case 2: name = "gradients.Value"; return gradients.Value;
             case 3: name = "gradients.Slopes"; return gradients.Slopes;
             case 4: name = "gradients.DistanceBias"; return gradients.DistanceBias;
-            case 12: name = "gradients.BucketedBias"; return gradients.BucketedBias;
-            case 9: name = "gradients.DenseBias"; return gradients.DenseBias;
-            case 10: name = "gradients.RowBias"; return gradients.RowBias;
-            case 11: name = "gradients.ColumnBias"; return gradients.ColumnBias;
-            case 5: name = "gradients.Captured0"; return gradients.Captured0;
-            case 6: name = "gradients.Captured1"; return gradients.Captured1;
-            case 7: name = "gradients.Captured2"; return gradients.Captured2;
+            case 5: name = "gradients.BucketedBias"; return gradients.BucketedBias;
+            case 6: name = "gradients.DenseBias"; return gradients.DenseBias;
+            case 7: name = "gradients.RowBias"; return gradients.RowBias;
+            case 8: name = "gradients.ColumnBias"; return gradients.ColumnBias;
+            case 9: name = "gradients.Sinks"; return gradients.Sinks;
+            case 10: name = "gradients.Captured0"; return gradients.Captured0;
+            case 11: name = "gradients.Captured1"; return gradients.Captured1;
+            case 12: name = "gradients.Captured2"; return gradients.Captured2;
             default: name = "gradients.Captured3"; return gradients.Captured3;
         }
     }
@@ -267,6 +270,7 @@ public static class Attention
         Require.Disjoint(written, name, problem.DenseBias, "problem.DenseBias");
         Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
         Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");
+        Require.Disjoint(written, name, problem.Sinks, "problem.Sinks");
         Require.Disjoint(written, name, problem.KeyLengths, "problem.KeyLengths");
         Require.Disjoint(written, name, problem.Captured0.Values, "problem.Captured0");
         Require.Disjoint(written, name, problem.Captured1.Values, "problem.Captured1");

@@ -26,7 +26,7 @@ internal sealed partial class CpuDevice
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
-        fixed (byte* bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, keyLengths = problem.KeyLengths)
+        fixed (byte* sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, dSinks = gradients.Sinks, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
@@ -35,7 +35,7 @@ internal sealed partial class CpuDevice
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
             var addresses = new ScoringAddresses
             {
-                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, KeyLengths = keyLengths,
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, KeyLengths = keyLengths,
                 Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
@@ -99,6 +99,15 @@ internal sealed partial class CpuDevice
                 fold.Slopes((float*)dSlopes, gradients.Slopes);
             if (gradients.BucketedBias.IsPresent)
                 fold.Buckets((float*)dBucketedBias, gradients.BucketedBias);
+            if (gradients.Sinks.IsPresent)
+            {
+                double* sums = (double*)(scratch + ThreadCount * plan.ScratchBytes + plan.SinkPartial);
+                Run(new SumSinkGradients
+                {
+                    Shape = shape, Scoring = scoring, Output = work.Output, LogSumExp = logSumExp, UpstreamOutput = work.UpstreamOutput, UpstreamLogSumExp = work.UpstreamLogSumExp, Sums = sums,
+                }, shape.Batch * shape.Heads);
+                fold.Sinks((float*)dSinks, gradients.Sinks, sums);
+            }
             for (int c = 0; c < PairTensors.Count; c++)
                 fold.Tensor(c, work.TensorGradients[c]);
         }
@@ -296,7 +305,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             && AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
     }
 
-    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get a log-sum-exp of ∞: their weights are 0.
+    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
     private readonly void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -320,8 +329,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         for (nint row = 0; row < block; row++)
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
-            logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
-            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            logSumExp[row] = seesKeys ? MathF.Min(l[row * LogSumExp.Row], float.MaxValue) : float.MaxValue;
+            remainder[row] = seesKeys ? (float)(Math.Exp(-(double)l[row * LogSumExp.Row + LogSumExp.Column]) - 1) : 0;
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
@@ -410,8 +419,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 V none = V.From(float.NegativeInfinity);
                 least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
-            // The forward pass's exponential, so that weights add up to 1, and exact where a row's weight lies on one key: its gradients are the small weights of the others.
-            V p0 = V.Exp(z0 - l0 - rest0), p1 = V.Exp(z1 - l1 - rest1), p2 = V.Exp(z2 - l2 - rest2), p3 = V.Exp(z3 - l3 - rest3);
+            V p0 = Weight(z0, l0, rest0), p1 = Weight(z1, l1, rest1), p2 = Weight(z2, l2, rest2), p3 = Weight(z3, l3, rest3);
             V dz0 = p0 * (V.Load(gradients) - d0);
             V dz1 = p1 * (V.Load(gradients + w) - d1);
             V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);
@@ -441,6 +449,15 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             added += bias.Step;
         }
         return THiding.Hides && V.AnyEqual(least, V.From(float.NegativeInfinity));
+    }
+
+    // e^(z − L), with what the subtraction rounds away put back, and e^−remainder − 1 of L. The forward pass's exponential, so that weights add up to 1, and
+    // exact where a row's weight lies on one key: its gradients are the small weights of the others.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Weight<V>(V z, V logSumExp, V rest) where V : struct, ILanes<V>
+    {
+        V below = z - logSumExp, lost = z - (below + logSumExp), weight = V.Exp(below);
+        return V.MultiplyAdd(weight, lost + rest, weight);
     }
 
     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.

@@ -25,13 +25,13 @@ internal sealed partial class CpuDevice
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
-        fixed (byte* bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
+        fixed (byte* sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
             var addresses = new ScoringAddresses
             {
-                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, KeyLengths = keyLengths,
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, KeyLengths = keyLengths,
                 Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
@@ -271,6 +271,19 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
+        float sink = Scoring.Sink(head);
+        float* logSumExp = LogSumExp.IsPresent ? LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row : null;
+        for (nint row = 0; row < rows; row++)
+        {
+            double exact = sink != float.NegativeInfinity ? AddSink(sink, maximum[row], ref sum[row], o + row, dv, block)
+                : sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
+            if (logSumExp == null)
+                continue;
+            float rounded = (float)exact;
+            logSumExp[row * LogSumExp.Row] = rounded;
+            if (HasRemainder)
+                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
+        }
         for (nint lane = 0; lane < block; lane += V.Count)
         {
             V total = V.Load(sum + lane), divisor = V.SelectEqual(total, V.Zero, V.One, total); // nothing was summed of a query that sees no key
@@ -278,17 +291,24 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
         }
         MatrixCopy.Run(o, 1, block, Output.Matrix(batch, head) + i0 * Output.Row, Output.Row, Output.Column, rows, dv);
-        if (!LogSumExp.IsPresent)
-            return;
-        float* logSumExp = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row;
-        for (nint row = 0; row < rows; row++)
+    }
+
+    // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.
+    private static double AddSink(float sink, float maximum, ref float sum, float* output, nint dv, nint block)
+    {
+        const double far = 80; // e^80 is a float; beside it the weights are nothing
+        double above = sum == 0 ? double.PositiveInfinity : (double)sink - maximum;
+        if (above > far)
         {
-            double exact = sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
-            float rounded = (float)exact;
-            logSumExp[row * LogSumExp.Row] = rounded;
-            if (HasRemainder)
-                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
+            float share = (float)Math.Exp(-above);
+            for (nint column = 0; column < dv; column++)
+                output[column * block] *= share;
+            sum = 1;
+            return sink;
         }
+        double total = sum + Math.Exp(above);
+        sum = (float)total;
+        return maximum + Math.Log(total);
     }
 }
 

@@ -41,11 +41,14 @@ public ref struct AttentionProblem
     /// <summary>A bias for every pair, [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. −∞ hides the pair.</summary>
     public TensorView DenseBias { get; set; }
 
-    /// <summary>A bias for every query, [b, h, Sq]; any axis may have length 1. It changes the log-sum-exp, never the output.</summary>
+    /// <summary>A bias for every query, [b, h, Sq]; any axis may have length 1. It changes the log-sum-exp, and the output only beside a sink.</summary>
     public TensorView RowBias { get; set; }
 
     /// <summary>A bias for every key, [b, h, Sk]; any axis may have length 1. With <see cref="RowBias"/> a term of rank two, a forgetting gate for instance.</summary>
     public TensorView ColumnBias { get; set; }
+
+    /// <summary>A logit a head, [h], that takes part in the softmax without a key: e^sink joins the denominator (gpt-oss). −∞ is none.</summary>
+    public TensorView Sinks { get; set; }
 
     /// <summary>How many keys each sequence has, [b], int32 or int64, from 0 to Sk: those beyond are hidden. All of them if absent. Positions don't change.</summary>
     public TensorView KeyLengths { get; set; }
@@ -68,7 +71,7 @@ public ref struct AttentionProblem
     /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
     internal readonly string? FirstBeyondTheBasics =>
         BucketedBias.IsPresent ? nameof(BucketedBias) : DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
-        KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
+        Sinks.IsPresent ? nameof(Sinks) : KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
 }
 
 /// <summary>What the forward pass left for the backward pass.</summary>
@@ -91,7 +94,7 @@ public ref struct AttentionUpstream
     /// <summary>[b, h, Sq, dv]. Required.</summary>
     public TensorView Output { get; set; }
 
-    /// <summary>[b, h, Sq]; zero if absent. Rows that see no key ignore it.</summary>
+    /// <summary>[b, h, Sq]; zero if absent. Rows that see neither a key nor a sink ignore it.</summary>
     public TensorView LogSumExp { get; set; }
 }
 
@@ -119,11 +122,14 @@ public ref struct AttentionGradients
     /// <summary>As <see cref="AttentionProblem.DenseBias"/>, summed over what it is shared along.</summary>
     public TensorView DenseBias { get; set; }
 
-    /// <summary>As <see cref="AttentionProblem.RowBias"/>, summed over what it is shared along: that of the log-sum-exp alone, and rounding.</summary>
+    /// <summary>As <see cref="AttentionProblem.RowBias"/>, summed over what it is shared along: without sinks that of the log-sum-exp alone, and rounding.</summary>
     public TensorView RowBias { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.ColumnBias"/>, summed over what it is shared along.</summary>
     public TensorView ColumnBias { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Sinks"/>, summed over the batch: −Σ e^(sink − L) · D over the queries.</summary>
+    public TensorView Sinks { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.Captured0"/>.</summary>
     public TensorView Captured0 { get; set; }

@@ -3,7 +3,7 @@ namespace TransformerKernels;
 /// <summary>The addresses of the tensors that change scores, pinned while a call runs; null where there is none.</summary>
 internal unsafe struct ScoringAddresses
 {
-    public byte* Slopes, DistanceBias, BucketedBias, DenseBias, RowBias, ColumnBias, KeyLengths, Captured0, Captured1, Captured2, Captured3;
+    public byte* Slopes, DistanceBias, BucketedBias, DenseBias, RowBias, ColumnBias, Sinks, KeyLengths, Captured0, Captured1, Captured2, Captured3;
 }
 
 /// <summary>The tensors that change scores, as pointers while a call runs.</summary>
@@ -16,6 +16,9 @@ internal readonly unsafe struct AttentionScoring
     private readonly int buckets;
     private readonly int* starts;
     private readonly bool isBidirectional;
+
+    private readonly float* sinks;
+    private readonly nint sinkStep;
 
     private readonly byte* lengths;
     private readonly nint lengthStep, keys;
@@ -52,6 +55,11 @@ internal readonly unsafe struct AttentionScoring
             starts = (int*)memory;
             BucketedBias.FillStarts(starts, buckets, problem.BucketedBias.MaximumDistance);
         }
+        if (problem.Sinks.IsPresent)
+        {
+            sinks = (float*)at.Sinks;
+            sinkStep = (nint)problem.Sinks.Stride(0);
+        }
         keys = (nint)problem.Key.Length(2);
         if (problem.KeyLengths.IsPresent)
         {
@@ -74,6 +82,11 @@ internal readonly unsafe struct AttentionScoring
     public bool HasAdded => Tensors[PairTensors.DenseBias].IsPresent || Tensors[PairTensors.RowBias].IsPresent || Tensors[PairTensors.ColumnBias].IsPresent;
 
     public bool HasLine => slopes != null || distanceBias != null || table != null;
+
+    public bool HasSinks => sinks != null;
+
+    /// <summary>The logit of a head that has no key; −∞ if there is none.</summary>
+    public float Sink(nint head) => sinks == null ? float.NegativeInfinity : sinks[head * sinkStep];
 
     /// <summary>How many keys a sequence has.</summary>
     public long KeyLength(nint batch) => lengths == null ? keys : hasLongLengths ? ((long*)lengths)[batch * lengthStep] : ((int*)lengths)[batch * lengthStep];

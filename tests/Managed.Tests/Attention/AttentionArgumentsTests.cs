@@ -98,6 +98,7 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.BucketedBias", "even number", (ref p) => p.BucketedBias = new(Tensor(7, Heads), 128, bidirectional: true));
         Refuses<ArgumentException>("problem.BucketedBias", "at least 2", (ref p) => p.BucketedBias = new(Tensor(1, Heads)));
         Refuses<ArgumentOutOfRangeException>("problem.BucketedBias", "beyond the 16 buckets", (ref p) => p.BucketedBias = new(Tensor(32, Heads), 16));
+        Refuses<ArgumentException>("problem.Sinks", "[4]", (ref p) => p.Sinks = Tensor(KeyHeads));
         Refuses<ArgumentException>("problem.KeyLengths", "Int32", (ref p) => p.KeyLengths = Tensor(Batch));
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "above 0", (ref p) => p.Softcap = 0);
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "finite", (ref p) => p.Softcap = float.PositiveInfinity);
@@ -127,6 +128,7 @@ public class AttentionArgumentsTests
         Refused("DenseBias", (ref p) => p.DenseBias = At(device, 1, 1, Queries, Keys));
         Refused("RowBias", (ref p) => p.RowBias = At(device, 1, Heads, Queries));
         Refused("ColumnBias", (ref p) => p.ColumnBias = At(device, 1, Heads, Keys));
+        Refused("Sinks", (ref p) => p.Sinks = At(device, Heads));
         Refused("KeyLengths", (ref p) => p.KeyLengths = device.View(ElementType.Int64, Batch));
         Refused("Softcap", (ref p) => p.Softcap = 30);
     }

@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, key lengths and softcap.</summary>
+/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, sinks, key lengths and softcap.</summary>
 public class AttentionBiasTests
 {
     private static ComputeDevice Device => DeviceUnderTest.Device;
@@ -104,6 +104,45 @@ public class AttentionBiasTests
                     Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
                 }.Check(Device, rule, new GainedTemperatureFormula(0.25f, 20));
             }
+        }
+    }
+
+    [Theory]
+    [InlineData(0)]
+    [InlineData(-30)]
+    [InlineData(5)]
+    [InlineData(79)]
+    [InlineData(95)]
+    [InlineData(200)]
+    [InlineData(double.NegativeInfinity)]
+    public void Sinks_join_the_denominator_and_have_a_gradient(double sink)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(1, 1), (7, 4), (66, 130)])
+        {
+            Grid<double> sinks = AttentionCase.Numbers(4, 1, 4);
+            sinks.Data[0] = sink;
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, Causal = true, Sinks = sinks, HasLogSumExpUpstream = true, KeepsRemainder = keys > 4,
+                RowBias = keys > 4 ? AttentionCase.Numbers(5, 1, 2, 4, queries) : null,
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            for (int i = 0; i < fresh.Sinks.Length; i++)
+                Assert.Equal(1 + fresh.Sinks[i], added.Sinks[i], 2e-6 * (1 + Math.Abs(fresh.Sinks[i])));
+            new AttentionCase { Queries = queries, Keys = keys, Softcap = 3, Sinks = AttentionCase.Numbers(6, 1, 2), BucketTable = AttentionCase.Numbers(7, 1, 8, 2), MaximumDistance = 20 }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void A_query_that_sees_a_sink_alone_has_output_0_and_the_sink_as_its_log_sum_exp()
+    {
+        foreach (float sink in (float[])[0.5f, -2, 300])
+        {
+            AttentionCase.Results results = new AttentionCase { Queries = 7, Keys = 4, Causal = true, Sinks = Grid.Of((ReadOnlySpan<double>)[sink, -2], 2), HasLogSumExpUpstream = true }.Run(Device, default(PlainScore));
+            Assert.Equal([sink, sink, sink], results.LogSumExp[..3]);
+            Assert.All(results.Output[..12], o => Assert.Equal(0, o));
+            Assert.All(results.Query[..12], g => Assert.Equal(0, g));
         }
     }
 

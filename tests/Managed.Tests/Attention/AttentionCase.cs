@@ -35,6 +35,7 @@ public sealed class AttentionCase
     public Grid<double>? DenseBias { get; init; }
     public Grid<double>? RowBias { get; init; }
     public Grid<double>? ColumnBias { get; init; }
+    public Grid<double>? Sinks { get; init; }
     public float? Softcap { get; init; }
     public int[]? KeyLengths { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
@@ -42,7 +43,7 @@ public sealed class AttentionCase
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
-    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
+    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
     private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
 
@@ -76,7 +77,7 @@ public sealed class AttentionCase
                 Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = Scale ?? (float)(1 / Math.Sqrt(HeadSize)), Causal = Causal, QueryOffset = QueryOffset,
                 Slopes = Slopes, DistanceBias = DistanceBias, DistanceCentre = DistanceCentre, Formula = formula, Captured = Captured,
                 BucketTable = BucketTable, MaximumDistance = MaximumDistance, IsBidirectional = IsBidirectional,
-                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Softcap = Softcap, KeyLengths = KeyLengths,
+                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Sinks = Sinks, Softcap = Softcap, KeyLengths = KeyLengths,
             };
             AttentionResult<double> forward = AttentionOracle.Forward<double>(inputs);
             AttentionResult<float> naive = AttentionOracle.Forward<float>(inputs);
@@ -97,6 +98,7 @@ public sealed class AttentionCase
             AddBias("dDense", DenseBias, ours.DenseBias, backward.DenseBias, naiveBackward.DenseBias, backward.DenseBiasMagnitude);
             AddBias("dRow", RowBias, ours.RowBias, backward.RowBias, naiveBackward.RowBias, backward.RowBiasMagnitude);
             AddBias("dColumn", ColumnBias, ours.ColumnBias, backward.ColumnBias, naiveBackward.ColumnBias, backward.ColumnBiasMagnitude);
+            AddBias("dSinks", Sinks, ours.Sinks, backward.Sinks, naiveBackward.Sinks, backward.SinksMagnitude);
             void AddBias(string name, Grid<double>? bias, float[] ours, Grid<double>? oracle, Grid<float>? naive, Grid<double>? magnitude)
             {
                 if (bias is null)
@@ -144,6 +146,12 @@ public sealed class AttentionCase
             gradients.BucketedBias = TensorView.Of(dTable, Shape(BucketTable));
         }
         float[] dDense = Fresh(DenseBias, start), dRow = Fresh(RowBias, start), dColumn = Fresh(ColumnBias, start);
+        float[] dSinks = Fresh(Sinks, start);
+        if (Sinks is not null)
+        {
+            problem.Sinks = View(Sinks);
+            gradients.Sinks = TensorView.Of(dSinks, Shape(Sinks));
+        }
         problem.Softcap = Softcap;
         if (KeyLengths is not null)
             problem.KeyLengths = TensorView.Of(KeyLengths, Batch);
@@ -186,7 +194,7 @@ public sealed class AttentionCase
             logSumExp[i] = pairs[2 * i];
         return new(RowMajor(output), logSumExp, RowMajor(dQuery), RowMajor(dKey), RowMajor(dValue), dSlopes, dDistance, dCaptured,
             [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)])
-        { BucketTable = dTable, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn };
+        { BucketTable = dTable, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn, Sinks = dSinks };
     }
 
     private Strided Tensor(int heads, int positions, int size) => new([Batch, heads, positions, size], Order, Gap);
@@ -238,6 +246,7 @@ public sealed class AttentionCase
         public float[] DenseBias { get; init; } = [];
         public float[] RowBias { get; init; } = [];
         public float[] ColumnBias { get; init; } = [];
-        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, BucketTable, DenseBias, RowBias, ColumnBias, .. Captured];
+        public float[] Sinks { get; init; } = [];
+        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, BucketTable, DenseBias, RowBias, ColumnBias, Sinks, .. Captured];
     }
 }

@@ -50,6 +50,9 @@ public sealed class AttentionInputs
     /// <summary>[b, h, Sk], any axis may have length 1.</summary>
     public Grid<double>? ColumnBias { get; init; }
 
+    /// <summary>[h]: a logit in the denominator without a key.</summary>
+    public Grid<double>? Sinks { get; init; }
+
     /// <summary>The keys of each sequence; all if null.</summary>
     public int[]? KeyLengths { get; init; }
 
@@ -112,10 +115,12 @@ public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Va
     public Grid<T>? DenseBias { get; init; }
     public Grid<T>? RowBias { get; init; }
     public Grid<T>? ColumnBias { get; init; }
+    public Grid<T>? Sinks { get; init; }
 
-    /// <summary>Σ |terms| of the gradients of bucketed table, dense, row and column bias: their sums may cancel.</summary>
+    /// <summary>Σ |terms| of the gradients of bucketed table, dense, row and column bias, and sinks: their sums may cancel.</summary>
     public Grid<T>? BucketTableMagnitude { get; init; }
     public Grid<T>? DenseBiasMagnitude { get; init; }
     public Grid<T>? RowBiasMagnitude { get; init; }
     public Grid<T>? ColumnBiasMagnitude { get; init; }
+    public Grid<T>? SinksMagnitude { get; init; }
 }

@@ -4,9 +4,9 @@ namespace TransformerKernels.Oracle;
 
 /// <summary>Attention as it is defined: every score, every weight, one after the other.</summary>
 /// <remarks>
-/// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max); output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
+/// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max), a sink being one more term of the sum; output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
 /// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by its sequence's length, by a bias of −∞ and by a formula that says −∞: then neither its
-/// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ and gradients 0.
+/// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ (or its sink) and gradients 0.
 /// </remarks>
 public static class AttentionOracle
 {
@@ -44,6 +44,7 @@ public static class AttentionOracle
         Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
         Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))], capturedMagnitude = [.. dCaptured.Select(grid => grid.To<T>())];
         Grid<T>? dTable = Like<T>(inputs.BucketTable), tableMagnitude = Like<T>(inputs.BucketTable);
+        Grid<T>? dSinks = Like<T>(inputs.Sinks), sinksMagnitude = Like<T>(inputs.Sinks);
         Grid<T>? dDense = Like<T>(inputs.DenseBias), dRow = Like<T>(inputs.RowBias), dColumn = Like<T>(inputs.ColumnBias);
         Grid<T>? denseMagnitude = Like<T>(inputs.DenseBias), rowMagnitude = Like<T>(inputs.RowBias), columnMagnitude = Like<T>(inputs.ColumnBias);
         var output = new T[inputs.Value.Shape[3]];
@@ -54,10 +55,16 @@ public static class AttentionOracle
                 int hk = problem.KeyHead(h);
                 for (int i = 0; i < problem.Queries; i++)
                 {
-                    (List<Visible<T>> row, _) = problem.Row(b, h, i);
+                    (List<Visible<T>> row, T sum) = problem.Row(b, h, i);
                     Span<T> dO = dOutput.Row(b, h, i), query = problem.Query.Row(b, h, i);
                     problem.Output(b, h, row, output);
                     T average = Dot(dO, output) - (dLogSumExp is null ? T.Zero : dLogSumExp[b, h, i]);
+                    if (dSinks is not null && !T.IsNegativeInfinity(sum))
+                    {
+                        T term = T.Exp(problem.Sink(h) - sum) * average;
+                        dSinks[h] -= term;
+                        sinksMagnitude![h] += T.Abs(term);
+                    }
                     foreach (Visible<T> pair in row)
                     {
                         int j = pair.Key, distance = problem.Distance(i, j);
@@ -111,7 +118,7 @@ public static class AttentionOracle
         }
         return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude)
         {
-            BucketTable = dTable, BucketTableMagnitude = tableMagnitude, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
+            Sinks = dSinks, SinksMagnitude = sinksMagnitude, BucketTable = dTable, BucketTableMagnitude = tableMagnitude, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
             DenseBiasMagnitude = denseMagnitude, RowBiasMagnitude = rowMagnitude, ColumnBiasMagnitude = columnMagnitude,
         };
     }
@@ -153,7 +160,7 @@ public static class AttentionOracle
     private sealed class Problem<T> where T : IFloatingPointIeee754<T>
     {
         private readonly AttentionInputs inputs;
-        private readonly Grid<T>? slopes, bias, table, dense, rows, columns;
+        private readonly Grid<T>? slopes, bias, table, dense, rows, columns, sinks;
         private readonly Grid<T>[] captured;
         private readonly int offset;
 
@@ -166,6 +173,7 @@ public static class AttentionOracle
             slopes = inputs.Slopes?.To<T>();
             bias = inputs.DistanceBias?.To<T>();
             table = inputs.BucketTable?.To<T>();
+            sinks = inputs.Sinks?.To<T>();
             dense = inputs.DenseBias?.To<T>();
             rows = inputs.RowBias?.To<T>();
             columns = inputs.ColumnBias?.To<T>();
@@ -185,6 +193,8 @@ public static class AttentionOracle
         public int Keys { get; }
         public T Scale { get; }
         public int Centre { get; }
+
+        public T Sink(int head) => sinks![head];
 
         public int KeyHead(int head) => head / (Heads / Key.Shape[1]);
 
@@ -253,9 +263,11 @@ public static class AttentionOracle
                 row.Add(new(j, score, T.Zero));
                 scores.Add(z);
             }
-            if (row.Count == 0)
-                return (row, T.NegativeInfinity);
-            T sum = T.Zero;
+            if (sinks is not null)
+                largest = T.Max(largest, sinks[h]);
+            if (row.Count == 0 && T.IsNegativeInfinity(largest))
+                return (row, largest);
+            T sum = sinks is null ? T.Zero : T.Exp(sinks[h] - largest);
             foreach (T z in scores)
                 sum += T.Exp(z - largest);
             for (int n = 0; n < row.Count; n++)

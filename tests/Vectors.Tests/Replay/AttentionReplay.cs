@@ -10,7 +10,7 @@ public sealed class AttentionReplay : IReplay
         ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets"];
 
     private static readonly string[] Inputs =
-        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "temperature", "length_gain"];
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "sinks", "temperature", "length_gain"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
@@ -39,6 +39,8 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("row_bias", backward.RowBias.Data, magnitude: Largest(backward.RowBiasMagnitude!));
         if (backward.ColumnBias is not null)
             results.Gradient("column_bias", backward.ColumnBias.Data, magnitude: Largest(backward.ColumnBiasMagnitude!));
+        if (backward.Sinks is not null)
+            results.Gradient("sinks", backward.Sinks.Data, magnitude: Largest(backward.SinksMagnitude!));
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, backward.Captured[0].Data, magnitude: read.Inputs.Captured[0].By == CapturedBy.Head ? Largest(backward.CapturedMagnitude[0]) : 0);
         return results;
@@ -80,6 +82,7 @@ public sealed class AttentionReplay : IReplay
             DenseBias = View(inputs.DenseBias),
             RowBias = View(inputs.RowBias),
             ColumnBias = View(inputs.ColumnBias),
+            Sinks = View(inputs.Sinks),
             Softcap = (float?)inputs.Softcap,
             KeyLengths = inputs.KeyLengths is null ? default : TensorView.Of(inputs.KeyLengths, batch),
         };
@@ -99,7 +102,7 @@ public sealed class AttentionReplay : IReplay
 
         float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
         float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
-        float[] table = New(inputs.BucketTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]);
+        float[] table = New(inputs.BucketTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
         float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
         var gradients = new AttentionGradients
         {
@@ -112,6 +115,7 @@ public sealed class AttentionReplay : IReplay
             DenseBias = inputs.DenseBias is null ? default : View(dense, inputs.DenseBias.Shape),
             RowBias = inputs.RowBias is null ? default : View(rows, inputs.RowBias.Shape),
             ColumnBias = inputs.ColumnBias is null ? default : View(columns, inputs.ColumnBias.Shape),
+            Sinks = inputs.Sinks is null ? default : View(sinks, inputs.Sinks.Shape),
             Captured0 = inputs.Captured.Count > 0 ? View(capturedGradient, inputs.Captured[0].Values.Shape) : default,
         };
         Attention.Backward(device, problem, rule, new AttentionSaved { Output = View(output, outputShape), LogSumExp = View(logSumExp, batch, heads, queries) },
@@ -126,6 +130,7 @@ public sealed class AttentionReplay : IReplay
         results.Gradient("dense_bias", dense);
         results.Gradient("row_bias", rows);
         results.Gradient("column_bias", columns);
+        results.Gradient("sinks", sinks);
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, capturedGradient, 1, inputs.Captured[0].By == CapturedBy.Head ? 1 : inputs.Captured[0].Values.Shape[0]);
         return results;
@@ -167,6 +172,7 @@ public sealed class AttentionReplay : IReplay
             DenseBias = vector.Input("dense_bias")?.Grid,
             RowBias = PerHead(vector.Input("row_bias")?.Grid),
             ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
+            Sinks = vector.Input("sinks")?.Grid,
             Softcap = vector.Number("softcap"),
             KeyLengths = vector.Parameter("seqused_k") is { } lengths ? [.. lengths.EnumerateArray().Select(length => length.GetInt32())] : null,
             Formula = vector.Text("score_rule") switch
