@@ -104,19 +104,24 @@ public static class Attention
         {
             Require.Input(device, problem.DistanceBias, "problem.DistanceBias", problem.DistanceBias.Rank == 2 && problem.DistanceBias.Length(0) == 1 ? 1 : heads, -1);
             AttentionShape shape = AttentionShape.Of(problem);
-            long first = shape.LeastDistance + shape.DistanceCentre, last = shape.GreatestDistance + shape.DistanceCentre;
-            long length = problem.DistanceBias.Length(1);
-            if (queries > 0 && keys > 0 && (first < 0 || last >= length))
-                throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {shape.LeastDistance} to {shape.GreatestDistance} need entries {first} to {last}.", "problem.DistanceBias");
+            if (queries > 0 && keys > 0 && !problem.QueryOffsets.IsPresent) // which a device looks at
+                CheckDistances(problem.DistanceBias, shape, shape.QueryOffset);
         }
         if (problem.BucketedBias.IsPresent)
         {
             Require.Input(device, problem.BucketedBias.Table, "problem.BucketedBias", -1, heads);
             BucketedBias.Check(problem.BucketedBias.Table.Length(0), problem.BucketedBias.MaximumDistance, problem.BucketedBias.IsBidirectional, "problem.BucketedBias", "problem.BucketedBias");
         }
-        CheckShared(device, problem.DenseBias, "problem.DenseBias", batch, heads, queries, keys);
-        CheckShared(device, problem.RowBias, "problem.RowBias", batch, heads, queries);
-        CheckShared(device, problem.ColumnBias, "problem.ColumnBias", batch, heads, keys);
+        CheckShared(device, problem.DenseBias, "problem.DenseBias", ElementType.Float32, batch, heads, queries, keys);
+        CheckShared(device, problem.RowBias, "problem.RowBias", ElementType.Float32, batch, heads, queries);
+        CheckShared(device, problem.ColumnBias, "problem.ColumnBias", ElementType.Float32, batch, heads, keys);
+        CheckShared(device, problem.Mask, "problem.Mask", ElementType.Bool, batch, heads, queries, keys);
+        if (problem.QueryOffsets.IsPresent)
+        {
+            Require.Input(device, problem.QueryOffsets, "problem.QueryOffsets", [ElementType.Int32, ElementType.Int64], batch);
+            if (problem.QueryOffset is not null)
+                throw new ArgumentException("problem.QueryOffset and problem.QueryOffsets are both set; one of them says where queries stand.", "problem.QueryOffsets");
+        }
         Require.OptionalInput(device, problem.Sinks, "problem.Sinks", heads);
         if (problem.KeyLengths.IsPresent)
             Require.Input(device, problem.KeyLengths, "problem.KeyLengths", [ElementType.Int32, ElementType.Int64], batch);
@@ -134,15 +139,23 @@ public static class Attention
             throw new NotSupportedException($"The device {device.Name} doesn't offer attention with problem.{lacking} yet; use ComputeDevice.Cpu.");
     }
 
+    /// <summary>A distance vector has an entry for every distance of queries that begin at an offset.</summary>
+    internal static void CheckDistances(in TensorView distanceBias, in AttentionShape shape, long offset)
+    {
+        long least = shape.LeastDistanceFrom(offset), greatest = shape.GreatestDistanceFrom(offset), first = least + shape.DistanceCentre, last = greatest + shape.DistanceCentre, length = distanceBias.Length(1);
+        if (first < 0 || last >= length)
+            throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {least} to {greatest} need entries {first} to {last}.", "problem.DistanceBias");
+    }
+
     // Any axis may have length 1.
-    private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> full)
+    private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, ElementType type, params ReadOnlySpan<long> full)
     {
         if (!tensor.IsPresent)
             return;
         Span<long> shape = stackalloc long[full.Length];
         for (int axis = 0; axis < full.Length; axis++)
             shape[axis] = tensor.Rank == full.Length && tensor.Length(axis) == 1 ? 1 : full[axis];
-        Require.Input(device, tensor, name, shape);
+        Require.Input(device, tensor, name, [type], shape);
     }
 
     private static void CheckCaptured(ComputeDevice device, in AttentionProblem problem, in CapturedTensor captured, string name)
@@ -271,6 +284,8 @@ public static class Attention
         Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
         Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");
         Require.Disjoint(written, name, problem.Sinks, "problem.Sinks");
+        Require.Disjoint(written, name, problem.Mask, "problem.Mask");
+        Require.Disjoint(written, name, problem.QueryOffsets, "problem.QueryOffsets");
         Require.Disjoint(written, name, problem.KeyLengths, "problem.KeyLengths");
         Require.Disjoint(written, name, problem.Captured0.Values, "problem.Captured0");
         Require.Disjoint(written, name, problem.Captured1.Values, "problem.Captured1");

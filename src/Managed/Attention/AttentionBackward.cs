@@ -26,7 +26,7 @@ internal sealed partial class CpuDevice
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
-        fixed (byte* sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, dSinks = gradients.Sinks, keyLengths = problem.KeyLengths)
+        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, dSinks = gradients.Sinks, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
@@ -35,11 +35,11 @@ internal sealed partial class CpuDevice
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
             var addresses = new ScoringAddresses
             {
-                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, KeyLengths = keyLengths,
-                Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, Mask = mask,
+                QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
-            CheckKeyLengths(scoring, shape);
+            CheckSequences(problem, scoring, shape);
             var logSumExp = new Strided(l, saved.LogSumExp);
             bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
@@ -216,7 +216,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
 
     private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = (nint)Shape.QueryOffset;
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = Scoring.QueryOffset(batch);
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
         Clear(queryGradient, d * block);
@@ -233,8 +233,14 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
             {
                 nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
+                TileVisibility visible = Scoring.Mask.Look(batch, head, i0, rows, j0, tileKeys);
+                if (visible == TileVisibility.None)
+                {
+                    ClearPairs(head, i0, rows, j0, j0 + tileKeys);
+                    continue;
+                }
                 float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
-                LaneRows bias = scores.Bias<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal, out bool hides);
+                LaneRows bias = scores.Bias<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal, visible, out bool hides);
                 Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
                 Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
                 bool ruled = typeof(TRule) != typeof(PlainScore);

@@ -142,14 +142,21 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
                 continue;
             if (TensorGradients[c].Structure == CapturedStructure.PerQuery)
                 new Span<float>(capturedGradient[c].Start, (int)rows).CopyTo(new Span<float>(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + i0, (int)rows));
-            else if (TensorGradients[c].Structure == CapturedStructure.Dense && !AddsTo(c, head))
+        }
+        ClearPairs(head, i0, rows, end, first + count); // no tile of the block reaches these keys
+    }
+
+    // Of pairs that nothing is computed of: the gradients of tensors with a value a pair, which are written in place.
+    private readonly void ClearPairs(nint head, nint i0, nint rows, nint from, nint end)
+    {
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent || TensorGradients[c].Structure != CapturedStructure.Dense || AddsTo(c, head))
+                continue;
+            for (nint i = i0; i < i0 + rows; i++)
             {
-                // No tile of the block reaches these keys.
-                for (nint i = i0; i < i0 + rows; i++)
-                {
-                    for (nint j = end; j < first + count; j++)
-                        *TensorGradients[c].At(batch, head, i, j, 0) = 0;
-                }
+                for (nint j = from; j < end; j++)
+                    *TensorGradients[c].At(batch, head, i, j, 0) = 0;
             }
         }
     }

@@ -25,17 +25,17 @@ internal sealed partial class CpuDevice
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
-        fixed (byte* sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
+        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
             var addresses = new ScoringAddresses
             {
-                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, KeyLengths = keyLengths,
-                Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, Mask = mask,
+                QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
-            CheckKeyLengths(scoring, shape);
+            CheckSequences(problem, scoring, shape);
             var work = new AttentionForwardWork<TRule>
             {
                 Shape = shape,
@@ -53,13 +53,16 @@ internal sealed partial class CpuDevice
         }
     }
 
-    private static void CheckKeyLengths(in AttentionScoring scoring, in AttentionShape shape)
+    // What the host's memory says of each sequence.
+    private static void CheckSequences(in AttentionProblem problem, in AttentionScoring scoring, in AttentionShape shape)
     {
         for (nint batch = 0; batch < (nint)shape.Batch; batch++)
         {
             long length = scoring.KeyLength(batch);
             if (length < 0 || length > shape.Keys)
                 throw new ArgumentOutOfRangeException("problem.KeyLengths", length, $"Sequence {batch} has {length} keys; there are 0 to {shape.Keys}.");
+            if (problem.QueryOffsets.IsPresent && problem.DistanceBias.IsPresent && shape.Queries > 0 && shape.Keys > 0)
+                Attention.CheckDistances(problem.DistanceBias, shape, scoring.QueryOffset(batch));
         }
     }
 
@@ -95,12 +98,12 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, offset = (nint)Shape.QueryOffset;
+        nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         nint blocks = (queries + block - 1) / block;
         nint head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
         nint i0 = (blocks - 1 - item % blocks) * block; // the last block first: under a causal mask it takes longest
         nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
-        nint rows = Math.Min(block, queries - i0);
+        nint rows = Math.Min(block, queries - i0), offset = Scoring.QueryOffset(batch);
 
         float* q = (float*)scratch;
         float* o = q + d * block;
@@ -126,8 +129,11 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
+            TileVisibility visible = Scoring.Mask.Look(batch, head, i0, rows, j0, count);
+            if (visible == TileVisibility.None)
+                continue;
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
-            LaneRows bias = scores.Bias<V>(Scoring, i0, block, j0, count, Shape.Causal, out bool hides);
+            LaneRows bias = scores.Bias<V>(Scoring, i0, block, j0, count, Shape.Causal, visible, out bool hides);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
             if (typeof(TRule) == typeof(PlainScore) && !hides && count % Product.Rows == 0)
             {

@@ -4,7 +4,7 @@ namespace TransformerKernels;
 /// <remarks>
 /// Notation: b batch, h query heads, hk key heads (a divisor of h; query head i uses key head i / (h / hk)), Sq queries, Sk keys, d head size, dv value size.
 /// All tensors are float32 with any strides: a buffer laid out [batch, position, head, headSize] is passed as <c>view.Permute(0, 2, 1, 3)</c>.
-/// Query i stands at p = i + <see cref="QueryOffset"/>; the distance of a pair is key position − p.
+/// Query i stands at p = i + <see cref="QueryOffset"/> (or its sequence's of <see cref="QueryOffsets"/>); the distance of a pair is key position − p.
 /// </remarks>
 public ref struct AttentionProblem
 {
@@ -25,6 +25,9 @@ public ref struct AttentionProblem
 
     /// <summary>Where query 0 stands among the keys; Sk − Sq if absent, which aligns the last query with the last key (bottom-right); 0 is top-left.</summary>
     public long? QueryOffset { get; set; }
+
+    /// <summary>The same for each sequence, [b], int32 or int64, in place of <see cref="QueryOffset"/>.</summary>
+    public TensorView QueryOffsets { get; set; }
 
     /// <summary>ALiBi slopes m, [h] or [b, h]: adds −m·|distance| (Press et al. 2022).</summary>
     public TensorView Slopes { get; set; }
@@ -50,6 +53,9 @@ public ref struct AttentionProblem
     /// <summary>A logit a head, [h], that takes part in the softmax without a key: e^sink joins the denominator (gpt-oss). −∞ is none.</summary>
     public TensorView Sinks { get; set; }
 
+    /// <summary>Which pairs are visible, bool [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. It only hides: causality and the others still apply.</summary>
+    public TensorView Mask { get; set; }
+
     /// <summary>How many keys each sequence has, [b], int32 or int64, from 0 to Sk: those beyond are hidden. All of them if absent. Positions don't change.</summary>
     public TensorView KeyLengths { get; set; }
 
@@ -71,7 +77,7 @@ public ref struct AttentionProblem
     /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
     internal readonly string? FirstBeyondTheBasics =>
         BucketedBias.IsPresent ? nameof(BucketedBias) : DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
-        Sinks.IsPresent ? nameof(Sinks) : KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
+        Sinks.IsPresent ? nameof(Sinks) : Mask.IsPresent ? nameof(Mask) : QueryOffsets.IsPresent ? nameof(QueryOffsets) : KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
 }
 
 /// <summary>What the forward pass left for the backward pass.</summary>

@@ -3,7 +3,7 @@ namespace TransformerKernels;
 /// <summary>The addresses of the tensors that change scores, pinned while a call runs; null where there is none.</summary>
 internal unsafe struct ScoringAddresses
 {
-    public byte* Slopes, DistanceBias, BucketedBias, DenseBias, RowBias, ColumnBias, Sinks, KeyLengths, Captured0, Captured1, Captured2, Captured3;
+    public byte* Slopes, DistanceBias, BucketedBias, DenseBias, RowBias, ColumnBias, Sinks, Mask, QueryOffsets, KeyLengths, Captured0, Captured1, Captured2, Captured3;
 }
 
 /// <summary>The tensors that change scores, as pointers while a call runs.</summary>
@@ -20,9 +20,11 @@ internal readonly unsafe struct AttentionScoring
     private readonly float* sinks;
     private readonly nint sinkStep;
 
-    private readonly byte* lengths;
-    private readonly nint lengthStep, keys;
-    private readonly bool hasLongLengths;
+    private readonly byte* offsets, lengths;
+    private readonly nint offsetStep, lengthStep, offset, keys;
+    private readonly bool hasLongOffsets, hasLongLengths;
+
+    public readonly BooleanMask Mask;
 
     public readonly PairTensors Tensors;
 
@@ -60,7 +62,15 @@ internal readonly unsafe struct AttentionScoring
             sinks = (float*)at.Sinks;
             sinkStep = (nint)problem.Sinks.Stride(0);
         }
+        Mask = new BooleanMask(at.Mask, problem.Mask);
         keys = (nint)problem.Key.Length(2);
+        offset = (nint)AttentionShape.Of(problem).QueryOffset;
+        if (problem.QueryOffsets.IsPresent)
+        {
+            offsets = at.QueryOffsets;
+            offsetStep = (nint)problem.QueryOffsets.Stride(0);
+            hasLongOffsets = problem.QueryOffsets.Type == ElementType.Int64;
+        }
         if (problem.KeyLengths.IsPresent)
         {
             lengths = at.KeyLengths;
@@ -87,6 +97,9 @@ internal readonly unsafe struct AttentionScoring
 
     /// <summary>The logit of a head that has no key; −∞ if there is none.</summary>
     public float Sink(nint head) => sinks == null ? float.NegativeInfinity : sinks[head * sinkStep];
+
+    /// <summary>Where a sequence's first query stands among its keys.</summary>
+    public nint QueryOffset(nint batch) => offsets == null ? offset : hasLongOffsets ? (nint)((long*)offsets)[batch * offsetStep] : ((int*)offsets)[batch * offsetStep];
 
     /// <summary>How many keys a sequence has.</summary>
     public long KeyLength(nint batch) => lengths == null ? keys : hasLongLengths ? ((long*)lengths)[batch * lengthStep] : ((int*)lengths)[batch * lengthStep];

@@ -65,6 +65,14 @@ internal unsafe struct SumSinkGradients : IWork
 /// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
 internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, AttentionScoring scoring, float* partials, bool accumulate)
 {
+    // A distance beyond all that occur.
+    private const long Beyond = long.MaxValue / 2;
+
+    // The distances that occur in a sequence.
+    private long Least(long batch) => shape.LeastDistanceFrom(scoring.QueryOffset((nint)batch));
+
+    private long Greatest(long batch) => shape.GreatestDistanceFrom(scoring.QueryOffset((nint)batch));
+
     /// <summary>The gradient of the distance vector.</summary>
     public void Distance(float* gradient, in TensorView view)
     {
@@ -95,7 +103,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
                 double sum = 0;
                 for (long batch = perSequence ? row : 0; batch < (perSequence ? row + 1 : shape.Batch); batch++)
                 {
-                    for (long distance = shape.LeastDistance; distance <= shape.GreatestDistance; distance++)
+                    for (long distance = Least(batch); distance <= Greatest(batch); distance++)
                         sum -= Math.Abs(distance) * AtDistance(-1, batch, head, distance);
                 }
                 Store(gradient + (perSequence ? row * view.Stride(0) : 0) + head * view.Stride(view.Rank - 1), sum);
@@ -108,7 +116,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
     {
         for (int bucket = 0; bucket < scoring.Buckets; bucket++)
         {
-            (long first, long last) = scoring.DistancesOf(bucket, shape.LeastDistance, shape.GreatestDistance);
+            (long first, long last) = scoring.DistancesOf(bucket, -Beyond, Beyond);
             for (long head = 0; head < shape.Heads; head++)
                 Store(gradient + bucket * view.Stride(0) + head * view.Stride(1), OverDistances(-1, head, first, last));
         }
@@ -197,7 +205,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
     private void ByDistance(int capture, in Captured gradient)
     {
         bool shared = gradient.Heads == 1;
-        long last = gradient.Entries - 1, farthest = Math.Max(Math.Abs(shape.LeastDistance), Math.Abs(shape.GreatestDistance));
+        long last = gradient.Entries - 1;
         for (long row = 0; row < gradient.Heads; row++)
         {
             for (long index = 0; index <= last; index++)
@@ -209,11 +217,11 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
                     {
                         // The ends take what lies beyond them.
                         long distance = index - gradient.Centre;
-                        sum += OverDistances(capture, head, index == 0 ? shape.LeastDistance : distance, index == last ? shape.GreatestDistance : distance);
+                        sum += OverDistances(capture, head, index == 0 ? -Beyond : distance, index == last ? Beyond : distance);
                     }
                     else
                     {
-                        long far = index == last ? farthest : index;
+                        long far = index == last ? Beyond : index;
                         sum += OverDistances(capture, head, index, far) + OverDistances(capture, head, -far, index == 0 ? -1 : -index);
                     }
                 }
@@ -227,7 +235,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         double sum = 0;
         for (long batch = 0; batch < shape.Batch; batch++)
         {
-            for (long distance = Math.Max(from, shape.LeastDistance); distance <= Math.Min(to, shape.GreatestDistance); distance++)
+            for (long distance = Math.Max(from, Least(batch)); distance <= Math.Min(to, Greatest(batch)); distance++)
                 sum += AtDistance(capture, batch, head, distance);
         }
         return sum;
@@ -240,7 +248,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         for (long chunk = 0; chunk < plan.Chunks; chunk++)
         {
             long first = chunk * plan.Chunk, count = Math.Min(plan.Chunk, shape.Keys - first);
-            long u = -distance - shape.QueryOffset + first + count - 1; // i − j, counted from the last key of the chunk and the first query
+            long u = -distance - scoring.QueryOffset((nint)batch) + first + count - 1; // i − j, counted from the last key of the chunk and the first query
             if (u >= 0 && u < shape.Queries + count - 1)
                 sum += partials[(capture < 0 ? plan.LinePartial(shape, batch, head, chunk) : plan.CapturedPartial(shape, capture, batch, head, chunk)) + u];
         }

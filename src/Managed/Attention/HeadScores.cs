@@ -8,7 +8,7 @@ namespace TransformerKernels;
 internal unsafe struct HeadScores
 {
     private nint batch, head, queries, keys, offset;
-    private float* zeros, tile, queryBiases;
+    private float* zeros, tile, queryBiases, maskTiles;
     private bool hasAdded;
 
     /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
@@ -19,9 +19,9 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a block of zeros and one of biases a query.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor, one for the biases and two for the mask, a block of zeros and one of biases a query.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
-        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock;
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (3 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock;
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
     public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, ref float* scratch)
@@ -31,12 +31,13 @@ internal unsafe struct HeadScores
         this.head = head;
         this.queries = query + queries;
         this.keys = key + keys;
-        offset = (nint)shape.QueryOffset;
+        offset = scoring.QueryOffset(batch);
         nint block = AttentionTiles.Block<V>();
         zeros = Take(ref scratch, block);
         new Span<float>(zeros, (int)block).Clear();
         queryBiases = Take(ref scratch, block);
         tile = Take(ref scratch, AttentionTiles.Keys * block);
+        maskTiles = Take(ref scratch, 2 * AttentionTiles.Keys * block);
         hasAdded = scoring.HasAdded;
 
         // Query i and key j stand at line[i − j]: from the last key's first query to the first key's last query, and a block of spare lanes.
@@ -135,8 +136,9 @@ internal unsafe struct HeadScores
     /// <param name="j0">The first key.</param>
     /// <param name="keyCount">The keys.</param>
     /// <param name="causal">Whether a query sees no keys behind its position.</param>
+    /// <param name="visible">How much of the tile the boolean mask shows.</param>
     /// <param name="hides">Whether there may be −∞.</param>
-    public readonly LaneRows Bias<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint j0, nint keyCount, bool causal, out bool hides) where V : struct, ILanes<V>
+    public readonly LaneRows Bias<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint j0, nint keyCount, bool causal, TileVisibility visible, out bool hides) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         LaneRows rows = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
@@ -147,6 +149,12 @@ internal unsafe struct HeadScores
         {
             hides |= Add<V>(scoring, rows, i0, j0, keyCount);
             rows = new() { Start = tile, Step = block };
+        }
+        if (visible == TileVisibility.Some)
+        {
+            scoring.Mask.Hide<V>(batch, head, i0, Math.Min(queryCount, queries - i0), j0, keyCount, rows, tile, maskTiles);
+            rows = new() { Start = tile, Step = block };
+            hides = true;
         }
         if (!crossesDiagonal && queryCount == block)
             return rows;
@@ -188,9 +196,10 @@ internal unsafe struct HeadScores
             V ofKey = V.From(keyBias);
             for (nint lane = 0; lane < block; lane += V.Count)
             {
-                V bias = V.Load(line.Start + row * line.Step + lane) + V.Load(queryBiases + lane) + ofKey;
+                V bias = V.Load(queryBiases + lane) + ofKey;
                 if (perPair)
                     bias += V.Load(tile + row * block + lane);
+                bias += V.Load(line.Start + row * line.Step + lane); // the largest far from the diagonal, so it comes last
                 least = V.SelectEqual(bias, none, none, least);
                 bias.Store(tile + row * block + lane);
             }

@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, sinks, key lengths and softcap.</summary>
+/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, sinks, boolean masks, offsets and lengths of each sequence and softcap.</summary>
 public class AttentionBiasTests
 {
     private static ComputeDevice Device => DeviceUnderTest.Device;
@@ -144,6 +144,190 @@ public class AttentionBiasTests
             Assert.All(results.Output[..12], o => Assert.Equal(0, o));
             Assert.All(results.Query[..12], g => Assert.Equal(0, g));
         }
+    }
+
+    [Theory]
+    [MemberData(nameof(Sharings))]
+    public void A_boolean_mask_shared_along_any_axes_agrees_with_the_definition(bool batch, bool head, bool query, bool key)
+    {
+        foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(3, 4, false), (20, 30, true), (67, 133, true), (70, 66, false)])
+        {
+            foreach (float share in (float[])[0.5f, 0.03f, 0.97f])
+            {
+                foreach (bool full in (bool[])[false, true])
+                {
+                    new AttentionCase
+                    {
+                        Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true,
+                        Mask = RandomMask(share, batch ? 1 : 2, head ? 1 : 4, query ? 1 : queries, key ? 1 : keys),
+                        DenseBias = full ? AttentionCase.Numbers(4, 1, 1, 4, queries, keys) : null, Slopes = full ? AttentionCase.Numbers(1, 0.2f, 4) : null,
+                        Sinks = full && causal ? AttentionCase.Numbers(5, 1, 4) : null, ColumnBias = full ? AttentionCase.Numbers(6, 1, 2, 1, keys) : null,
+                    }.Check(Device, default(PlainScore));
+                }
+            }
+        }
+    }
+
+    // So large a share of the pairs is visible; in long rows whole tiles are all visible or all hidden.
+    private static Grid<double> RandomMask(float share, params int[] shape)
+    {
+        Grid<double> mask = AttentionCase.Numbers(9, 1, shape);
+        var random = new Random(1);
+        for (int i = 0; i < mask.Data.Length; i++)
+            mask.Data[i] = random.NextSingle() < share ? 1 : 0;
+        for (int at = 0; shape[3] > 128 && at < mask.Data.Length; at += shape[3])
+        {
+            Array.Fill(mask.Data, 1, at, 64);
+            Array.Fill(mask.Data, 0, at + 64, 64);
+        }
+        return mask;
+    }
+
+    [Theory]
+    [InlineData(float.NaN)]
+    [InlineData(float.PositiveInfinity)]
+    public void What_a_boolean_mask_hides_contributes_nothing_whatever_it_holds(float poison)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(5, 9), (70, 140)])
+        {
+            // Hidden are a key and a value of some heads, and pairs whose bias is poisoned.
+            Grid<double> mask = Grid.Zeros<double>(2, 1, queries, keys), bias = AttentionCase.Numbers(4, 1, 2, 2, queries, keys);
+            for (int i = 0; i < queries; i++)
+            {
+                for (int b = 0; b < 2; b++)
+                {
+                    for (int j = 0; j < keys; j++)
+                        mask[b, 0, i, j] = j == 2 || j == keys - 1 || (i + j) % 5 == 0 ? 0 : 1;
+                    bias[b, 1, i, (5 - i % 5) % 5] = poison;
+                }
+            }
+            new AttentionCase
+            {
+                Batch = 2, Queries = queries, Keys = keys, Mask = mask, DenseBias = bias, HasLogSumExpUpstream = true,
+                Prepare = (_, k, v) => { k[0, 0, 2, 0] = poison; v[1, 1, keys - 1, 1] = poison; },
+            }.Check(Device, default(PlainScore));
+            new AttentionCase
+            {
+                Batch = 2, Queries = queries, Keys = keys, Mask = mask, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(2, 1, 1, 2, queries, keys), CapturedBy.Pair)],
+                Prepare = (_, k, v) => { k[0, 0, 2, 0] = poison; v[1, 1, keys - 1, 1] = poison; },
+            }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 200)), new GainedTemperatureFormula(0.25f, 200));
+        }
+    }
+
+    [Fact]
+    public void A_query_whose_keys_the_mask_hides_sees_none()
+    {
+        Grid<double> mask = Grid.Zeros<double>(1, 1, 7, 1);
+        mask.Data.AsSpan()[3..].Fill(1);
+        AttentionCase.Results results = new AttentionCase { Queries = 7, Keys = 130, Mask = mask, HasLogSumExpUpstream = true }.Run(Device, default(PlainScore));
+        for (int i = 0; i < 7; i++)
+            Assert.Equal(i < 3, results.LogSumExp[i] == float.NegativeInfinity);
+        Assert.All(results.Output[..12], o => Assert.Equal(0, o));
+        Assert.All(results.Query[..12], g => Assert.Equal(0, g));
+        mask.Data.AsSpan().Clear();
+        results = new AttentionCase { Queries = 7, Keys = 130, Mask = mask, DenseBias = AttentionCase.Numbers(1, 1, 1, 2, 7, 130), HasLogSumExpUpstream = true }.Run(Device, default(PlainScore));
+        Assert.All(results.LogSumExp, l => Assert.Equal(float.NegativeInfinity, l));
+        foreach (float[] zeros in (float[][])[results.Output, results.Query, results.Key, results.Value, results.DenseBias])
+            Assert.All(zeros, x => Assert.Equal(0, x));
+    }
+
+    [Fact]
+    public void A_boolean_mask_has_any_strides_and_any_byte_but_0_is_true()
+    {
+        const int queries = 70, keys = 66;
+        float[] q = Seeded.Normal(2 * queries * 4, 2), k = Seeded.Normal(2 * keys * 4, 3);
+        using var workspace = new Workspace(Device);
+        var random = new Random(2);
+        var bytes = new byte[3 * queries * keys]; // [key, query, head] of three heads
+        for (int n = 0; n < bytes.Length; n++)
+            bytes[n] = (byte)(random.Next(3) * 85);
+        Span<bool> visible = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, bool>(bytes.AsSpan());
+        var packed = new bool[2 * queries * keys];
+        var transposed = new bool[2 * queries * keys];
+        for (int h = 0; h < 2; h++)
+        {
+            for (int i = 0; i < queries; i++)
+            {
+                for (int j = 0; j < keys; j++)
+                    packed[(h * queries + i) * keys + j] = transposed[(h * keys + j) * queries + i] = bytes[(j * queries + i) * 3 + h + 1] != 0;
+            }
+        }
+        float[] Run(TensorView mask)
+        {
+            float[] o = new float[q.Length];
+            var problem = new AttentionProblem { Query = TensorView.Of(q, 1, 2, queries, 4), Key = TensorView.Of(k, 1, 2, keys, 4), Value = TensorView.Of(k, 1, 2, keys, 4), Mask = mask };
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, 1, 2, queries, 4), default, workspace);
+            return o;
+        }
+        float[] expected = Run(TensorView.Of(packed, 1, 2, queries, keys));
+        Assert.Equal(expected, Run(TensorView.Of(transposed, 1, 2, keys, queries).Permute(0, 1, 3, 2)));
+        Assert.Equal(expected, Run(TensorView.Of(visible, 1, keys, queries, 3).Slice(3, 1, 2).Permute(0, 3, 2, 1)));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Each_sequence_may_have_an_offset_of_its_own(bool causal)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(3, 5), (66, 140)])
+        {
+            int[] offsets = [0, keys - queries, 3, -2 * queries, keys + 20];
+            new AttentionCase
+            {
+                Batch = 5, Queries = queries, Keys = keys, Causal = causal, QueryOffsets = offsets, HasLogSumExpUpstream = true, Slopes = AttentionCase.Numbers(1, 0.1f, 2),
+                DistanceBias = AttentionCase.Numbers(2, 1, 2, 600), DistanceCentre = 300, BucketTable = AttentionCase.Numbers(3, 1, 12, 2), IsBidirectional = true, MaximumDistance = 60,
+            }.Check(Device, default(PlainScore));
+            new AttentionCase
+            {
+                Batch = 5, Queries = queries, Keys = keys, Causal = causal, QueryOffsets = offsets, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(4, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+            }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 20)), new GainedTemperatureFormula(0.25f, 20));
+        }
+    }
+
+    [Fact]
+    public void Offsets_of_sequences_have_the_bits_of_calls_of_their_own_and_either_integer_type()
+    {
+        const int queries = 5, keys = 9, size = 4;
+        float[] q = Seeded.Normal(2 * queries * size, 1), k = Seeded.Normal(2 * keys * size, 2), bias = Seeded.Normal(41, 3);
+        using var workspace = new Workspace(Device);
+        float[] Run(int first, int count, TensorView offsets, long? offset)
+        {
+            float[] o = new float[count * queries * size];
+            var problem = new AttentionProblem
+            {
+                Query = TensorView.Of(q, 2, 1, queries, size).Slice(0, first, count), Key = TensorView.Of(k, 2, 1, keys, size).Slice(0, first, count), Value = TensorView.Of(k, 2, 1, keys, size).Slice(0, first, count),
+                Causal = true, QueryOffset = offset, QueryOffsets = offsets, DistanceBias = TensorView.Of(bias, 1, 41), DistanceCentre = 20,
+            };
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, count, 1, queries, size), default, workspace);
+            return o;
+        }
+        float[] expected = [.. Run(0, 1, default, 1), .. Run(1, 1, default, 6)];
+        Assert.Equal(expected, Run(0, 2, TensorView.Of((int[])[1, 6], 2), null));
+        Assert.Equal(expected, Run(0, 2, TensorView.Of((long[])[1, 6], 2), null));
+    }
+
+    [Fact]
+    public void An_offset_that_leaves_the_distance_vector_is_refused_before_anything_is_written()
+    {
+        float[] q = new float[2 * 3 * 4], k = new float[2 * 5 * 4], o = new float[q.Length];
+        Array.Fill(o, 7);
+        using var workspace = new Workspace(Device);
+        var problem = new AttentionProblem
+        {
+            Query = TensorView.Of(q, 2, 1, 3, 4), Key = TensorView.Of(k, 2, 1, 5, 4), Value = TensorView.Of(k, 2, 1, 5, 4), QueryOffsets = TensorView.Of((int[])[2, 3], 2), DistanceBias = TensorView.Of(new float[7], 1, 7),
+        };
+        ArgumentException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, 2, 1, 3, 4), default, workspace);
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Equal("problem.DistanceBias", thrown?.ParamName);
+        Assert.Contains("distances -5 to 1 need entries -1 to 5", thrown!.Message);
+        Assert.All(o, x => Assert.Equal(7, x));
     }
 
     [Theory]

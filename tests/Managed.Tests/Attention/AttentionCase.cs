@@ -15,6 +15,7 @@ public sealed class AttentionCase
     public float? Scale { get; init; }
     public bool Causal { get; init; }
     public int? QueryOffset { get; init; }
+    public int[]? QueryOffsets { get; init; }
     public bool HasLogSumExpUpstream { get; init; }
 
     /// <summary>Whether the log-sum-exp is kept with what rounding took from it.</summary>
@@ -36,6 +37,7 @@ public sealed class AttentionCase
     public Grid<double>? RowBias { get; init; }
     public Grid<double>? ColumnBias { get; init; }
     public Grid<double>? Sinks { get; init; }
+    public Grid<double>? Mask { get; init; }
     public float? Softcap { get; init; }
     public int[]? KeyLengths { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
@@ -43,7 +45,7 @@ public sealed class AttentionCase
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
-    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
+    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{Shapes("mask", Mask)}{(QueryOffsets is null ? "" : $" offsets {string.Join(',', QueryOffsets)}")}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
     private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
 
@@ -77,7 +79,7 @@ public sealed class AttentionCase
                 Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = Scale ?? (float)(1 / Math.Sqrt(HeadSize)), Causal = Causal, QueryOffset = QueryOffset,
                 Slopes = Slopes, DistanceBias = DistanceBias, DistanceCentre = DistanceCentre, Formula = formula, Captured = Captured,
                 BucketTable = BucketTable, MaximumDistance = MaximumDistance, IsBidirectional = IsBidirectional,
-                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Sinks = Sinks, Softcap = Softcap, KeyLengths = KeyLengths,
+                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Sinks = Sinks, Mask = Mask, QueryOffsets = QueryOffsets, Softcap = Softcap, KeyLengths = KeyLengths,
             };
             AttentionResult<double> forward = AttentionOracle.Forward<double>(inputs);
             AttentionResult<float> naive = AttentionOracle.Forward<float>(inputs);
@@ -152,6 +154,10 @@ public sealed class AttentionCase
             problem.Sinks = View(Sinks);
             gradients.Sinks = TensorView.Of(dSinks, Shape(Sinks));
         }
+        if (Mask is not null)
+            problem.Mask = TensorView.Of(Array.ConvertAll(Mask.Data, x => x != 0), Shape(Mask));
+        if (QueryOffsets is not null)
+            problem.QueryOffsets = TensorView.Of(QueryOffsets, Batch);
         problem.Softcap = Softcap;
         if (KeyLengths is not null)
             problem.KeyLengths = TensorView.Of(KeyLengths, Batch);

@@ -23,6 +23,9 @@ public sealed class AttentionInputs
     /// <summary>The position of query 0 among the keys; Sk − Sq if null.</summary>
     public int? QueryOffset { get; init; }
 
+    /// <summary>The same for each sequence, in its place.</summary>
+    public int[]? QueryOffsets { get; init; }
+
     /// <summary>ALiBi slopes, [h] or [b, h]: −m·|distance|.</summary>
     public Grid<double>? Slopes { get; init; }
 
@@ -52,6 +55,9 @@ public sealed class AttentionInputs
 
     /// <summary>[h]: a logit in the denominator without a key.</summary>
     public Grid<double>? Sinks { get; init; }
+
+    /// <summary>[b, h, Sq, Sk], any axis may have length 1: 0 hides the pair.</summary>
+    public Grid<double>? Mask { get; init; }
 
     /// <summary>The keys of each sequence; all if null.</summary>
     public int[]? KeyLengths { get; init; }

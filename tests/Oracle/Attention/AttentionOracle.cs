@@ -5,7 +5,7 @@ namespace TransformerKernels.Oracle;
 /// <summary>Attention as it is defined: every score, every weight, one after the other.</summary>
 /// <remarks>
 /// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max), a sink being one more term of the sum; output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
-/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by its sequence's length, by a bias of −∞ and by a formula that says −∞: then neither its
+/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by the mask, by its sequence's length, by a bias of −∞ and by a formula that says −∞: then neither its
 /// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ (or its sink) and gradients 0.
 /// </remarks>
 public static class AttentionOracle
@@ -67,7 +67,7 @@ public static class AttentionOracle
                     }
                     foreach (Visible<T> pair in row)
                     {
-                        int j = pair.Key, distance = problem.Distance(i, j);
+                        int j = pair.Key, distance = problem.Distance(b, i, j);
                         T dz = pair.Weight * (Dot(dO, problem.Value.Row(b, hk, j)) - average);
                         Add(dValue.Row(b, hk, j), pair.Weight, dO);
                         if (dSlopes is not null)
@@ -162,7 +162,6 @@ public static class AttentionOracle
         private readonly AttentionInputs inputs;
         private readonly Grid<T>? slopes, bias, table, dense, rows, columns, sinks;
         private readonly Grid<T>[] captured;
-        private readonly int offset;
 
         public Problem(AttentionInputs inputs)
         {
@@ -181,7 +180,6 @@ public static class AttentionOracle
             (Batch, Heads, Queries, Keys) = (Query.Shape[0], Query.Shape[1], Query.Shape[2], Key.Shape[2]);
             Scale = T.CreateTruncating(inputs.Scale ?? 1 / Math.Sqrt(Query.Shape[3]));
             Centre = inputs.DistanceCentre ?? Keys - 1;
-            offset = inputs.QueryOffset ?? Keys - Queries;
         }
 
         public Grid<T> Query { get; }
@@ -198,7 +196,9 @@ public static class AttentionOracle
 
         public int KeyHead(int head) => head / (Heads / Key.Shape[1]);
 
-        public int Distance(int query, int key) => key - (query + offset);
+        public int Position(int batch, int query) => query + (inputs.QueryOffsets?[batch] ?? inputs.QueryOffset ?? Keys - Queries);
+
+        public int Distance(int batch, int query, int key) => key - Position(batch, query);
 
         public ref T Slope(Grid<T> slopes, int batch, int head)
         {
@@ -209,9 +209,9 @@ public static class AttentionOracle
 
         public PairPlace<T> Place(int b, int h, int i, int j)
         {
-            int distance = Distance(i, j);
+            int distance = Distance(b, i, j);
             T Captured(int c) => c < captured.Length ? inputs.Captured[c].At(captured[c], b, h, i, j, distance) : T.Zero;
-            return new(T.CreateTruncating(i + offset), T.CreateTruncating(j), T.CreateTruncating(h), T.CreateTruncating(b),
+            return new(T.CreateTruncating(Position(b, i)), T.CreateTruncating(j), T.CreateTruncating(h), T.CreateTruncating(b),
                 Captured(0), Captured(1), Captured(2), Captured(3));
         }
 
@@ -234,8 +234,8 @@ public static class AttentionOracle
             T largest = T.NegativeInfinity;
             for (int j = 0; j < Keys; j++)
             {
-                int distance = Distance(i, j);
-                if ((inputs.Causal && distance > 0) || j >= (inputs.KeyLengths?[b] ?? Keys))
+                int distance = Distance(b, i, j);
+                if ((inputs.Causal && distance > 0) || j >= (inputs.KeyLengths?[b] ?? Keys) || inputs.Mask?[b, h, i, j] == 0)
                     continue;
                 T added = T.Zero;
                 if (slopes is not null)

@@ -1,4 +1,5 @@
 using System.Numerics;
+using System.Text.Json;
 using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
@@ -10,7 +11,7 @@ public sealed class AttentionReplay : IReplay
         ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets"];
 
     private static readonly string[] Inputs =
-        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "sinks", "temperature", "length_gain"];
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
@@ -83,6 +84,8 @@ public sealed class AttentionReplay : IReplay
             RowBias = View(inputs.RowBias),
             ColumnBias = View(inputs.ColumnBias),
             Sinks = View(inputs.Sinks),
+            Mask = inputs.Mask is null ? default : TensorView.Of(Array.ConvertAll(inputs.Mask.Data, x => x != 0), Array.ConvertAll(inputs.Mask.Shape, x => (long)x)),
+            QueryOffsets = inputs.QueryOffsets is null ? default : TensorView.Of(inputs.QueryOffsets, batch),
             Softcap = (float?)inputs.Softcap,
             KeyLengths = inputs.KeyLengths is null ? default : TensorView.Of(inputs.KeyLengths, batch),
         };
@@ -152,6 +155,7 @@ public sealed class AttentionReplay : IReplay
         }
         if (vector.Input("distance_vector") is { Shape.Length: > 2 })
             throw new NotReplayedException("distance_vector per batch");
+        int[]? offsets = vector.Parameter("query_offset") is { ValueKind: JsonValueKind.Array } list ? [.. list.EnumerateArray().Select(offset => offset.GetInt32())] : null;
         string? capturedName = vector.Text("score_rule") switch { "relative_temperature" => "temperature", "log_length" => "length_gain", _ => null };
         CapturedValues? captured = capturedName is null ? null
             : new(vector.Need(capturedName).Grid, capturedName == "temperature" ? CapturedBy.HeadAndAbsoluteDistance : CapturedBy.Head);
@@ -162,7 +166,8 @@ public sealed class AttentionReplay : IReplay
             Value = vector.Need("value").Grid,
             Scale = vector.Number("scale"),
             Causal = causal,
-            QueryOffset = (int?)vector.Number("query_offset"),
+            QueryOffset = offsets is null ? (int?)vector.Number("query_offset") : null,
+            QueryOffsets = offsets,
             Slopes = vector.Input("alibi_slopes")?.Grid,
             DistanceBias = vector.Input("distance_vector")?.Grid,
             DistanceCentre = (int?)vector.Number("distance_centre"),
@@ -173,6 +178,7 @@ public sealed class AttentionReplay : IReplay
             RowBias = PerHead(vector.Input("row_bias")?.Grid),
             ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
             Sinks = vector.Input("sinks")?.Grid,
+            Mask = vector.Input("mask")?.Grid,
             Softcap = vector.Number("softcap"),
             KeyLengths = vector.Parameter("seqused_k") is { } lengths ? [.. lengths.EnumerateArray().Select(length => length.GetInt32())] : null,
             Formula = vector.Text("score_rule") switch
