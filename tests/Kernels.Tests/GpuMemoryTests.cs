@@ -139,6 +139,26 @@ public class GpuMemoryTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void A_workspace_that_finds_no_memory_is_empty_and_usable()
+    {
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => new SmallDevice(context, accelerator, capacity: 100_000));
+        using TensorBuffer losses = device.Upload<float>([7, 7]), chosen = device.Upload<float>([1, 2]);
+        using var workspace = new Workspace(device);
+        workspace.Reserve(30_000);
+        GpuMemory before = device.Memory;
+        for (int time = 0; time < 100; time++)
+        {
+            Assert.Contains("has no room for 200000 bytes", Assert.Throws<InsufficientMemoryException>(() => workspace.Reserve(200_000)).Message);
+            Assert.Equal(0, workspace.Bytes);
+            workspace.Reserve(30_000);
+        }
+        Assert.Equal(before.Tensors, device.Memory.Tensors);
+        Assert.Equal(before.TensorBytes, device.Memory.TensorBytes);
+        PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = chosen }, new DpoSigmoid(), new PairOutputs { Loss = losses }, default, workspace);
+        Assert.Equal(MathF.Log(2), losses.ToArray<float>()[0], 1e-6f);
+    }
+
+    [Fact]
     public void More_memory_than_the_device_has_is_refused_and_the_device_stays_usable()
     {
         gpu.NeedsOpenCl();
