@@ -107,6 +107,12 @@ public abstract class ComputeDevice : IDisposable
     protected internal abstract void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
         bool backward, Workspace workspace);
 
+    /// <summary>Implements <see cref="SequenceLogProbs.Reduce"/>; the arguments are checked.</summary>
+    protected internal virtual void ReduceSequences(TensorView values, in SequenceLayout layout, in SequenceOutputs outputs) => throw Lacks("sums of log-probs by sequence");
+
+    /// <summary>Implements <see cref="SequenceLogProbs.Backward"/>; the arguments are checked.</summary>
+    protected internal virtual void SpreadSequences(in SequenceLayout layout, in SequenceUpstream upstream, TensorView gradient) => throw Lacks("gradients of sums by sequence");
+
     /// <summary>The bytes of workspace that <see cref="PairLoss"/> and <see cref="TokenLoss"/> need for so many pairs, or sequences of so many tokens.</summary>
     protected internal abstract long LossWorkspaceBytes(long rows, long columns);
 
@@ -123,4 +129,7 @@ public abstract class ComputeDevice : IDisposable
 
     /// <summary>Implements <see cref="GeneralizedAdvantage.Whiten"/>; the arguments are checked.</summary>
     protected internal abstract void Whiten(TensorView values, TensorView mask, bool keepMean);
+
+    /// <summary>What a device throws that doesn't offer something.</summary>
+    private protected NotSupportedException Lacks(string what) => new($"The device {Name} doesn't offer {what} yet; use ComputeDevice.Cpu.");
 }

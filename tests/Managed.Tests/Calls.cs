@@ -14,6 +14,7 @@ public static class Calls
         ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
         ["log-probs from hidden states"] = large => FromHidden(large),
         ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
+        ["log-probs by sequence"] = large => BySequence(large),
         ["preference loss"] = large => Preference(large, withGradients: true),
         ["preference loss without gradients"] = large => Preference(large, withGradients: false),
         ["policy loss"] = large => Policy(large, TokenReduction.TokenMean),
@@ -130,6 +131,21 @@ public static class Calls
             new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a) }, new() { LogProb = memory.Put("log-prob", zeros) },
             new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },
             memory.Workspace(device));
+    }
+
+    private static Call BySequence(bool large)
+    {
+        (int sequences, int tokens) = large ? (301, 9001) : (3, 19);
+        float[] values = Seeded.Normal(tokens, 1), zeros = new float[sequences], gradient = new float[tokens];
+        bool[] mask = Seeded.Mask(tokens, 2);
+        int[] bounds = [.. Enumerable.Range(0, sequences + 1).Select(s => (int)((long)s * s * tokens / ((long)sequences * sequences)))];
+        return (device, memory) =>
+        {
+            SequenceLayout layout = new() { CumulativeLengths = memory.Put("bounds", bounds), Mask = memory.Put("mask", mask) };
+            TensorView mean = memory.Put("mean", zeros);
+            SequenceLogProbs.Reduce(device, memory.Put("values", values), layout, new() { Sum = memory.Put("sum", zeros), Mean = mean });
+            SequenceLogProbs.Backward(device, layout, new() { Mean = mean }, memory.Put("gradient", gradient));
+        };
     }
 
     private static Call Preference(bool large, bool withGradients)
