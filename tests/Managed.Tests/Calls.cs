@@ -99,8 +99,8 @@ public static class Calls
                 Temperature = 1.5f,
                 ValidVocabulary = vocabulary - 2,
             };
-            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3) });
-            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream }, memory.Put("gradient", gradient, rows, vocabulary));
+            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3), MeanLogit = memory.Put("mean", zeros) });
+            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream, SumOfSquares = upstream, MeanLogit = upstream }, memory.Put("gradient", gradient, rows, vocabulary));
         };
     }
 
@@ -128,7 +128,8 @@ public static class Calls
         float[] zeros = new float[tokens], a = Seeded.Normal(tokens, 3), bias = Seeded.Normal(vocabulary, 4), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length], ofBias = new float[vocabulary];
         return (device, memory) => LogProbs.TrainFromHidden(device,
             new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets), Bias = memory.Put("bias", bias) },
-            new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a) }, new() { LogProb = memory.Put("log-prob", zeros) },
+            new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a), SumOfSquares = memory.Put("of squares", a), MeanLogit = memory.Put("of mean", a) },
+            new() { LogProb = memory.Put("log-prob", zeros), MeanLogit = memory.Put("mean", zeros) },
             new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },
             memory.Workspace(device));
     }

@@ -70,7 +70,7 @@ public static partial class LogProbs
         device.LogProbsFromHidden(problem, default, outputs, default, backward: false, workspace);
     }
 
-    /// <summary>The gradients of hidden states, vocabulary and bias, from the gradients of log-prob, log-sum-exp and entropy together.</summary>
+    /// <summary>The gradients of hidden states, vocabulary and bias, from the gradients of log-prob, log-sum-exp, entropy, Σ p² and mean logit together.</summary>
     /// <remarks>
     /// dz as in <see cref="FromLogitsBackward"/>; the gradient of hiddenᵢ is Σⱼ dzᵢⱼ vocabularyⱼ, of vocabularyⱼ Σᵢ dzᵢⱼ hiddenᵢ, of biasⱼ Σᵢ dzᵢⱼ, summed in float32, over tokens in
     /// their order. Nothing of the forward pass is needed: logits are computed anew, and with them a normaliser that no storage has rounded.
@@ -111,9 +111,7 @@ public static partial class LogProbs
         {
             for (int j = 0; j < GradientCount; j++)
                 Require.Disjoint(outputs[i], TokenOutputs.Name(i), Gradient(gradients, j, out string name), name);
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.LogProb, "upstream.LogProb");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.LogSumExp, "upstream.LogSumExp");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.Entropy, "upstream.Entropy");
+            upstream.RequireDisjoint(outputs[i], TokenOutputs.Name(i));
         }
         device.LogProbsFromHidden(problem, upstream, outputs, gradients, backward: true, workspace);
     }
@@ -171,21 +169,16 @@ public static partial class LogProbs
         outputs.Check(device, problem.Hidden.Length(0), problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
         if (outputs.TopLogProbs.IsPresent)
             throw new NotSupportedException("The likeliest tokens (outputs.TopLogProbs) aren't offered from hidden states; compute the logits and use FromLogits.");
-        for (int i = 0; i < TokenOutputs.Count; i++)
-        {
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Hidden, "problem.Hidden");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Vocabulary, "problem.Vocabulary");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Targets, "problem.Targets");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Bias, "problem.Bias");
-        }
+        outputs.RequireDisjoint(problem.Hidden, "problem.Hidden");
+        outputs.RequireDisjoint(problem.Vocabulary, "problem.Vocabulary");
+        outputs.RequireDisjoint(problem.Targets, "problem.Targets");
+        outputs.RequireDisjoint(problem.Bias, "problem.Bias");
     }
 
     private static void CheckGradients(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)
     {
         long tokens = problem.Hidden.Length(0), width = problem.Hidden.Length(1), vocabulary = problem.Vocabulary.Length(0);
-        Require.OptionalInput(device, upstream.LogProb, "upstream.LogProb", tokens);
-        Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", tokens);
-        Require.OptionalInput(device, upstream.Entropy, "upstream.Entropy", tokens);
+        upstream.Check(device, tokens);
         Require.OptionalOutput(device, gradients.Hidden, "gradients.Hidden", tokens, width);
         Require.OptionalOutput(device, gradients.Vocabulary, "gradients.Vocabulary", vocabulary, width);
         Require.OptionalOutput(device, gradients.Bias, "gradients.Bias", vocabulary);
@@ -206,9 +199,7 @@ public static partial class LogProbs
             Require.Disjoint(gradient, name, problem.Vocabulary, "problem.Vocabulary");
             Require.Disjoint(gradient, name, problem.Targets, "problem.Targets");
             Require.Disjoint(gradient, name, problem.Bias, "problem.Bias");
-            Require.Disjoint(gradient, name, upstream.LogProb, "upstream.LogProb");
-            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
-            Require.Disjoint(gradient, name, upstream.Entropy, "upstream.Entropy");
+            upstream.RequireDisjoint(gradient, name);
             for (int j = i + 1; j < GradientCount; j++)
                 Require.Disjoint(gradient, name, Gradient(gradients, j, out string other), other);
         }

@@ -11,8 +11,8 @@ internal sealed partial class CpuDevice
     {
         var plan = new HiddenPlan(problem, backward, workspace.Limit, Lanes, ThreadCount);
         fixed (byte* hidden = problem.Hidden, vocabulary = problem.Vocabulary, targets = problem.Targets, bias = problem.Bias,
-            ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp, ofEntropy = upstream.Entropy,
-            logProb = outputs.LogProb, logSumExp = outputs.LogSumExp, entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax,
+            ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp, ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit,
+            logProb = outputs.LogProb, logSumExp = outputs.LogSumExp, entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, mean = outputs.MeanLogit,
             ofHidden = gradients.Hidden, ofVocabulary = gradients.Vocabulary, ofBias = gradients.Bias)
         {
             var tokens = new TokenVector(targets, problem.Targets);
@@ -31,14 +31,13 @@ internal sealed partial class CpuDevice
                     Vocabulary = new(vocabulary, problem.Vocabulary),
                     Bias = (float*)bias,
                     Shape = new(problem.Softcap, problem.Temperature),
-                    OfLogProb = new(ofLogProb, upstream.LogProb),
-                    OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
-                    OfEntropy = new(ofEntropy, upstream.Entropy),
+                    Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                     LogProb = new(logProb, outputs.LogProb),
                     LogSumExp = new(logSumExp, outputs.LogSumExp),
                     Entropy = new(entropy, outputs.Entropy),
                     SumOfSquares = new(squares, outputs.SumOfSquares),
                     Argmax = new(argmax, outputs.Argmax),
+                    MeanLogit = new(mean, outputs.MeanLogit),
                     OfHidden = new(ofHidden, gradients.Hidden),
                     OfVocabulary = new(ofVocabulary, gradients.Vocabulary),
                     OfBias = (float*)ofBias,
@@ -110,7 +109,8 @@ internal sealed partial class CpuDevice
         public StoredRows Hidden, Vocabulary, OfHidden, OfVocabulary;
         public float* Bias, OfBias, Memory;
         public LogitShape Shape;
-        public HostVector OfLogProb, OfLogSumExp, OfEntropy, LogProb, LogSumExp, Entropy, SumOfSquares;
+        public ArrivingGradients Upstream;
+        public HostVector LogProb, LogSumExp, Entropy, SumOfSquares, MeanLogit;
         public TokenVector Argmax;
         public bool Accumulate, First;
 
@@ -124,7 +124,9 @@ internal sealed partial class CpuDevice
         private readonly float* Shift => Memory + Plan.PerToken;
         private readonly float* Constant => Shift + Plan.Stride;
         private readonly float* PerLogit => Constant + Plan.Stride;
-        private readonly float* AtTarget => PerLogit + Plan.Stride;
+        private readonly float* PerExponential => PerLogit + Plan.Stride;
+        private readonly float* Everywhere => PerExponential + Plan.Stride;
+        private readonly float* AtTarget => Everywhere + Plan.Stride;
         private readonly float* TargetLogit => AtTarget + Plan.Stride;
         private readonly float* HiddenPart(nint group) => Memory + Plan.HiddenParts + group * Plan.Width * Plan.Stride;
 
@@ -135,6 +137,7 @@ internal sealed partial class CpuDevice
             LogSumExp.Set(token, 0);
             Entropy.Set(token, 0);
             SumOfSquares.Set(token, 0);
+            MeanLogit.Set(token, 0);
             Argmax.Set(token, 0);
             if (OfHidden.IsPresent && !Accumulate)
                 NativeMemory.Clear(OfHidden.Floats(token), (nuint)(Plan.Width * sizeof(float)));

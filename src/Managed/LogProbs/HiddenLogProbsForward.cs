@@ -70,9 +70,9 @@ internal sealed partial class CpuDevice
 
         private readonly void Sum<V>(nint piece, float* scratch) where V : struct, ILanes<V>
         {
-            float* max = Partial(piece, 0), sum = Partial(piece, 1), weighted = Partial(piece, 2), squares = Partial(piece, 3), argmax = Partial(piece, 4);
+            float* max = Partial(piece, 0), sum = Partial(piece, 1), weighted = Partial(piece, 2), squares = Partial(piece, 3), total = Partial(piece, 4), argmax = Partial(piece, 5);
             new Span<float>(max, (int)Plan.Stride).Fill(float.NegativeInfinity);
-            NativeMemory.Clear(sum, (nuint)(4 * Plan.Stride * sizeof(float)));
+            NativeMemory.Clear(sum, (nuint)((HiddenPlan.PartialFields - 1) * Plan.Stride * sizeof(float)));
             float* converted = scratch + Plan.BlockFloats;
             nint stride = Plan.Keeps ? Plan.Stride : Plan.Panel;
             (nint start, nint end) = Plan.Piece(piece);
@@ -93,6 +93,8 @@ internal sealed partial class CpuDevice
                     }
                     if (Argmax.IsPresent)
                         FindLargest(logits, stride, rows, start, max + lane, (int*)argmax + lane, count);
+                    for (nint at = 0; at < vectors * V.Count && MeanLogit.IsPresent; at += V.Count)
+                        AddLogits<V>(logits + at, stride, rows, total + lane + at);
                     for (nint v = 0; v < vectors; v++)
                     {
                         nint at = v * V.Count;
@@ -117,6 +119,14 @@ internal sealed partial class CpuDevice
                     }
                 }
             }
+        }
+
+        private static void AddLogits<V>(float* logits, nint stride, nint rows, float* total) where V : struct, ILanes<V>
+        {
+            V sum = V.Zero;
+            for (nint r = 0; r < rows; r++)
+                sum += V.Load(logits + r * stride);
+            (V.Load(total) + sum).Store(total);
         }
 
         // Online: what was summed moves to the new maximum. The bound leaves −∞ out of the entropy, and keeps ∞ − ∞ from being formed.
@@ -165,7 +175,7 @@ internal sealed partial class CpuDevice
             {
                 if (i >= Count)
                 {
-                    Shift[i] = Constant[i] = PerLogit[i] = AtTarget[i] = 0;
+                    Shift[i] = Constant[i] = PerLogit[i] = PerExponential[i] = Everywhere[i] = AtTarget[i] = 0;
                     continue;
                 }
                 nint token = (nint)Tokens[i];
@@ -177,25 +187,27 @@ internal sealed partial class CpuDevice
                         (max, largest) = (Partial(piece, 0)[i], piece);
                 }
                 float shift = float.IsInfinity(max) ? 0 : max;
-                double sum = 0, weighted = 0, squares = 0;
+                double sum = 0, weighted = 0, squares = 0, total = 0;
                 for (nint piece = 0; piece < Plan.Pieces; piece++)
                 {
                     double moved = Math.Max(Partial(piece, 0)[i] - (double)shift, Exponential.Lowest), factor = Math.Exp(moved), part = Partial(piece, 1)[i];
                     sum += part * factor;
                     weighted += (Partial(piece, 2)[i] + part * moved) * factor;
                     squares += Partial(piece, 3)[i] * factor * factor;
+                    total += Partial(piece, 4)[i];
                 }
                 var sums = new RowSums(shift, sum, weighted, squares, 0);
                 LogProb.Set(token, (float)((double)TargetLogit[i] - shift - sums.LogSum));
                 LogSumExp.Set(token, (float)(shift + sums.LogSum));
                 Entropy.Set(token, (float)sums.Entropy);
-                SumOfSquares.Set(token, (float)(squares / sum / sum));
-                Argmax.Set(token, ((int*)Partial(largest, 4))[i]);
+                SumOfSquares.Set(token, (float)sums.SumOfSquares);
+                Argmax.Set(token, ((int*)Partial(largest, 5))[i]);
+                MeanLogit.Set(token, (float)(total / Plan.Vocabulary));
                 if (!Plan.Backward)
                     continue;
-                var slope = new LogitSlope(sums, OfLogProb.OrZero(token), OfLogSumExp.OrZero(token), OfEntropy.OrZero(token));
+                var slope = new LogitSlope(sums, Upstream[token], Plan.Vocabulary);
                 Shift[i] = shift;
-                (Constant[i], PerLogit[i]) = slope.Line;
+                (Constant[i], PerLogit[i], PerExponential[i], Everywhere[i]) = slope.Coefficients;
                 AtTarget[i] = (float)(slope.AtTarget(TargetLogit[i]) * Shape.Slope(TargetLogit[i]));
             }
         }

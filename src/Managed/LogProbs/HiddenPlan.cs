@@ -20,11 +20,11 @@ internal readonly struct HiddenPlan
     // What is taken at most if the workspace allows more.
     private const long DefaultBudget = 32_000_000;
 
-    /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, argmax of a piece, for each token.</summary>
-    public const int PartialFields = 5;
+    /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, Σ z, argmax of a piece, for each token.</summary>
+    public const int PartialFields = 6;
 
-    /// <summary>Shift, constant, slope, gradient at the target and the target's logit, for each token.</summary>
-    public const int TokenFields = 5;
+    /// <summary>Shift, the slope's four coefficients, gradient at the target and the target's logit, for each token.</summary>
+    public const int TokenFields = 7;
 
     public readonly nint Tokens, Width, Vocabulary, Lanes, Panel, Chunk, Stride;
     public readonly bool Backward, Keeps, Converts;

@@ -5,14 +5,12 @@ internal sealed partial class CpuDevice
     protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
         fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
-            ofEntropy = upstream.Entropy, gradient = logitsGradient)
+            ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit, gradient = logitsGradient)
         {
             var work = new LogProbsBackwardWork
             {
                 Rows = new(logits, targets, bias, problem),
-                OfLogProb = new(ofLogProb, upstream.LogProb),
-                OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
-                OfEntropy = new(ofEntropy, upstream.Entropy),
+                Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                 Gradient = new(gradient, logitsGradient),
             };
             Run(work, Groups(CheckTargets(work.Rows)));
@@ -30,7 +28,7 @@ internal sealed partial class CpuDevice
         // A row that, with the next one, leaves half of a second cache of a megabyte.
         private const int PrefetchedFloats = 1 << 16;
 
-        public HostVector OfLogProb, OfLogSumExp, OfEntropy;
+        public ArrivingGradients Upstream;
         public GradientRows Gradient;
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
@@ -50,10 +48,10 @@ internal sealed partial class CpuDevice
             }
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
-            float ofEntropy = OfEntropy.OrZero(row);
-            RowSums sums = LogitSums<TLanes>.Of(Rows, row, ofEntropy == 0 ? Sought.Sum : Sought.Weighted, block);
+            Arriving arriving = Upstream[row];
+            RowSums sums = LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
             double logit = Rows.At<TLanes>(row, (nint)target);
-            var slope = new LogitSlope(sums, OfLogProb.OrZero(row), OfLogSumExp.OrZero(row), ofEntropy);
+            var slope = new LogitSlope(sums, arriving, Rows.Vocabulary);
 
             nint start = 0;
             if (Rows.IsPlain && Rows.Type == ElementType.Float32)

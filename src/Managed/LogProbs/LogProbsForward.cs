@@ -2,10 +2,12 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
+    protected internal override bool OffersAllOfLogProbs => true;
+
     protected internal override unsafe void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
     {
         fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp,
-            entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens)
+            entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens, mean = outputs.MeanLogit)
         {
             var work = new LogProbsWork
             {
@@ -15,6 +17,7 @@ internal sealed partial class CpuDevice
                 Entropy = new(entropy, outputs.Entropy),
                 SumOfSquares = new(squares, outputs.SumOfSquares),
                 Argmax = new(argmax, outputs.Argmax),
+                MeanLogit = new(mean, outputs.MeanLogit),
                 Top = new(topLogProbs, topTokens, outputs),
                 Sought = Sought.Sum | (outputs.Entropy.IsPresent ? Sought.Weighted : 0) | (outputs.SumOfSquares.IsPresent ? Sought.Squares : 0),
             };
@@ -46,7 +49,7 @@ internal sealed partial class CpuDevice
     private unsafe struct LogProbsWork : IWork
     {
         public LogitRows Rows;
-        public HostVector LogProb, LogSumExp, Entropy, SumOfSquares;
+        public HostVector LogProb, LogSumExp, Entropy, SumOfSquares, MeanLogit;
         public TokenVector Argmax;
         public TopRows Top;
         public Sought Sought;
@@ -67,6 +70,7 @@ internal sealed partial class CpuDevice
                 LogSumExp.Set(row, 0);
                 Entropy.Set(row, 0);
                 SumOfSquares.Set(row, 0);
+                MeanLogit.Set(row, 0);
                 Argmax.Set(row, 0);
                 Top.Clear(row);
                 return;
@@ -76,7 +80,9 @@ internal sealed partial class CpuDevice
             LogProb.Set(row, (float)((double)Rows.At<TLanes>(row, (nint)target) - sums.Shift - logSum));
             LogSumExp.Set(row, (float)(sums.Shift + logSum));
             Entropy.Set(row, (float)(logSum + sums.MinusMean)); // Σ p (ln S − t), with p = e^t / S
-            SumOfSquares.Set(row, (float)(sums.Squares / sums.Sum / sums.Sum));
+            SumOfSquares.Set(row, (float)sums.SumOfSquares);
+            if (MeanLogit.IsPresent)
+                MeanLogit.Set(row, (float)(Rows.Total<TLanes>(row, block) / Rows.Vocabulary));
             if (Argmax.IsPresent)
                 Argmax.Set(row, FirstLargest<TLanes>(row, sums, block));
             if (Top.Count > 0)

@@ -95,6 +95,24 @@ internal sealed partial class CpuDevice
             return largest.Largest();
         }
 
+        /// <summary>Σ z over a row: vectors of a block in float32, everything else in double.</summary>
+        public double Total<V>(nint row, float* block) where V : struct, ILanes<V>
+        {
+            double total = 0;
+            for (nint start = 0; start < Vocabulary; start += LogitSums<V>.Block)
+            {
+                nint count = Math.Min(LogitSums<V>.Block, Vocabulary - start), whole = count - count % V.Count;
+                Prepare<V>(row, start, count, block);
+                V sum = V.Zero;
+                for (nint i = 0; i < whole; i += V.Count)
+                    sum += V.Load(block + i);
+                total += LogitSums<V>.Total(sum);
+                for (nint i = whole; i < count; i++)
+                    total += block[i];
+            }
+            return total;
+        }
+
         /// <summary>A single logit, computed as all of them are.</summary>
         public float At<V>(nint row, nint column) where V : struct, ILanes<V>
         {

@@ -56,6 +56,8 @@ public class HiddenLogProbsTests
         public float[] Upstream1 => Seeded.Normal(Tokens, 5);
         public float[] Upstream2 => Seeded.Normal(Tokens, 6);
         public float[] Upstream3 => Seeded.Normal(Tokens, 7);
+        public float[] Upstream4 => Seeded.Normal(Tokens, 8);
+        public float[] Upstream5 => Seeded.Normal(Tokens, 9);
 
         public HiddenProblem Problem => new()
         {
@@ -68,14 +70,15 @@ public class HiddenLogProbsTests
             ValidVocabulary = Shaping.Valid,
         };
 
-        public TokenUpstream Upstream => new() { LogProb = TensorView.Of(Upstream1), LogSumExp = TensorView.Of(Upstream2), Entropy = TensorView.Of(Upstream3) };
+        public TokenUpstream Upstream => new() { LogProb = TensorView.Of(Upstream1), LogSumExp = TensorView.Of(Upstream2), Entropy = TensorView.Of(Upstream3), SumOfSquares = TensorView.Of(Upstream4), MeanLogit = TensorView.Of(Upstream5) };
 
         public TokenResult<T> Forward<T>() where T : System.Numerics.IFloatingPointIeee754<T> =>
             HiddenLogProbsOracle.Forward<T>(Grid.Of(Hidden, Tokens, Width), Grid.Of(Entries, Vocabulary, Width), Targets, shaping: Shaping);
 
         public HiddenGradient<T> Backward<T>() where T : System.Numerics.IFloatingPointIeee754<T> =>
             HiddenLogProbsOracle.Backward<T>(Grid.Of(Hidden, Tokens, Width), Grid.Of(Entries, Vocabulary, Width), Targets,
-                Array.ConvertAll(Upstream1, x => (double)x), Array.ConvertAll(Upstream2, x => (double)x), Array.ConvertAll(Upstream3, x => (double)x), shaping: Shaping);
+                Array.ConvertAll(Upstream1, x => (double)x), Array.ConvertAll(Upstream2, x => (double)x), Array.ConvertAll(Upstream3, x => (double)x), shaping: Shaping,
+                squaresUpstream: Array.ConvertAll(Upstream4, x => (double)x), meanUpstream: Array.ConvertAll(Upstream5, x => (double)x));
 
         private static float Round(float x, ElementType type) => type switch
         {
@@ -96,9 +99,9 @@ public class HiddenLogProbsTests
     }
 
     // Everything that a call writes.
-    private sealed record Written(float[] LogProb, float[] LogSumExp, float[] Entropy, float[] SumOfSquares, int[] Argmax, float[] Hidden, float[] Vocabulary, float[] Bias)
+    private sealed record Written(float[] LogProb, float[] LogSumExp, float[] Entropy, float[] SumOfSquares, float[] MeanLogit, int[] Argmax, float[] Hidden, float[] Vocabulary, float[] Bias)
     {
-        public Written(Example example) : this(new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new int[example.Tokens],
+        public Written(Example example) : this(new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new int[example.Tokens],
             Filled(example.Tokens * example.Width), Filled(example.Vocabulary * example.Width), Filled(example.Vocabulary))
         {
         }
@@ -109,6 +112,7 @@ public class HiddenLogProbsTests
             LogSumExp = TensorView.Of(LogSumExp),
             Entropy = TensorView.Of(Entropy),
             SumOfSquares = TensorView.Of(SumOfSquares),
+            MeanLogit = TensorView.Of(MeanLogit),
             Argmax = TensorView.Of(Argmax),
         };
 
@@ -128,6 +132,7 @@ public class HiddenLogProbsTests
                 Assert.Equal(LogSumExp, other.LogSumExp);
                 Assert.Equal(Entropy, other.Entropy);
                 Assert.Equal(SumOfSquares, other.SumOfSquares);
+                Assert.Equal(MeanLogit, other.MeanLogit);
                 Assert.Equal(Argmax, other.Argmax);
             }
             Assert.Equal(Hidden, other.Hidden);
@@ -158,6 +163,9 @@ public class HiddenLogProbsTests
         Contract.Check(forward.Entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
         Contract.Check(forward.SumOfSquares, oracle.SumOfSquares, naive.SumOfSquares, Contract.Forward, "Σp²");
         Grid<double> logits = HiddenLogProbsOracle.Logits<double>(Grid.Of(example.Hidden, tokens, width), Grid.Of(example.Entries, vocabulary, width), example.Targets, -100, example.Shaping);
+        // A sum of everything is as large as its terms.
+        double magnitude = Enumerable.Range(0, tokens).Max(i => example.Shaping.Apply<double>(logits).Row(i).ToArray().Average(Math.Abs));
+        Contract.Check(forward.MeanLogit, oracle.MeanLogit, naive.MeanLogit, Contract.Forward, "mean logit", magnitude: magnitude);
         Assert.Equal(LogProbsOracle.Top(logits, example.Targets, 1, shaping: example.Shaping), forward.Argmax.Select(token => (long)token));
 
         var backward = new Written(example);
@@ -225,7 +233,8 @@ public class HiddenLogProbsTests
             HiddenProblem alone = example.Problem;
             alone.Hidden = alone.Hidden.Slice(0, token, 1);
             alone.Targets = alone.Targets.Slice(0, token, 1);
-            LogProbs.TrainFromHidden(Device, alone, new() { LogProb = TensorView.Of(example.Upstream1[token..(token + 1)]), LogSumExp = TensorView.Of(example.Upstream2[token..(token + 1)]), Entropy = TensorView.Of(example.Upstream3[token..(token + 1)]) },
+            LogProbs.TrainFromHidden(Device, alone, new() { LogProb = TensorView.Of(example.Upstream1[token..(token + 1)]), LogSumExp = TensorView.Of(example.Upstream2[token..(token + 1)]), Entropy = TensorView.Of(example.Upstream3[token..(token + 1)]),
+                    SumOfSquares = TensorView.Of(example.Upstream4[token..(token + 1)]), MeanLogit = TensorView.Of(example.Upstream5[token..(token + 1)]) },
                 new() { LogProb = TensorView.Of(logProb), Entropy = TensorView.Of(entropy) }, new() { Hidden = TensorView.Of(gradient, 1, 20) }, workspace);
             Assert.Equal((all.LogProb[token], all.Entropy[token]), (logProb[0], entropy[0]));
             Assert.Equal(all.Hidden[(token * 20)..(token * 20 + 20)], gradient);
@@ -291,7 +300,8 @@ public class HiddenLogProbsTests
         double Loss()
         {
             TokenResult<double> result = HiddenLogProbsOracle.Forward<double>(hidden, vocabulary, example.Targets, shaping: example.Shaping);
-            return Enumerable.Range(0, 4).Sum(i => example.Upstream1[i] * result.LogProb[i] + example.Upstream2[i] * result.LogSumExp[i] + example.Upstream3[i] * result.Entropy[i]);
+            return Enumerable.Range(0, 4).Sum(i => example.Upstream1[i] * result.LogProb[i] + example.Upstream2[i] * result.LogSumExp[i] + example.Upstream3[i] * result.Entropy[i]
+                + example.Upstream4[i] * result.SumOfSquares[i] + example.Upstream5[i] * result.MeanLogit[i]);
         }
         foreach ((double[] expected, float[] ours) in ((double[], float[])[])[(FiniteDifferences.Gradient(hidden.Data, Loss), written.Hidden),
             (FiniteDifferences.Gradient(vocabulary.Data, Loss), written.Vocabulary), (FiniteDifferences.Gradient(bias, Loss), written.Bias)])

@@ -46,15 +46,26 @@ public sealed record TokenHidden(Grid<double> Hidden, Grid<double> Vocabulary, l
         return tokens;
     }
 
-    /// <summary>The gradients; null upstreams are 0.</summary>
-    public HiddenGradient<T> Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy) where T : unmanaged, IFloatingPointIeee754<T>
+    /// <summary>Σ z / V of each token.</summary>
+    public T[] MeanLogit<T>(bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
         if (!library)
-            return HiddenLogProbsOracle.Backward<T>(Hidden, Vocabulary, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping);
+            return HiddenLogProbsOracle.Forward<T>(Hidden, Vocabulary, Targets, IgnoreTarget, Shaping).MeanLogit;
+        var mean = new float[Tokens];
+        using var workspace = new Workspace(ComputeDevice.Cpu);
+        LogProbs.FromHidden(ComputeDevice.Cpu, Problem(), new() { MeanLogit = TensorView.Of(mean) }, workspace);
+        return (T[])(object)mean;
+    }
+
+    /// <summary>The gradients; null upstreams are 0.</summary>
+    public HiddenGradient<T> Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy, double[]? meanLogit = null) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (!library)
+            return HiddenLogProbsOracle.Backward<T>(Hidden, Vocabulary, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping, meanUpstream: meanLogit);
         Grid<float> hidden = Grid.Zeros<float>(Hidden.Shape), vocabulary = Grid.Zeros<float>(Vocabulary.Shape);
         float[] bias = new float[Vocabulary.Shape[0]];
         using var workspace = new Workspace(ComputeDevice.Cpu);
-        LogProbs.FromHiddenBackward(ComputeDevice.Cpu, Problem(), new() { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy) }, new()
+        LogProbs.FromHiddenBackward(ComputeDevice.Cpu, Problem(), new() { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy), MeanLogit = View(meanLogit) }, new()
         {
             Hidden = TensorView.Of(hidden.Data, Tokens, Hidden.Shape[1]),
             Vocabulary = TensorView.Of(vocabulary.Data, Vocabulary.Shape[0], Vocabulary.Shape[1]),
