@@ -112,6 +112,23 @@ public abstract class ComputeDevice : IDisposable
     protected internal abstract void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
         bool backward, Workspace workspace);
 
+    /// <summary>Implements <see cref="VocabularyShards.FromLogits"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShard(in LogitsProblem problem, VocabularyShard shard, TensorView partials) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.FromHidden"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShard(in HiddenProblem problem, VocabularyShard shard, TensorView partials, Workspace workspace) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.Merge"/>; the arguments are checked.</summary>
+    protected internal virtual void MergeShards(TensorView partials, in TokenOutputs outputs, TensorView merged) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.FromLogitsBackward"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShardBackward(in LogitsProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient) =>
+        throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.FromHiddenBackward"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShardBackward(in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients,
+        Workspace workspace) => throw Lacks("shards of a vocabulary");
+
     /// <summary>Implements <see cref="SequenceLogProbs.Reduce"/>; the arguments are checked.</summary>
     protected internal virtual void ReduceSequences(TensorView values, in SequenceLayout layout, in SequenceOutputs outputs) => throw Lacks("sums of log-probs by sequence");
 

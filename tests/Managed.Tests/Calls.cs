@@ -14,6 +14,9 @@ public static class Calls
         ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
         ["log-probs from hidden states"] = large => FromHidden(large),
         ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
+        ["likeliest tokens from hidden states"] = large => TopFromHidden(large),
+        ["vocabulary shards from logits"] = large => ShardsFromLogits(large),
+        ["vocabulary shards from hidden states"] = large => ShardsFromHidden(large),
         ["log-probs by sequence"] = large => BySequence(large),
         ["preference loss"] = large => Preference(large, withGradients: true),
         ["preference loss without gradients"] = large => Preference(large, withGradients: false),
@@ -132,6 +135,49 @@ public static class Calls
             new() { LogProb = memory.Put("log-prob", zeros), MeanLogit = memory.Put("mean", zeros) },
             new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },
             memory.Workspace(device));
+    }
+
+    private static Call TopFromHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        float[] top = new float[5 * tokens];
+        long[] ids = new long[5 * tokens];
+        return (device, memory) => LogProbs.FromHidden(device,
+            new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) },
+            new() { TopLogProbs = memory.Put("top", top, tokens, 5), TopTokens = memory.Put("top tokens", ids, tokens, 5) }, memory.Workspace(device));
+    }
+
+    private static Call ShardsFromLogits(bool large)
+    {
+        (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
+        float[] partials = new float[2 * rows * ShardPartials.Count], whole = new float[rows * ShardPartials.Count], zeros = new float[rows], a = Seeded.Normal(rows, 2);
+        int first = vocabulary / 3;
+        return (device, memory) =>
+        {
+            TensorView z = memory.Put("logits", logits, rows, vocabulary), y = memory.Put("targets", targets), parts = memory.Put("partials", partials, 2, rows, ShardPartials.Count);
+            TensorView merged = memory.Put("merged", whole, rows, ShardPartials.Count), upstream = memory.Put("upstream", a);
+            LogitsProblem one = new() { Logits = z.Slice(1, 0, first), Targets = y }, two = new() { Logits = z.Slice(1, first, vocabulary - first), Targets = y };
+            VocabularyShards.FromLogits(device, one, new(0, vocabulary), parts.Select(0, 0));
+            VocabularyShards.FromLogits(device, two, new(first, vocabulary), parts.Select(0, 1));
+            VocabularyShards.Merge(device, parts, new() { LogProb = memory.Put("log-prob", zeros), Entropy = memory.Put("entropy", zeros) }, merged);
+            VocabularyShards.FromLogitsBackward(device, one, new(0, vocabulary), merged, new() { LogProb = upstream, Entropy = upstream }, one.Logits);
+            VocabularyShards.FromLogitsBackward(device, two, new(first, vocabulary), merged, new() { LogProb = upstream, Entropy = upstream }, two.Logits);
+        };
+    }
+
+    private static Call ShardsFromHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        float[] partials = new float[tokens * ShardPartials.Count], a = Seeded.Normal(tokens, 3), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length];
+        return (device, memory) =>
+        {
+            // The first slice of two; the other one says nothing.
+            HiddenProblem problem = new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) };
+            TensorView parts = memory.Put("partials", partials, tokens, ShardPartials.Count), upstream = memory.Put("upstream", a);
+            VocabularyShards.FromHidden(device, problem, new(7, 2 * vocabulary), parts, memory.Workspace(device));
+            VocabularyShards.FromHiddenBackward(device, problem, new(7, 2 * vocabulary), parts, new() { LogProb = upstream, Entropy = upstream },
+                new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width) }, memory.Workspace(device));
+        };
     }
 
     private static Call BySequence(bool large)

@@ -33,7 +33,13 @@ internal readonly struct HiddenPlan
     // In floats, from the start.
     public readonly nint PackedHidden, PackedRows, Partials, PerToken, HiddenParts, Logits, Indices, Scratch;
 
-    public HiddenPlan(in HiddenProblem problem, bool backward, long budget, nint lanes, int threads)
+    /// <param name="problem">Shapes and types.</param>
+    /// <param name="backward">Whether gradients are wanted.</param>
+    /// <param name="keeps">Whether logits are needed a second time, and should be kept if they can.</param>
+    /// <param name="budget">The bytes to stay within if that suffices at all.</param>
+    /// <param name="lanes">Floats of a vector.</param>
+    /// <param name="threads">How many threads have scratch memory of their own.</param>
+    public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
         Tokens = (nint)problem.Hidden.Length(0);
         Width = (nint)problem.Hidden.Length(1);
@@ -44,9 +50,9 @@ internal readonly struct HiddenPlan
         Converts = problem.Vocabulary.Type != ElementType.Float32;
         budget = Math.Min(budget, DefaultBudget);
 
-        // The largest chunk that the budget allows; backward with its logits if it allows that at all, else without.
+        // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
         nint most = RoundUp(Math.Max(Tokens, 1), lanes);
-        (Keeps, Chunk) = (backward, most);
+        (Keeps, Chunk) = (keeps, most);
         for (; Chunk > lanes && Size(threads) > budget; Chunk -= lanes)
         {
         }

@@ -105,17 +105,26 @@ public ref struct TokenOutputs
         Require.OptionalOutput(device, MeanLogit, Name(7), tokens);
         if (TopLogProbs.IsPresent && (TopLogProbs.Length(1) < 1 || TopLogProbs.Length(1) > vocabulary))
             throw new ArgumentException($"outputs.TopLogProbs asks for {TopLogProbs.Length(1)} tokens; it must be between 1 and the vocabulary, {vocabulary}.", Name(5));
-        bool any = false;
         for (int i = 0; i < Count; i++)
         {
-            any |= this[i].IsPresent;
             for (int j = i + 1; j < Count; j++)
                 Require.Disjoint(this[i], Name(i), this[j], Name(j));
         }
-        if (!any)
+        if (!IsAnyPresent)
             throw new ArgumentException("outputs asks for nothing; set at least one tensor.", "outputs");
         if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
             throw device.Lacks("the mean logit (outputs.MeanLogit)");
+    }
+
+    internal readonly bool IsAnyPresent
+    {
+        get
+        {
+            bool any = false;
+            for (int i = 0; i < Count; i++)
+                any |= this[i].IsPresent;
+            return any;
+        }
     }
 
     internal readonly void RequireDisjoint(in TensorView input, string name)
@@ -259,23 +268,29 @@ public static partial class LogProbs
         long tokens = problem.Logits.Length(0);
         Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
         Require.OptionalInput(device, saved.Entropy, "saved.Entropy", tokens);
-        upstream.Check(device, tokens);
         if (upstream.Entropy.IsPresent && !saved.Entropy.IsPresent)
             throw new ArgumentNullException(nameof(saved), "saved.Entropy is required where upstream.Entropy is set.");
+        CheckGradient(device, problem, upstream, logitsGradient);
+        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
+        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
+        device.RequireOffered(problem, default);
+        device.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
+    }
+
+    internal static void CheckGradient(ComputeDevice device, in LogitsProblem problem, in TokenUpstream upstream, in TensorView logitsGradient)
+    {
+        long tokens = problem.Logits.Length(0);
+        upstream.Check(device, tokens);
         Require.Output(device, logitsGradient, nameof(logitsGradient), [ElementType.Float32, problem.Logits.Type], tokens, problem.Logits.Length(1));
         CheckRows(logitsGradient, nameof(logitsGradient));
         if (!logitsGradient.IsSameAs(problem.Logits))
             Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Logits, "problem.Logits");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Targets, "problem.Targets");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Bias, "problem.Bias");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
         upstream.RequireDisjoint(logitsGradient, nameof(logitsGradient));
-        device.RequireOffered(problem, default);
-        device.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
     }
 
-    private static void Check(ComputeDevice device, in LogitsProblem problem)
+    internal static void Check(ComputeDevice device, in LogitsProblem problem)
     {
         Require.Device(device);
         Require.Input(device, problem.Logits, "problem.Logits", [ElementType.Float32, ElementType.Float16, ElementType.BFloat16], -1, -1);

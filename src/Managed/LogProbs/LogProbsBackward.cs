@@ -2,14 +2,21 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+    protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient) =>
+        FromLogitsBackward(problem, null, default, upstream, logitsGradient);
+
+    protected internal override void LogProbsShardBackward(in LogitsProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient) =>
+        FromLogitsBackward(problem, shard, merged, upstream, logitsGradient);
+
+    private unsafe void FromLogitsBackward(in LogitsProblem problem, VocabularyShard? shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient)
     {
         fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
-            ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit, gradient = logitsGradient)
+            ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit, gradient = logitsGradient, whole = merged)
         {
             var work = new LogProbsBackwardWork
             {
-                Rows = new(logits, targets, bias, problem),
+                Rows = new(logits, targets, bias, problem, shard),
+                Merged = new(whole, merged),
                 Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                 Gradient = new(gradient, logitsGradient),
             };
@@ -29,6 +36,9 @@ internal sealed partial class CpuDevice
         private const int PrefetchedFloats = 1 << 16;
 
         public ArrivingGradients Upstream;
+
+        /// <summary>The sums of the whole vocabulary, if the row is a slice of it.</summary>
+        public PartialRows Merged;
         public GradientRows Gradient;
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
@@ -49,9 +59,10 @@ internal sealed partial class CpuDevice
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
             Arriving arriving = Upstream[row];
-            RowSums sums = LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
-            double logit = Rows.At<TLanes>(row, (nint)target);
-            var slope = new LogitSlope(sums, arriving, Rows.Vocabulary);
+            RowSums sums = Merged.IsPresent ? Merged[row].Row : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
+            nint column = Rows.Column(target);
+            double logit = column < 0 ? double.NegativeInfinity : Rows.At<TLanes>(row, column);
+            var slope = new LogitSlope(sums, arriving, Rows.Shard.Whole);
 
             nint start = 0;
             if (Rows.IsPlain && Rows.Type == ElementType.Float32)
@@ -70,8 +81,10 @@ internal sealed partial class CpuDevice
                 Gradient.Write<TLanes>(slopes, row, start, count);
             }
             Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
+            if (column < 0)
+                return;
             *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
-            Gradient.Write<Real32>(slopes, row, (nint)target, 1);
+            Gradient.Write<Real32>(slopes, row, column, 1);
         }
     }
 }

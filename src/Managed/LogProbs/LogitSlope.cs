@@ -16,7 +16,7 @@ internal sealed partial class CpuDevice
         private readonly float shift, constant, perLogit, perExponential, everywhere;
         private readonly bool isUniform;
 
-        public LogitSlope(in RowSums sums, in Arriving arriving, nint entries)
+        public LogitSlope(in RowSums sums, in Arriving arriving, long entries)
         {
             of = arriving;
             shift = sums.Shift;

@@ -58,4 +58,32 @@ public class LogProbsCode
         double[] expected = [-0.25 * Math.Log(3), 0, 1.25, 1, 0.75, 1];
         Assert.All(expected.Zip(dh.Concat(dv)), pair => Assert.Equal(pair.First, pair.Second, 1e-5));
     }
+
+    [Fact]
+    public void Slices_of_a_vocabulary_are_merged_and_differentiated()
+    {
+        ComputeDevice device = ComputeDevice.Cpu;
+        using var workspace = new Workspace(device);
+        const int slice = 2, rank = 1;
+        float[] h = [1], v = [0, MathF.Log(2), MathF.Log(3), MathF.Log(4)], all = new float[2 * ShardPartials.Count], sums = new float[ShardPartials.Count], p = new float[1], H = new float[1], arriving = [1], dh = [0], dv = new float[2];
+        HiddenProblem Of(int rank) => new() { Hidden = TensorView.Of(h, 1, 1), Vocabulary = TensorView.Of(v, 4, 1).Slice(0, rank * slice, slice), Targets = TensorView.Of((int[])[3]) };
+        TensorView gathered = TensorView.Of(all, 2, 1, ShardPartials.Count), partials = gathered.Select(0, rank), merged = TensorView.Of(sums, 1, ShardPartials.Count);
+        TensorView logProb = TensorView.Of(p), entropy = TensorView.Of(H), hiddenPart = TensorView.Of(dh, 1, 1), vocabularyGradient = TensorView.Of(dv, 2, 1);
+        var upstream = new TokenUpstream { LogProb = TensorView.Of(arriving) };
+        VocabularyShards.FromHidden(device, Of(0), new(0, 2 * slice), gathered.Select(0, 0), workspace);
+        HiddenProblem problem = Of(rank);
+        // snippet: logprobs-shards
+        var shard = new VocabularyShard(First: rank * slice, Whole: 2 * slice);
+        VocabularyShards.FromHidden(device, problem, shard, partials, workspace);               // targets are indices in the whole vocabulary
+        // ... gather the partials of all slices, in their order: [slices, n, 8] ...
+        VocabularyShards.Merge(device, gathered, new TokenOutputs { LogProb = logProb, Entropy = entropy }, merged);
+        VocabularyShards.FromHiddenBackward(device, problem, shard, merged, upstream, new HiddenGradients { Hidden = hiddenPart, Vocabulary = vocabularyGradient }, workspace);
+        // snippet ends
+
+        Assert.Equal(Math.Log(0.4), p[0], 1e-6);
+        Assert.Equal(-0.1 * Math.Log(0.1) - 0.2 * Math.Log(0.2) - 0.3 * Math.Log(0.3) - 0.4 * Math.Log(0.4), H[0], 1e-6);
+        Assert.Equal(-0.3, dv[0], 1e-6);
+        Assert.Equal(0.6, dv[1], 1e-6);
+        Assert.Equal(-0.3 * Math.Log(3) + 0.6 * Math.Log(4), dh[0], 1e-6);
+    }
 }
