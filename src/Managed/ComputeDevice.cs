@@ -129,6 +129,16 @@ public abstract class ComputeDevice : IDisposable
     protected internal virtual void LogProbsShardBackward(in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients,
         Workspace workspace) => throw Lacks("shards of a vocabulary");
 
+    /// <summary>The bytes of workspace that <see cref="PreferenceLogProbs"/> and <see cref="PreferenceLogProbsBackward"/> take, within the budget if that suffices at all.</summary>
+    protected internal virtual long PreferenceLogProbsWorkspaceBytes(in PreferenceProblem problem, bool backward, long budget) => throw Lacks("log-probs of answers from hidden states");
+
+    /// <summary>Implements <see cref="TransformerKernels.PreferenceLogProbs.FromHidden"/>; the arguments are checked.</summary>
+    protected internal virtual void PreferenceLogProbs(in PreferenceProblem problem, in PreferenceOutputs outputs, Workspace workspace) => throw Lacks("log-probs of answers from hidden states");
+
+    /// <summary>Implements <see cref="TransformerKernels.PreferenceLogProbs.FromHiddenBackward"/>; the arguments are checked.</summary>
+    protected internal virtual void PreferenceLogProbsBackward(in PreferenceProblem problem, in PreferenceUpstream upstream, in HiddenGradients gradients, Workspace workspace) =>
+        throw Lacks("log-probs of answers from hidden states");
+
     /// <summary>Implements <see cref="SequenceLogProbs.Reduce"/>; the arguments are checked.</summary>
     protected internal virtual void ReduceSequences(TensorView values, in SequenceLayout layout, in SequenceOutputs outputs) => throw Lacks("sums of log-probs by sequence");
 

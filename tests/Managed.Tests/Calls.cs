@@ -17,6 +17,7 @@ public static class Calls
         ["likeliest tokens from hidden states"] = large => TopFromHidden(large),
         ["vocabulary shards from logits"] = large => ShardsFromLogits(large),
         ["vocabulary shards from hidden states"] = large => ShardsFromHidden(large),
+        ["log-probs of preference pairs from hidden states"] = large => Answers(large),
         ["log-probs by sequence"] = large => BySequence(large),
         ["preference loss"] = large => Preference(large, withGradients: true),
         ["preference loss without gradients"] = large => Preference(large, withGradients: false),
@@ -176,6 +177,23 @@ public static class Calls
             TensorView parts = memory.Put("partials", partials, tokens, ShardPartials.Count), upstream = memory.Put("upstream", a);
             VocabularyShards.FromHidden(device, problem, new(7, 2 * vocabulary), parts, memory.Workspace(device));
             VocabularyShards.FromHiddenBackward(device, problem, new(7, 2 * vocabulary), parts, new() { LogProb = upstream, Entropy = upstream },
+                new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width) }, memory.Workspace(device));
+        };
+    }
+
+    private static Call Answers(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        bool[] mask = Seeded.Mask(tokens, 5);
+        int[] bounds = [0, 1, tokens / 3, tokens / 2, tokens - 1];
+        float[] zeros = new float[2], ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length];
+        return (device, memory) =>
+        {
+            HiddenProblem policy = new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) };
+            PreferenceProblem problem = new() { Policy = policy, Reference = policy, CumulativeLengths = memory.Put("bounds", bounds), Mask = memory.Put("mask", mask), Reduction = SequenceReduction.Mean };
+            TensorView chosen = memory.Put("chosen", zeros), rejected = memory.Put("rejected", zeros);
+            PreferenceLogProbs.FromHidden(device, problem, new() { Chosen = chosen, Rejected = rejected, ReferenceChosen = memory.Put("reference chosen", zeros) }, memory.Workspace(device));
+            PreferenceLogProbs.FromHiddenBackward(device, problem, new() { Chosen = chosen, Rejected = rejected },
                 new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width) }, memory.Workspace(device));
         };
     }

@@ -157,7 +157,7 @@ public static partial class LogProbs
         Require.Workspace(device, workspace);
     }
 
-    private static void CheckProblem(ComputeDevice device, in HiddenProblem problem)
+    internal static void CheckProblem(ComputeDevice device, in HiddenProblem problem)
     {
         Require.Device(device);
         ReadOnlySpan<ElementType> storage = [ElementType.Float32, ElementType.Float16, ElementType.BFloat16];

@@ -21,6 +21,22 @@ internal sealed partial class CpuDevice
     {
         // Who knows the sums needs the logits once.
         var plan = new HiddenPlan(problem, backward, keeps: backward && !merged.IsPresent || outputs.TopLogProbs.IsPresent, workspace.Limit, Lanes, ThreadCount);
+        fixed (byte* targets = problem.Targets)
+        {
+            var tokens = new TokenVector(targets, problem.Targets);
+            for (nint token = 0; token < plan.Tokens; token++)
+                CheckTarget(token, tokens[token], shard?.Whole ?? plan.Vocabulary, problem.IgnoreTarget);
+        }
+        cancellation.ThrowIfCancellationRequested();
+        using Workspace.Lease lease = workspace.Rent(plan.Bytes);
+        fixed (byte* memory = lease.View)
+            FromHidden(plan, problem, shard, upstream, outputs, partials, merged, gradients, (float*)memory);
+    }
+
+    /// <summary>In memory of the plan's size; the targets are checked.</summary>
+    private unsafe void FromHidden(in HiddenPlan plan, in HiddenProblem problem, VocabularyShard? shard, in TokenUpstream upstream, in TokenOutputs outputs, TensorView partials, TensorView merged,
+        in HiddenGradients gradients, float* memory)
+    {
         fixed (byte* hidden = problem.Hidden, vocabulary = problem.Vocabulary, targets = problem.Targets, bias = problem.Bias,
             ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp, ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit,
             logProb = outputs.LogProb, logSumExp = outputs.LogSumExp, entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, mean = outputs.MeanLogit,
@@ -44,35 +60,27 @@ internal sealed partial class CpuDevice
                 OfVocabulary = new(ofVocabulary, gradients.Vocabulary),
                 OfBias = (float*)ofBias,
                 Accumulate = gradients.Accumulate,
+                Memory = memory,
             };
             var tokens = new TokenVector(targets, problem.Targets);
+            long* indices = (long*)(memory + plan.Indices);
+            work.Targets = indices + plan.Tokens;
+            nint valid = 0;
             for (nint token = 0; token < plan.Tokens; token++)
-                CheckTarget(token, tokens[token], work.Shard.Whole, problem.IgnoreTarget);
-            cancellation.ThrowIfCancellationRequested();
-
-            using Workspace.Lease lease = workspace.Rent(plan.Bytes);
-            fixed (byte* memory = lease.View)
             {
-                work.Memory = (float*)memory;
-                long* indices = (long*)(work.Memory + plan.Indices);
-                work.Targets = indices + plan.Tokens;
-                nint valid = 0;
-                for (nint token = 0; token < plan.Tokens; token++)
-                {
-                    if (tokens[token] == problem.IgnoreTarget)
-                        work.Ignore(token);
-                    else
-                        indices[valid++] = token;
-                }
-                work.ClearTail((nint)problem.Vocabulary.Length(0), all: valid == 0);
-                for (nint start = 0; start < valid; start += plan.Chunk)
-                {
-                    work.Tokens = indices + start;
-                    work.Count = Math.Min(plan.Chunk, valid - start);
-                    work.First = start == 0;
-                    work.SetTargets(tokens);
-                    RunChunk(ref work);
-                }
+                if (tokens[token] == problem.IgnoreTarget)
+                    work.Ignore(token);
+                else
+                    indices[valid++] = token;
+            }
+            work.ClearTail((nint)problem.Vocabulary.Length(0), all: valid == 0);
+            for (nint start = 0; start < valid; start += plan.Chunk)
+            {
+                work.Tokens = indices + start;
+                work.Count = Math.Min(plan.Chunk, valid - start);
+                work.First = start == 0;
+                work.SetTargets(tokens);
+                RunChunk(ref work);
             }
         }
     }

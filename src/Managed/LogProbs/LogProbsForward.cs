@@ -37,12 +37,12 @@ internal sealed partial class CpuDevice
         return rows.Count;
     }
 
-    private static void CheckTarget(nint row, long target, long vocabulary, long ignoreTarget)
+    private static void CheckTarget(nint row, long target, long vocabulary, long ignoreTarget, string name = "problem.Targets")
     {
         if (target != ignoreTarget && (target < 0 || target >= vocabulary))
         {
-            throw new ArgumentOutOfRangeException("problem.Targets", target,
-                $"problem.Targets[{row}] is {target}; it must lie between 0 and {vocabulary - 1}, or be {ignoreTarget} to ignore the token.");
+            throw new ArgumentOutOfRangeException(name, target,
+                $"{name}[{row}] is {target}; it must lie between 0 and {vocabulary - 1}, or be {ignoreTarget} to ignore the token.");
         }
     }
 

@@ -209,13 +209,15 @@ internal sealed partial class CpuDevice
         public void Check()
         {
             for (nint i = 0; i <= Sequences && bounds.IsPresent; i++)
+                CheckBound(i, i == 0 ? 0 : bounds[i - 1], bounds[i], tokens, "layout.CumulativeLengths");
+        }
+
+        public static void CheckBound(nint index, long before, long bound, nint tokens, string name)
+        {
+            if (bound < before || bound > tokens)
             {
-                long least = i == 0 ? 0 : bounds[i - 1];
-                if (bounds[i] < least || bounds[i] > tokens)
-                {
-                    throw new ArgumentOutOfRangeException("layout.CumulativeLengths", bounds[i],
-                        $"layout.CumulativeLengths[{i}] is {bounds[i]}; it must lie between {(i == 0 ? "0" : $"the one before, {least},")} and the number of tokens, {tokens}.");
-                }
+                throw new ArgumentOutOfRangeException(name, bound,
+                    $"{name}[{index}] is {bound}; it must lie between {(index == 0 ? "0" : $"the one before, {before},")} and the number of tokens, {tokens}.");
             }
         }
 
