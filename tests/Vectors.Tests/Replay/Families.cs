@@ -7,7 +7,7 @@ public static class Families
     [
         new AttentionReplay(), new OnnxAttentionReplay(), new RotaryReplay(), new LogProbsReplay(), new HiddenLogProbsReplay(), new CrossEntropyReplay(),
         new LigerCrossEntropyReplay(), new TokenFunctionsReplay(), new SequenceReplay(), new VocabularyShardsReplay(),
-        new PreferenceReplay(), new PolicyReplay(), new AdvantageReplay(), new WhiteningReplay(),
+        new PreferenceReplay(), new LigerPreferenceReplay(), new PolicyReplay(), new AdvantageReplay(), new WhiteningReplay(),
 #if !GPU // the sample's model is the CPU's
         new ModelReplay(), new TinyLlamaReplay(),
 #endif
