@@ -8,7 +8,11 @@ public sealed class CrossEntropyReplay : IReplay
 {
     public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "cross-entropy.json"
         || vector.Folder == "supervised" && vector.File == "causal-lm-loss.json"
-        || vector.Folder == "openrlhf" && vector.File == "supervised-and-statistics.json" && vector.Name.StartsWith("gptlm-", StringComparison.Ordinal);
+        || vector.Folder == "openrlhf" && vector.File == "supervised-and-statistics.json" && vector.Name.StartsWith("gptlm-", StringComparison.Ordinal)
+        || IsChunked(vector);
+
+    // torchtune's, whose chunks change nothing; labels are aligned.
+    private static bool IsChunked(VectorCase vector) => vector.Folder == "openrlhf" && vector.File == "torchtune.json" && vector.Name.StartsWith("chunked-cross-entropy", StringComparison.Ordinal);
 
     public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
 
@@ -16,12 +20,12 @@ public sealed class CrossEntropyReplay : IReplay
 
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given"],
+        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given", "num_output_chunks"],
             ["logits", "targets", "upstream", "weight", "labels", "shift_labels"]);
         if (vector.Input("weight") is not null)
             vector.Requires("label_smoothing", 0.0); // that would be a weighted mean of the logits
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
-        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? Shifted(labels, ignored)
+        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? IsChunked(vector) ? labels.Integers : Shifted(labels, ignored)
             : (vector.Input("shift_labels") ?? vector.Need("targets")).Integers, ignored);
         long[] targets = tokens.Targets;
         // Megatron spreads its smoothing over the other tokens only, and rounds what the target keeps to float32 in the gradient.

@@ -3,10 +3,11 @@ using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>logprobs/sequences.json: sums and means by mask and by cumulative lengths; targets shifted in packed documents and in padded answers.</summary>
+/// <summary>logprobs/sequences.json: sums and means by mask and by cumulative lengths; targets shifted in packed documents and in padded answers. torchtune's log-probs of a batch.</summary>
 public sealed class SequenceReplay : IReplay
 {
-    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "sequences.json";
+    public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "sequences.json"
+        || vector.Folder == "openrlhf" && vector.File == "torchtune.json" && vector.Name.StartsWith("batch-log-probs", StringComparison.Ordinal);
 
     public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
 
@@ -16,8 +17,8 @@ public sealed class SequenceReplay : IReplay
 
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        vector.KnowsOnly(["ignoreIndex"], ["logprob", "mask", "cumulativeLengths", "upstream", "logits", "tokens", "responseMask"]);
-        double[] upstream = vector.Need("upstream").Data;
+        vector.KnowsOnly(["ignoreIndex", "return_average_logprobs"], ["logprob", "mask", "cumulativeLengths", "upstream", "logits", "tokens", "responseMask", "labels"]);
+        double[] upstream = vector.Input("upstream")?.Data ?? [.. Enumerable.Repeat(1.0, vector.Need("labels").Shape[0])];
         var results = new Results<T>();
         if (vector.Input("logprob") is { } given)
         {
@@ -34,8 +35,8 @@ public sealed class SequenceReplay : IReplay
         }
 
         VectorTensor logits = vector.Need("logits");
-        long[] ids = vector.Need("tokens").Integers;
-        bool padded = vector.Input("responseMask") is not null;
+        long[] ids = (vector.Input("tokens") ?? vector.Need("labels")).Integers;
+        bool padded = vector.Input("cumulativeLengths") is null, average = vector.Parameter("return_average_logprobs") is not null && vector.Flag("return_average_logprobs");
         int length = padded ? logits.Shape[1] : 0, rows = ids.Length;
         long[] limits = vector.Input("cumulativeLengths")?.Integers ?? [.. Enumerable.Range(0, logits.Shape[0] + 1).Select(row => (long)row * length)];
         bool[]? answer = vector.Input("responseMask")?.Booleans;
@@ -50,8 +51,11 @@ public sealed class SequenceReplay : IReplay
         (T[] sums, T[] means, long[] valids) = Reduce<T>(library, Array.ConvertAll(logProb, double.CreateTruncating), limits, valid);
         results.Output("sum", sums);
         results.Output("mean", means);
+        // torchtune divides by the count and 1e-8 more.
+        double[] shares = [.. valids.Select(count => count / (count + 1e-8))];
+        results.Output("log_probs", average ? [.. means.Select((x, s) => x * T.CreateTruncating(shares[s]))] : sums);
         results.Output("count", Array.ConvertAll(valids, T.CreateTruncating));
-        T[] ofLogProb = Backward<T>(library, upstream, null, limits, valid);
+        T[] ofLogProb = Backward<T>(library, average ? null : upstream, average ? [.. upstream.Select((x, s) => x * shares[s])] : null, limits, valid);
         results.Gradient("logits", tokens.Backward<T>(library, Array.ConvertAll(ofLogProb, double.CreateTruncating), null, null));
         return results;
     }
