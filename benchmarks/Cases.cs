@@ -13,11 +13,13 @@ internal static class Cases
 
         Plain("attention/forward/none", 0.80, 0.87, new()),
         Plain("attention/forward/distance", 0.80, 0.87, new() { Bias = AttentionBias.Distance }),
+        Plain("attention/forward/t5", 0.80, 0.87, new() { Bias = AttentionBias.Buckets }),
         Plain("attention/forward/alibi", 0.80, 0.87, new() { Bias = AttentionBias.Slopes }),
         Plain("attention/forward-d128/none", 0.82, 0.90, new() { HeadSize = 128 }),
         Plain("attention/forward-d128/distance", 0.82, 0.90, new() { HeadSize = 128, Bias = AttentionBias.Distance }),
         Plain("attention/train/none", 0.78, 0.86, new() { Train = true }),
         Plain("attention/train/distance", 0.78, 0.86, new() { Train = true, Bias = AttentionBias.Distance }),
+        Plain("attention/train/t5", 0.78, 0.86, new() { Train = true, Bias = AttentionBias.Buckets }),
         Plain("attention/forward/head-40", 0.65, 0.75, new() { HeadSize = 40 }),
         Plain("attention/forward/head-80", 0.65, 0.75, new() { HeadSize = 80 }),
         Plain("attention/forward/head-96", 0.65, 0.75, new() { HeadSize = 96 }),
@@ -33,6 +35,8 @@ internal static class Cases
         new("logprobs/from-logits-bfloat16/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: false, isNarrow: true), 0.65, 0.80,
             device => new FromLogitsContest(device, 1024, 32_000, backward: false, isNarrow: true)),
         Logits("logprobs/backward/32000", 0.75, 0.87, 1024, 32_000, backward: true),
+        new("logprobs/backward-remainder/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: true), 0.75, 0.87,
+            device => new FromLogitsContest(device, 1024, 32_000, backward: true, keepsRemainder: true)),
         Hidden("logprobs/fused-forward/32000", 0.85, 0.93, 1024, 1024, 32_000),
         Hidden("logprobs/fused-forward/128256", 0.85, 0.93, 512, 2048, 128_256),
         Hidden("logprobs/fused-train/32000", 0.78, 0.88, 1024, 1024, 32_000, train: true),
@@ -51,7 +55,6 @@ internal static class Cases
     public static IReadOnlyList<MissingCases> Missing { get; } =
     [
         new(["positions/rotary/in-place-bfloat16"], "16-bit storage"),
-        new(["attention/forward/t5", "attention/train/t5"], "attention in breadth: bucketed tables"),
         new(["attention/forward/dense", "attention/train/dense"], "attention in breadth: dense bias"),
         new(["alignment/grpo"], "the loss family in breadth"),
     ];

@@ -9,10 +9,13 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
     // The forward check looks at the last queries of the last head, the backward check at the whole head.
     private const int CheckedQueries = 64;
 
+    // T5's encoder.
+    private const int Buckets = 32, MaximumDistance = 128;
+
     private readonly AttentionSetup setup;
     private readonly UserRule<TRule> rule;
-    private readonly TensorBuffer query, key, value, bias, slopes, captured, output, logSumExp;
-    private readonly TensorBuffer upstream, queryGradient, keyGradient, valueGradient, biasGradient, capturedGradient;
+    private readonly TensorBuffer query, key, value, bias, slopes, table, captured, output, logSumExp;
+    private readonly TensorBuffer upstream, queryGradient, keyGradient, valueGradient, biasGradient, tableGradient, capturedGradient;
     private readonly bool captures;
 
     public AttentionContest(ComputeDevice device, AttentionSetup setup, UserRule<TRule> rule, bool captures) : base(device)
@@ -24,6 +27,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         value = Noisy(3, 1, batch, heads, length, headSize);
         bias = Noisy(4, 2, heads, 2 * length - 1);
         slopes = Zeros(heads);
+        table = Noisy(7, 2, Buckets, heads);
         captured = Noisy(5, UserRules.CapturedScale, heads, 2 * length - 1);
         output = Zeros(batch, heads, length, headSize);
         // With what rounding took from it, as training code that calls the backward pass should keep it.
@@ -33,6 +37,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         keyGradient = Zeros(batch, heads, length, headSize);
         valueGradient = Zeros(batch, heads, length, headSize);
         biasGradient = Zeros(heads, 2 * length - 1);
+        tableGradient = Zeros(Buckets, heads);
         capturedGradient = Zeros(heads, 2 * length - 1);
         // ALiBi's slopes 2^(−8/h), 2^(−16/h) ...
         for (int head = 0; head < heads; head++)
@@ -41,6 +46,8 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
 
     private bool HasDistanceBias => setup.Bias == AttentionBias.Distance;
 
+    private bool HasBuckets => setup.Bias == AttentionBias.Buckets;
+
     public override void Run()
     {
         var problem = new AttentionProblem
@@ -48,6 +55,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
             Query = query, Key = key, Value = value, Causal = setup.Causal,
             DistanceBias = HasDistanceBias ? bias : default(TensorView),
             Slopes = setup.Bias == AttentionBias.Slopes ? slopes : default(TensorView),
+            BucketedBias = HasBuckets ? new(table, MaximumDistance, bidirectional: true) : default,
             Captured0 = captures ? CapturedTensor.PerHeadAndDistance(captured, setup.Length - 1) : default,
         };
         Attention.Forward(Device, problem, rule.Ours, output, logSumExp, Workspace);
@@ -57,6 +65,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         {
             Query = queryGradient, Key = keyGradient, Value = valueGradient,
             DistanceBias = HasDistanceBias ? biasGradient : default(TensorView),
+            BucketedBias = HasBuckets ? tableGradient : default(TensorView),
             Captured0 = captures ? capturedGradient : default(TensorView),
         };
         Attention.Backward(Device, problem, rule.Ours, new AttentionSaved { Output = output, LogSumExp = logSumExp },
@@ -91,6 +100,9 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         };
         if (HasDistanceBias)
             shares.Add(CheckGradient(biasGradient, oracle.DistanceBias!, naive.DistanceBias!, "gradient of the distance bias"));
+        if (HasBuckets)
+            shares.Add(Contract.Check(LastColumn(tableGradient), oracle.BucketTable!.Data, naive.BucketTable!.Data, Contract.Gradient, "gradient of the table",
+                magnitude: oracle.BucketTableMagnitude!.Data.Max()));
         if (captures)
             shares.Add(CheckGradient(capturedGradient, oracle.Captured[0], naive.Captured[0], "gradient of the captured values"));
         return shares.Max();
@@ -113,6 +125,9 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
             DistanceBias = HasDistanceBias ? Grid.Of(LastHead(bias), 1, 2 * length - 1) : null,
             DistanceCentre = length - 1,
             Slopes = setup.Bias == AttentionBias.Slopes ? Grid.Of(LastHead(slopes), 1) : null,
+            BucketTable = HasBuckets ? Grid.Of(LastColumn(table), Buckets, 1) : null,
+            MaximumDistance = MaximumDistance,
+            IsBidirectional = true,
             Formula = rule.Formula,
             Captured = captures ? [new(Grid.Of(LastHead(captured), 1, 2 * length - 1), CapturedBy.HeadAndDistance, length - 1)] : [],
         };
@@ -127,6 +142,15 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         return each;
     }
 
+    // The table of the last head.
+    private ReadOnlySpan<float> LastColumn(TensorBuffer buffer)
+    {
+        var column = new float[Buckets];
+        for (int bucket = 0; bucket < Buckets; bucket++)
+            column[bucket] = buffer.AsSpan<float>()[(bucket + 1) * setup.Heads - 1];
+        return column;
+    }
+
     // What a tensor [batch, head, ...] or [head, ...] holds at its end.
     private ReadOnlySpan<float> LastHead(TensorBuffer buffer)
     {
@@ -135,7 +159,20 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         return all[^(all.Length / (setup.Heads * (perSequence ? setup.Batch : 1)))..];
     }
 
+    // The table as the vector by distance that the peer makes its matrix of.
+    private TorchSharp.torch.Tensor ByDistance()
+    {
+        using TensorBuffer vector = Zeros(setup.Heads, 2 * setup.Length - 1);
+        for (int at = 0; at < 2 * setup.Length - 1; at++)
+        {
+            int bucket = BucketedBias.Bucket(at - (setup.Length - 1), Buckets, MaximumDistance, bidirectional: true);
+            for (int head = 0; head < setup.Heads; head++)
+                vector.AsSpan<float>()[head * (2 * setup.Length - 1) + at] = table.AsSpan<float>()[bucket * setup.Heads + head];
+        }
+        return TorchPeer.Copy(vector);
+    }
+
     public override IEnumerable<Peer> Peers() => new AttentionPeers<TRule>(setup, rule,
-        TorchPeer.Copy(query), TorchPeer.Copy(key), TorchPeer.Copy(value), TorchPeer.Copy(upstream), TorchPeer.Copy(bias), TorchPeer.Copy(slopes),
+        TorchPeer.Copy(query), TorchPeer.Copy(key), TorchPeer.Copy(value), TorchPeer.Copy(upstream), HasBuckets ? ByDistance() : TorchPeer.Copy(bias), TorchPeer.Copy(slopes),
         captures ? TorchPeer.Copy(captured) : null).Forms();
 }

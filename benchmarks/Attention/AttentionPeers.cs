@@ -21,7 +21,7 @@ internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
         distances = positions.unsqueeze(0) - positions.unsqueeze(1);
         mask = setup.Bias switch
         {
-            AttentionBias.Distance => OfPairs(bias),
+            AttentionBias.Distance or AttentionBias.Buckets => OfPairs(bias),
             AttentionBias.Slopes => (-slopes.reshape(1, setup.Heads, 1, 1) * distances.abs()).contiguous(),
             _ => null,
         };

@@ -8,6 +8,8 @@ internal enum AttentionBias
     Distance,
     /// <summary>One slope a head.</summary>
     Slopes,
+    /// <summary>T5's table: one learned number a head and bucket of distances.</summary>
+    Buckets,
 }
 
 /// <summary>Which attention a case is about: as many keys as queries, float32, layout [batch, head, position, headSize].</summary>

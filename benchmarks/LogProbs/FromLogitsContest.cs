@@ -25,7 +25,8 @@ internal sealed class FromLogitsContest : Contest
     /// <param name="vocabulary">Columns.</param>
     /// <param name="backward">Whether it is the gradient that is timed.</param>
     /// <param name="isNarrow">Whether logits are bfloat16.</param>
-    public FromLogitsContest(ComputeDevice device, int tokens, int vocabulary, bool backward, bool isNarrow = false) : base(device)
+    /// <param name="keepsRemainder">Whether the forward pass saves what rounding took from the log-sum-exp.</param>
+    public FromLogitsContest(ComputeDevice device, int tokens, int vocabulary, bool backward, bool isNarrow = false, bool keepsRemainder = false) : base(device)
     {
         (this.tokens, this.vocabulary, this.backward, this.isNarrow) = (tokens, vocabulary, backward, isNarrow);
         logits = isNarrow ? NoisyBFloat16(1, LogitScale, tokens, vocabulary) : Noisy(1, LogitScale, tokens, vocabulary);
@@ -34,7 +35,7 @@ internal sealed class FromLogitsContest : Contest
         for (int token = 0; token < tokens; token++)
             target[token] = (long)((Noise.At(2, token) + 1) / 2 * vocabulary);
         logProb = Zeros(tokens);
-        logSumExp = Zeros(tokens);
+        logSumExp = keepsRemainder ? Zeros(tokens, 2) : Zeros(tokens);
         entropy = Zeros(tokens);
         upstream = Noisy(3, 1, tokens);
         if (backward)

@@ -18,7 +18,7 @@ public class CaseTests
         "attention/forward/head-40", "attention/forward/head-80", "attention/forward/head-96",
         "attention/forward/length-1000", "attention/forward/length-1023", "attention/forward/length-2047",
         "attention/forward/causal", "attention/forward/user-rule", "attention/train/user-rule",
-        "logprobs/from-logits/32000", "logprobs/from-logits/151936", "logprobs/from-logits-bfloat16/32000", "logprobs/backward/32000",
+        "logprobs/from-logits/32000", "logprobs/from-logits/151936", "logprobs/from-logits-bfloat16/32000", "logprobs/backward/32000", "logprobs/backward-remainder/32000",
         "logprobs/fused-forward/32000", "logprobs/fused-forward/128256", "logprobs/fused-train/32000", "logprobs/fused-train/128256",
         "logprobs/fused-train/memory",
         "logprobs/vocabulary/32000", "logprobs/vocabulary/128256", "logprobs/vocabulary/151936", "logprobs/vocabulary/256000",

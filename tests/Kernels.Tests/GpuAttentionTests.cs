@@ -68,6 +68,57 @@ public class GpuAttentionTests(GpuUnderTest gpu, ITestOutputHelper output)
         }.Check(DeviceUnderTest.Device, new Temperature(0.1f, 1000), new TemperatureFormula(0.1f, 1000));
     }
 
+    [Theory]
+    [InlineData(16)]
+    [InlineData(64)]
+    public void Either_tile_agrees_with_the_definition_around_the_edges_of_both(int side)
+    {
+        gpu.NeedsOpenCl();
+        foreach ((int queries, int keys, int headSize, int valueSize) in ((int, int, int, int)[])
+            [(1, 65, 5, 3), (15, 17, 15, 17), (16, 16, 16, 16), (17, 15, 31, 33), (31, 33, 32, 32), (32, 32, 33, 31), (33, 31, 6, 7), (63, 65, 64, 64), (64, 64, 65, 63), (65, 1, 4, 129)])
+        {
+            foreach (bool causal in (bool[])[false, true])
+            {
+                new AttentionCase
+                {
+                    Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = headSize, ValueSize = valueSize, Causal = causal, HasLogSumExpUpstream = true,
+                    Slopes = AttentionCase.Numbers(1, 0.2f, 2), DistanceBias = AttentionCase.Numbers(2, 1, 2, queries + keys - 1),
+                    Captured =
+                    [
+                        new(AttentionCase.Numbers(3, 0.5f, 2, 2, queries), CapturedBy.Query), new(AttentionCase.Numbers(4, 0.5f, 2, 2, keys), CapturedBy.Key),
+                        new(AttentionCase.Numbers(5, 0.5f, 2, 9), CapturedBy.HeadAndDistance, 3), new(AttentionCase.Numbers(6, 0.5f, 2, 2, queries, keys), CapturedBy.Pair),
+                    ],
+                }.Check(DeviceUnderTest.WithTiles(side), default(FourCaptures), new FourCapturesFormula());
+            }
+        }
+    }
+
+    // A tile's own sums of biases are added up over several tiles of queries only where a head has more than 32 of them.
+    [Fact]
+    public void Pieces_of_several_small_tiles_agree_with_the_definition()
+    {
+        gpu.NeedsOpenCl();
+        new AttentionCase
+        {
+            Heads = 1, KeyHeads = 1, Queries = 550, Keys = 40, HeadSize = 4, ValueSize = 4, DistanceBias = AttentionCase.Numbers(2, 1, 1, 589),
+            Captured = [new(AttentionCase.Numbers(3, 1, 1, 1, 40), CapturedBy.Key)],
+        }.Check(DeviceUnderTest.WithTiles(16), new Temperature(0.1f, 1000), new TemperatureFormula(0.1f, 1000));
+    }
+
+    [Theory]
+    [InlineData(1, 1, 16)]
+    [InlineData(32, 32, 16)]
+    [InlineData(16, 64, 16)]
+    [InlineData(64, 16, 16)]
+    [InlineData(33, 32, 64)]
+    [InlineData(16, 65, 64)]
+    [InlineData(512, 512, 64)]
+    public void Four_small_tiles_at_most_take_the_place_of_the_large_one(int queries, int keys, int side)
+    {
+        using TensorBuffer query = ComputeDevice.Cpu.Allocate(ElementType.Float32, 3, 2, queries, 8), key = ComputeDevice.Cpu.Allocate(ElementType.Float32, 3, 2, keys, 8);
+        Assert.Equal(side, TileSide.Of(AttentionShape.Of(new AttentionProblem { Query = query, Key = key, Value = key })));
+    }
+
     [Fact]
     public void Time_beside_the_CPU_is_printed()
     {

@@ -105,6 +105,22 @@ public class GpuGeneralizedAdvantageTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         }
     }
 
+    // A group takes blocks of 1,024 tokens.
+    [Theory]
+    [InlineData(4096, 3000, 10)]
+    [InlineData(4099, 1023, 2)]
+    [InlineData(5001, 2048, 1025)]
+    public void A_mask_that_leaves_groups_without_a_value_keeps_the_contract(int tokens, int first, int kept)
+    {
+        float[] values = [.. Seeded.Normal(tokens, 1).Select((x, i) => i < first || i >= first + kept ? float.NaN : x + 1000)];
+        bool[] mask = [.. values.Select(x => !float.IsNaN(x))];
+        foreach (bool keepMean in (bool[])[false, true])
+        {
+            Contract.Check(Whiten(values, mask, 1, tokens, keepMean), AdvantageOracle.Whiten<double>(Grid.Of(values, 1, tokens), mask, keepMean).Data,
+                AdvantageOracle.Whiten<float>(Grid.Of(values, 1, tokens), mask, keepMean).Data, Contract.Forward, "whitened");
+        }
+    }
+
     [Theory]
     [InlineData(0)]
     [InlineData(1)]

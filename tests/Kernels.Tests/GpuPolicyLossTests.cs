@@ -103,13 +103,35 @@ public class GpuPolicyLossTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         Assert.All(written.Where((_, i) => i % 3 == 1), x => Assert.Equal(42f, x));
     }
 
-    private (float[] Losses, float[] Gradient, float[] Metrics) Run(Batch batch, TokenReduction reduction, bool masked)
+    // Where it can, a thread reads four flags at once.
+    [Theory]
+    [InlineData(7, 300)]
+    [InlineData(5, 301)]
+    [InlineData(1, 1023)]
+    public void A_mask_gives_the_same_bits_wherever_it_begins(int sequences, int tokens)
+    {
+        var batch = new Batch(sequences, tokens);
+        foreach (TokenReduction reduction in (TokenReduction[])[TokenReduction.TokenMean, TokenReduction.SequenceMeanTokenMean])
+        {
+            (float[] losses, float[] gradient, float[] metrics) = Run(batch, reduction, masked: true);
+            for (int start = 1; start <= 4; start++)
+            {
+                (float[] lossesThere, float[] gradientThere, float[] metricsThere) = Run(batch, reduction, masked: true, start);
+                Assert.Equal(losses, lossesThere);
+                Assert.Equal(gradient, gradientThere);
+                Assert.Equal(metrics, metricsThere);
+            }
+        }
+    }
+
+    private (float[] Losses, float[] Gradient, float[] Metrics) Run(Batch batch, TokenReduction reduction, bool masked, int maskStart = 0)
     {
         using TensorBuffer logProb = batch.Upload(gpu.Device, batch.LogProb), old = batch.Upload(gpu.Device, batch.OldLogProb), advantage = batch.Upload(gpu.Device, batch.Advantage);
-        using TensorBuffer mask = gpu.Device.Upload<bool>(batch.Mask, batch.Sequences, batch.Tokens), metrics = gpu.Device.Allocate(ElementType.Float32, PolicyMetrics.Count);
+        using TensorBuffer memory = gpu.Device.Upload<bool>([.. new bool[maskStart], .. batch.Mask]), metrics = gpu.Device.Allocate(ElementType.Float32, PolicyMetrics.Count);
         using TensorBuffer losses = batch.Upload(gpu.Device, batch.LogProb), gradient = batch.Upload(gpu.Device, batch.LogProb);
         using var workspace = new Workspace(gpu.Device);
-        PolicyLoss.Evaluate(gpu.Device, new() { LogProb = logProb, OldLogProb = old, Advantage = advantage, Mask = masked ? mask.View : default, Reduction = reduction },
+        TensorView mask = memory.View.Slice(0, maskStart, batch.Mask.Length).Reshape(batch.Sequences, batch.Tokens);
+        PolicyLoss.Evaluate(gpu.Device, new() { LogProb = logProb, OldLogProb = old, Advantage = advantage, Mask = masked ? mask : default, Reduction = reduction },
             new PpoClip(), new() { Loss = losses, LogProb = gradient }, metrics, workspace);
         return (losses.ToArray<float>(), gradient.ToArray<float>(), metrics.ToArray<float>());
     }

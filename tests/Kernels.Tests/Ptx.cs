@@ -42,11 +42,22 @@ internal static partial class Ptx
             yield return $"it keeps variables in memory instead of registers: {local.Value.Trim()}";
         if (Approximate().Match(text) is { Success: true } approximate)
             yield return $"it approximates more coarsely than the library's own functions: {approximate.Value.Trim()}";
-        if (SwallowedNan().Match(text) is { Success: true } swallowed)
-            yield return $"it turns NaN into a bound, where C# has the constant on the left of a comparison; write it on the right: {swallowed.Value.Trim()}";
+        foreach (Match mirrored in MirroredComparison().Matches(text))
+        {
+            if (!IsHeldToItsTwin(text, mirrored))
+                yield return $"a comparison is true for NaN, where C# has the constant on the left; write it on the right: {mirrored.Value.Trim()}";
+        }
         int shared = Shared().Matches(text).Sum(match => int.Parse(match.Groups[1].Value, System.Globalization.CultureInfo.InvariantCulture));
         if (shared > SharedLimit)
             yield return $"it has {shared} bytes of shared memory; {SharedLimit} are allowed";
+    }
+
+    // Real32 compares both ways around and takes what both say.
+    private static bool IsHeldToItsTwin(string text, Match mirrored)
+    {
+        (string kind, string predicate, string operands) = (mirrored.Groups["kind"].Value, mirrored.Groups["predicate"].Value, Regex.Escape(mirrored.Groups["operands"].Value));
+        return Regex.Matches(text, $@"setp\.{kind}\.f(?:32|64)\s+(%p\d+), {operands};").Any(twin =>
+            Regex.IsMatch(text, $@"and\.pred\s+%p\d+, (?:{twin.Groups[1].Value}, {predicate}|{predicate}, {twin.Groups[1].Value});"));
     }
 
     /// <summary>The path of ptxas, from the environment or the PATH.</summary>
@@ -100,9 +111,9 @@ internal static partial class Ptx
     [GeneratedRegex(@"^.*\.(approx|full|ftz)\b.*$", RegexOptions.Multiline)]
     private static partial Regex Approximate();
 
-    // Of "bound < x ? bound : x" ILGPU makes "x > bound or NaN".
-    [GeneratedRegex(@"setp\.[lg][te]u\.f32\s+(%p\d+), (%f\d+), (0f\w+);\s+selp\.b32\s+%f\d+, \3, \2, \1;")]
-    private static partial Regex SwallowedNan();
+    // Of "constant < x" ILGPU makes "x > constant or NaN".
+    [GeneratedRegex(@"setp\.(?<kind>[lg][te])u\.f(?:32|64)\s+(?<predicate>%p\d+), (?<operands>%fd?\d+, 0[fd]\w+);")]
+    private static partial Regex MirroredComparison();
 
     [GeneratedRegex(@"\.shared\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\]")]
     private static partial Regex Shared();

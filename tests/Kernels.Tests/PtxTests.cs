@@ -64,19 +64,27 @@ public class PtxTests(ITestOutputHelper output)
         Assert.Single(Ptx.Faults("\tdiv.full.f32 %f1, %f2, %f3;"));
         Assert.Single(Ptx.Faults("\tex2.approx.ftz.f32 %f1, %f2;"));
         Assert.Single(Ptx.Faults("\tsetp.gtu.f32\t%p2, %f1, 0f42B20000;\n\tselp.b32\t%f2, 0f42B20000, %f1, %p2;"));
+        Assert.Single(Ptx.Faults("\tsetp.lt.f32\t%p1, %f1, 0f00000000;\n\tsetp.ltu.f32\t%p2, %f1, 0f00000000;\n\tselp.b32\t%f2, %f3, %f4, %p2;"));
+        Assert.Single(Ptx.Faults("\tsetp.lt.f32\t%p1, %f1, 0f00000000;\n\tsetp.ltu.f32\t%p2, %f1, 0f3F800000;\n\tand.pred\t%p3, %p1, %p2;"));
+        Assert.Empty(Ptx.Faults("\tsetp.lt.f32\t%p1, %f1, 0f00000000;\n\tsetp.ltu.f32\t%p2, %f1, 0f00000000;\n\tand.pred\t%p3, %p1, %p2;"));
         Assert.Empty(Ptx.Faults("\t@%p3 bra L_2;\n\tbra.uni L_3;\n\t.shared .align 4 .b8 tile[49152];\n\tst.shared.f32 [%r1], %f1;"));
     }
 
-    /// <summary>The library's kernels with every built-in loss or rule and a rule that does everything, and the ones of the test project.</summary>
+    /// <summary>The library's kernels with every tile, every built-in loss or rule and a rule that does everything, and the ones of the test project.</summary>
     internal static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
     {
-        IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.EndsWith("Kernels", StringComparison.Ordinal))
-            .SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
+        IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.Split('`')[0].EndsWith("Kernels", StringComparison.Ordinal))
+            .SelectMany(Tiles).SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
         IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
+        IEnumerable<(MethodInfo, int)> comparisons = KernelsOf(typeof(ComparisonKernels)).Select(kernel => (kernel, GroupSize(typeof(ComparisonKernels))));
         IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
             .SelectMany(type => KernelsOf(typeof(TabulateKernels)).Select(kernel => (kernel.MakeGenericMethod(type), GroupSize(typeof(TabulateKernels)))));
-        return library.Concat(proof).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
+        return library.Concat(proof).Concat(comparisons).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
     }
+
+    // A class whose kernels have a tile, with every one.
+    private static IEnumerable<Type> Tiles(Type type) =>
+        !type.IsGenericTypeDefinition ? [type] : type.Assembly.GetTypes().Where(side => side.IsValueType && side.IsAssignableTo(typeof(ITileSide))).Select(side => type.MakeGenericType(side));
 
     // A kernel that takes a struct, with every built-in one of the kind that it asks for, and with the proof rule.
     private static IEnumerable<MethodInfo> Instances(MethodInfo kernel)
@@ -91,10 +99,10 @@ public class PtxTests(ITestOutputHelper output)
     private static IEnumerable<MethodInfo> KernelsOf(Type type) =>
         type.GetMethods(BindingFlags.Public | BindingFlags.Static | BindingFlags.DeclaredOnly).Where(method => method.ReturnType == typeof(void));
 
-    private static int GroupSize(Type type) => (int)type.GetField("GroupSize")!.GetRawConstantValue()!;
+    private static int GroupSize(Type type) => (int)(type.GetField("GroupSize")?.GetRawConstantValue() ?? type.GetProperty("GroupSize")!.GetValue(null))!;
 
     internal static string Name(MethodInfo kernel) =>
-        $"{kernel.DeclaringType!.Name}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(",", kernel.GetGenericArguments().Select(Short))}>" : "")}";
+        $"{Short(kernel.DeclaringType!)}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(",", kernel.GetGenericArguments().Select(Short))}>" : "")}";
 
     private static string Short(Type type) =>
         type.IsGenericType ? $"{type.Name.Split('`')[0]}<{string.Join(",", type.GetGenericArguments().Select(Short))}>" : type.Name;

@@ -1,3 +1,5 @@
+using System.Collections.Concurrent;
+
 namespace TransformerKernels.Tests;
 
 /// <summary>One call of every operation, for what is promised of all of them: same bits on any number of threads, nothing touched outside, nothing allocated.</summary>
@@ -9,8 +11,11 @@ public static class Calls
     {
         ["rotary, half split"] = large => Rotary(large, RotaryPairing.HalfSplit, backward: false),
         ["rotary, interleaved, backward"] = large => Rotary(large, RotaryPairing.Interleaved, backward: true),
+        ["attention, every bias"] = large => Attention(large, hasRule: false),
+        ["attention, every bias, a rule with captured tensors"] = large => Attention(large, hasRule: true),
         ["log-probs"] = large => FromLogits(large),
-        ["log-probs, backward"] = large => FromLogitsBackward(large),
+        ["log-probs, backward"] = large => FromLogitsBackward(large, keepsRemainder: false),
+        ["log-probs, backward with what rounding took"] = large => FromLogitsBackward(large, keepsRemainder: true),
         ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
         ["log-probs from hidden states"] = large => FromHidden(large),
         ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
@@ -51,6 +56,68 @@ public static class Calls
         };
     }
 
+    // Forward and backward, with all that a problem can have.
+    private static Call Attention(bool large, bool hasRule)
+    {
+        (int batch, int heads, int keyHeads, int queries, int keys, int size, int valueSize) = large ? (2, 4, 2, 100, 530, 20, 12) : (2, 2, 1, 5, 7, 3, 5);
+        const int buckets = 12;
+        int[] lengths = [keys, keys / 2];
+        long[] offsets = [keys - queries, keys - queries - 3];
+        bool[] mask = [.. Enumerable.Range(0, batch * queries * keys).Select(n => n * 7 % 11 != 0 || n % keys < 64)];
+        var made = new ConcurrentDictionary<string, float[]>();
+        float[] Made(string name, int seed, ReadOnlySpan<long> shape)
+        {
+            if (!made.TryGetValue(name, out float[]? numbers))
+                made[name] = numbers = seed == 0 ? new float[Count(shape)] : Seeded.Normal(Count(shape), seed);
+            return numbers;
+        }
+        return (device, memory) =>
+        {
+            TensorView Input(string name, int seed, params ReadOnlySpan<long> shape) => memory.Put(name, Made(name, seed, shape), shape);
+            TensorView Output(string name, params ReadOnlySpan<long> shape) => memory.Put(name, Made(name, 0, shape), shape);
+            var problem = new AttentionProblem
+            {
+                Query = Input("query", 1, batch, heads, queries, size), Key = Input("key", 2, batch, keyHeads, keys, size), Value = Input("value", 3, batch, keyHeads, keys, valueSize),
+                Causal = true, Softcap = 5, Sinks = Input("sinks", 13, heads), KeyLengths = memory.Put("lengths", lengths),
+                QueryOffsets = memory.Put("offsets", offsets), Mask = memory.Put("mask", mask, batch, 1, queries, keys),
+                Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys + 2), BucketedBias = new(Input("table", 6, buckets, heads), 40),
+                DenseBias = Input("dense", 7, 1, heads, queries, keys), RowBias = Input("row", 8, batch, heads, queries), ColumnBias = Input("column", 9, batch, 1, keys),
+            };
+            var gradients = new AttentionGradients
+            {
+                Query = Output("of query", batch, heads, queries, size), Key = Output("of key", batch, keyHeads, keys, size), Value = Output("of value", batch, keyHeads, keys, valueSize),
+                Slopes = Output("of slopes", heads), DistanceBias = Output("of distance", heads, queries + keys + 2), BucketedBias = Output("of table", buckets, heads),
+                DenseBias = Output("of dense", 1, heads, queries, keys), RowBias = Output("of row", batch, heads, queries), ColumnBias = Output("of column", batch, 1, keys), Sinks = Output("of sinks", heads),
+            };
+            if (hasRule)
+            {
+                problem.Captured0 = CapturedTensor.PerHead(Input("gains", 10, heads));
+                gradients.Captured0 = Output("of gains", heads);
+            }
+            TensorView output = Output("output", batch, heads, queries, valueSize), logSumExp = Output("log-sum-exp", batch, heads, queries);
+            var saved = new AttentionSaved { Output = output, LogSumExp = logSumExp };
+            var upstream = new AttentionUpstream { Output = Input("upstream", 11, batch, heads, queries, valueSize), LogSumExp = Input("of log-sum-exp", 12, batch, heads, queries) };
+            if (hasRule)
+            {
+                TransformerKernels.Attention.Forward(device, problem, new Temperature(0.1f, 400), output, logSumExp, memory.Workspace(device));
+                TransformerKernels.Attention.Backward(device, problem, new Temperature(0.1f, 400), saved, upstream, gradients, memory.Workspace(device));
+            }
+            else
+            {
+                TransformerKernels.Attention.Forward(device, problem, output, logSumExp, memory.Workspace(device));
+                TransformerKernels.Attention.Backward(device, problem, saved, upstream, gradients, memory.Workspace(device));
+            }
+        };
+    }
+
+    private static long Count(ReadOnlySpan<long> shape)
+    {
+        long count = 1;
+        foreach (long length in shape)
+            count *= length;
+        return count;
+    }
+
     private static (float[] Logits, long[] Targets, int Rows, int Vocabulary) Logits(bool large)
     {
         (int rows, int vocabulary) = large ? (97, 5003) : (3, 37);
@@ -69,13 +136,14 @@ public static class Calls
             new() { LogProb = memory.Put("log-prob", zeros), LogSumExp = memory.Put("log-sum-exp", zeros), Entropy = memory.Put("entropy", zeros) });
     }
 
-    private static Call FromLogitsBackward(bool large)
+    private static Call FromLogitsBackward(bool large, bool keepsRemainder)
     {
         (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
-        float[] zeros = new float[rows], a = Seeded.Normal(rows, 2), b = Seeded.Normal(rows, 3), c = Seeded.Normal(rows, 4);
+        float[] zeros = new float[rows], pairs = new float[2 * rows], a = Seeded.Normal(rows, 2), b = Seeded.Normal(rows, 3), c = Seeded.Normal(rows, 4);
         return (device, memory) =>
         {
-            TensorView z = memory.Put("logits", logits, rows, vocabulary), logSumExp = memory.Put("log-sum-exp", zeros), entropy = memory.Put("entropy", zeros);
+            TensorView z = memory.Put("logits", logits, rows, vocabulary), entropy = memory.Put("entropy", zeros);
+            TensorView logSumExp = keepsRemainder ? memory.Put("log-sum-exp", pairs, rows, 2) : memory.Put("log-sum-exp", zeros);
             LogitsProblem problem = new() { Logits = z, Targets = memory.Put("targets", targets) };
             LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy });
             LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp, Entropy = entropy },

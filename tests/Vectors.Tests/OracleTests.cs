@@ -12,7 +12,7 @@ public class OracleTests
 
     public static TheoryData<string> Attentions => ["plain", "causal", "grouped", "offset", "slopes", "slopes per batch", "distance", "distance shared", "everything",
         "checkerboard", "squared", "leaky", "by head", "by distance", "by absolute distance", "by query", "by key", "by pair", "log-length", "more queries",
-        "dense", "dense shared", "row and column", "softcap", "key lengths"];
+        "dense", "dense shared", "row and column", "softcap", "buckets", "buckets both ways", "sinks", "mask", "key lengths", "offsets"];
 
     [Theory]
     [MemberData(nameof(Attentions))]
@@ -40,12 +40,16 @@ public class OracleTests
             Same(inputs.Slopes, gradient.Slopes!, Loss);
         if (inputs.DistanceBias is not null)
             Same(inputs.DistanceBias, gradient.DistanceBias!, Loss);
+        if (inputs.BucketTable is not null)
+            Same(inputs.BucketTable, gradient.BucketTable!, Loss);
         if (inputs.DenseBias is not null)
             Same(inputs.DenseBias, gradient.DenseBias!, Loss);
         if (inputs.RowBias is not null)
             Same(inputs.RowBias, gradient.RowBias!, Loss);
         if (inputs.ColumnBias is not null)
             Same(inputs.ColumnBias, gradient.ColumnBias!, Loss);
+        if (inputs.Sinks is not null)
+            Same(inputs.Sinks, gradient.Sinks!, Loss);
         for (int c = 0; c < inputs.Captured.Count; c++)
             Same(inputs.Captured[c].Values, gradient.Captured[c], Loss);
     }
@@ -173,8 +177,8 @@ public class OracleTests
         (int b, int h, int hk, int sq, int sk) = what switch
         {
             "grouped" => (1, 4, 2, 3, 4),
-            "slopes per batch" or "everything" or "by query" or "by key" or "by pair" or "dense" or "dense shared" or "row and column" or "key lengths" => (2, 2, 1, 3, 4),
-            "more queries" => (1, 2, 2, 5, 3),
+            "slopes per batch" or "everything" or "by query" or "by key" or "by pair" or "dense" or "dense shared" or "row and column" or "key lengths" or "mask" or "offsets" => (2, 2, 1, 3, 4),
+            "more queries" or "sinks" => (1, 2, 2, 5, 3),
             _ => (1, 2, 2, 4, 5),
         };
         CapturedValues? captured = what switch
@@ -192,15 +196,21 @@ public class OracleTests
             Query = Noise(b, h, sq, 3),
             Key = Noise(b, hk, sk, 3),
             Value = Noise(b, hk, sk, 2),
-            Causal = what is "causal" or "everything" or "more queries",
+            Causal = what is "causal" or "everything" or "more queries" or "sinks" or "offsets",
             QueryOffset = what == "offset" ? 1 : null,
             Scale = what == "offset" ? 0.3 : null,
             Slopes = what is "slopes" ? Noise(h) : what is "slopes per batch" or "everything" ? Noise(b, h) : null,
             DistanceBias = what is "distance" or "everything" ? Noise(h, sq + sk - 1) : what == "distance shared" ? Noise(1, sq + sk + 2) : null,
             DistanceCentre = what == "distance shared" ? sk + 1 : null,
+            BucketTable = what == "buckets" ? Noise(3, h) : what == "buckets both ways" ? Noise(6, h) : null,
+            MaximumDistance = 3,
+            IsBidirectional = what == "buckets both ways",
             DenseBias = what is "dense" or "softcap" ? Noise(b, h, sq, sk) : what == "dense shared" ? Noise(1, 1, sq, sk) : null,
             RowBias = what == "row and column" ? Noise(b, 1, sq) : null,
             ColumnBias = what == "row and column" ? Noise(1, h, sk) : null,
+            Sinks = what == "sinks" ? Noise(h) : null,
+            Mask = what == "mask" ? Grid.Of((ReadOnlySpan<double>)[1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0], 1, 1, 3, 4) : null,
+            QueryOffsets = what == "offsets" ? [0, 2] : null,
             KeyLengths = what == "key lengths" ? [3, 0] : null,
             Softcap = what == "softcap" ? 1.5 : null,
             Formula = what switch

@@ -8,8 +8,9 @@ namespace TransformerKernels;
 // memory, distance 1, 2, 4 ... The order is fixed by the row's length. Reads and writes go through shared memory, so that neighbouring threads have
 // neighbouring tokens. Rows shorter than a block share a group.
 //
-// Whitening: mean, then squares, then the values, with one small launch after each of the first two. The sums of squares are taken around the mean as a
-// float32, and the sum of what is left beside it corrects both: float32 sums are enough then.
+// Whitening: sums and squares, then the values, with one small launch between them. A thread sums around the mean of the first values that it sees, a group moves
+// that to its own mean, and the launch between moves the groups' to one centre: so float32 sums are enough. What is left beside the centre corrects both mean
+// and variance.
 public sealed partial class GpuDevice
 {
     /// <inheritdoc/>
@@ -32,8 +33,6 @@ public sealed partial class GpuDevice
         lock (Queue.SumsGate)
         {
             Queue.Launch(WhitenKernels.Sum, groups, WhitenKernels.GroupSize, arguments);
-            Queue.Launch(WhitenKernels.Centre, 1, WhitenKernels.GroupSize, arguments);
-            Queue.Launch(WhitenKernels.SumSquares, groups, WhitenKernels.GroupSize, arguments);
             Queue.Launch(WhitenKernels.Scale, 1, WhitenKernels.GroupSize, arguments, Queue.Faults);
             Queue.Launch(WhitenKernels.Write, groups, WhitenKernels.GroupSize, arguments);
         }
@@ -232,15 +231,15 @@ internal static class AdvantageKernels
 internal readonly struct WhitenArguments
 {
     public readonly GpuTensor<float> Values;
-    public readonly GpuTensor<byte> Mask;
+    public readonly TokenMask Mask;
     public readonly TokenGrid Grid;
     public readonly int KeepMean;
 
-    /// <summary>How many values each group kept, and behind them, in the last place, how many there are in all.</summary>
-    public readonly ArrayView<long> Counts;
-
-    /// <summary>The same memory: behind the counts two sums of each group; then centre, scale and shift.</summary>
+    /// <summary>Each group's number of values, their mean, sum and squares around it, [group, 4]; then centre, scale and shift.</summary>
     public readonly ArrayView<float> Floats;
+
+    /// <summary>The same memory.</summary>
+    public readonly ArrayView<int> Counts;
 
     public WhitenArguments(GpuDevice device, TensorView values, TensorView mask, bool keepMean)
     {
@@ -248,18 +247,13 @@ internal readonly struct WhitenArguments
         Mask = new(device, mask, "mask");
         Grid = new(values.Length(0), values.Length(1));
         KeepMean = keepMean ? 1 : 0;
-        Counts = device.Queue.Sums<long>();
         Floats = device.Queue.Sums<float>();
+        Counts = device.Queue.Sums<int>();
     }
 
-    public int Sums => 2 * (Grid.Groups + 1);
-
-    public int Squares => Sums + Grid.Groups;
-
-    /// <summary>The mean as a float32.</summary>
-    public int Centre => Squares + Grid.Groups;
-
     /// <summary>A white value is (x − centre) · scale + shift.</summary>
+    public int Centre => WhitenKernels.GroupWords * Grid.Groups;
+
     public int Scale => Centre + 1;
 
     public int Shift => Centre + 2;
@@ -269,88 +263,74 @@ internal static class WhitenKernels
 {
     public const int GroupSize = TokenGrid.GroupSize;
 
+    /// <summary>What a group writes.</summary>
+    public const int GroupWords = 4;
+
     // As TRL and verl.
     private const float VarianceFloor = 1e-8f;
 
-    /// <summary>Number and sum of what each group keeps.</summary>
+    /// <summary>What each group keeps: the number of values, their mean, and the sums of what is beside it and of its squares.</summary>
     public static void Sum(WhitenArguments a)
     {
         ArrayView<long> counts = SharedMemory.Allocate<long>(GroupSize);
         ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
-        long count = 0;
-        float sum = 0f;
-        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
+        ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
+        Spread own = new(0, 0f, 0f, 0f);
+        TokenPlace at = a.Grid.First();
+        for (long block = Grid.IdxX; a.Grid.HasBlock(block); block += Grid.DimX)
         {
-            if (Keeps(a, at))
-            {
-                count++;
-                sum += a.Values[at.Sequence, at.Token];
-            }
+            int kept = a.Mask.Kept(a.Grid, block, flags);
+            float x0 = Value(a, ref at, kept, 0), x1 = Value(a, ref at, kept, 1), x2 = Value(a, ref at, kept, 2), x3 = Value(a, ref at, kept, 3);
+            int number = (kept & 1) + (kept >> 1 & 1) + (kept >> 2 & 1) + (kept >> 3 & 1);
+            float pivot = own.Count > 0 || number == 0 ? own.Pivot : (x0 + x1 + (x2 + x3)) / number;
+            float d0 = Beside(pivot, x0, kept, 0), d1 = Beside(pivot, x1, kept, 1), d2 = Beside(pivot, x2, kept, 2), d3 = Beside(pivot, x3, kept, 3);
+            own = new(own.Count + number, pivot, own.Sum + (d0 + d1 + (d2 + d3)), own.Squares + (d0 * d0 + d1 * d1 + (d2 * d2 + d3 * d3)));
         }
-        count = GroupSums.Sum(counts, GroupSize, count);
-        sum = GroupSums.Sum(sums, GroupSize, sum);
-        if (Group.IdxX == 0)
+        long count = GroupSums.Sum(counts, GroupSize, own.Count);
+        float mean = GroupSums.Sum(sums, GroupSize, own.Total) / count;
+        own = own.Around(mean);
+        float sum = GroupSums.Sum(sums, GroupSize, own.Sum), squares = GroupSums.Sum(sums, GroupSize, own.Squares);
+        // Four threads, one write.
+        if (Group.IdxX < GroupWords)
         {
-            a.Counts[Grid.IdxX] = count;
-            a.Floats[a.Sums + Grid.IdxX] = sum;
-        }
-    }
-
-    /// <summary>Number and mean of all.</summary>
-    public static void Centre(WhitenArguments a)
-    {
-        ArrayView<long> counts = SharedMemory.Allocate<long>(GroupSize);
-        ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
-        long count = 0;
-        for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)
-            count += a.Counts[group];
-        count = GroupSums.Sum(counts, GroupSize, count);
-        float sum = SumOfGroups(a, sums, a.Sums);
-        if (Group.IdxX == 0)
-        {
-            a.Counts[a.Grid.Groups] = count;
-            a.Floats[a.Centre] = sum / count;
+            int word = Group.IdxX == 0 ? (int)count : BitConverter.SingleToInt32Bits(Group.IdxX == 1 ? mean : Group.IdxX == 2 ? sum : squares);
+            a.Counts[Grid.IdxX * GroupWords + Group.IdxX] = word;
         }
     }
 
-    /// <summary>Sums of what each group keeps, less the mean, and of its squares.</summary>
-    public static void SumSquares(WhitenArguments a)
-    {
-        ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
-        float centre = a.Floats[a.Centre], sum = 0f, squares = 0f;
-        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
-        {
-            if (Keeps(a, at))
-            {
-                float centred = a.Values[at.Sequence, at.Token] - centre;
-                sum += centred;
-                squares += centred * centred;
-            }
-        }
-        sum = GroupSums.Sum(sums, GroupSize, sum);
-        squares = GroupSums.Sum(sums, GroupSize, squares);
-        if (Group.IdxX == 0)
-        {
-            a.Floats[a.Sums + Grid.IdxX] = sum;
-            a.Floats[a.Squares + Grid.IdxX] = squares;
-        }
-    }
-
-    /// <summary>Scale and shift; NaN where there is no variance.</summary>
+    /// <summary>Centre, scale and shift from what the groups summed; NaN where there is no variance.</summary>
     public static void Scale(WhitenArguments a, GpuFaults faults)
     {
+        ArrayView<long> counts = SharedMemory.Allocate<long>(GroupSize);
         ArrayView<float> shared = SharedMemory.Allocate<float>(GroupSize);
-        float sum = SumOfGroups(a, shared, a.Sums), squares = SumOfGroups(a, shared, a.Squares);
+        long count = 0;
+        float centre = 0f, sum = 0f, squares = 0f;
+        for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)
+        {
+            Spread own = OfGroup(a, group);
+            count += own.Count;
+            centre += own.Total;
+        }
+        count = GroupSums.Sum(counts, GroupSize, count);
+        centre = GroupSums.Sum(shared, GroupSize, centre) / count;
+        for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)
+        {
+            Spread moved = OfGroup(a, group).Around(centre);
+            sum += moved.Sum;
+            squares += moved.Squares;
+        }
+        sum = GroupSums.Sum(shared, GroupSize, sum);
+        squares = GroupSums.Sum(shared, GroupSize, squares);
         if (Group.IdxX != 0)
             return;
-        long count = a.Counts[a.Grid.Groups];
-        float centre = a.Floats[a.Centre], off = sum / count, variance = (squares - sum * off) / (count - 1);
+        float off = sum / count, variance = (squares - sum * off) / (count - 1);
         float scale = 1f / Real32.Sqrt(new(variance + VarianceFloor)).Value;
         if (count < 2)
         {
             scale = float.NaN;
             faults.Report(GpuFaultSource.WhitenMask, count, 2);
         }
+        a.Floats[a.Centre] = centre;
         a.Floats[a.Scale] = scale;
         a.Floats[a.Shift] = a.KeepMean != 0 ? centre + (off - off * scale) : -off * scale;
     }
@@ -358,20 +338,62 @@ internal static class WhitenKernels
     /// <summary>The white values; 0 where the mask is false.</summary>
     public static void Write(WhitenArguments a)
     {
-        float centre = a.Floats[a.Centre], scale = a.Floats[a.Scale], shift = a.Floats[a.Shift];
-        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
-            a.Values[at.Sequence, at.Token] = Keeps(a, at) ? (a.Values[at.Sequence, at.Token] - centre) * scale + shift : 0f;
+        ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
+        ArrayView<float> shared = SharedMemory.Allocate<float>(GroupSize);
+        bool reads = Group.IdxX == 0;
+        float centre = GroupSums.First(shared, reads ? a.Floats[a.Centre] : 0f), scale = GroupSums.First(shared, reads ? a.Floats[a.Scale] : 0f);
+        float shift = GroupSums.First(shared, reads ? a.Floats[a.Shift] : 0f);
+        TokenPlace at = a.Grid.First();
+        for (long block = Grid.IdxX; a.Grid.HasBlock(block); block += Grid.DimX)
+        {
+            int kept = a.Mask.Kept(a.Grid, block, flags);
+            for (int number = 0; number < TokenGrid.ThreadTokens; number++)
+            {
+                if (a.Grid.Has(at))
+                    a.Values[at.Sequence, at.Token] = (kept >> number & 1) != 0 ? (a.Values[at.Sequence, at.Token] - centre) * scale + shift : 0f;
+                at = a.Grid.Next(at, number);
+            }
+        }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static bool Keeps(in WhitenArguments a, TokenPlace at) => !a.Mask.IsPresent || a.Mask[at.Sequence, at.Token] != 0;
+    private static Spread OfGroup(in WhitenArguments a, int group)
+    {
+        int at = group * GroupWords;
+        return new(a.Counts[at], a.Floats[at + 1], a.Floats[at + 2], a.Floats[at + 3]);
+    }
+
+    // The value of a token that is kept, 0 of another; and on to the next one.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Value(in WhitenArguments a, ref TokenPlace at, int kept, int number)
+    {
+        float value = (kept >> number & 1) != 0 ? a.Values[at.Sequence, at.Token] : 0f;
+        at = a.Grid.Next(at, number);
+        return value;
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float SumOfGroups(in WhitenArguments a, ArrayView<float> shared, int first)
+    private static float Beside(float pivot, float value, int kept, int number) => (kept >> number & 1) != 0 ? value - pivot : 0f;
+
+    /// <summary>How many values there are, and the sums of x − pivot and of its square.</summary>
+    private readonly struct Spread(long count, float pivot, float sum, float squares)
     {
-        float sum = 0f;
-        for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)
-            sum += a.Floats[first + group];
-        return GroupSums.Sum(shared, GroupSize, sum);
+        public readonly long Count = count;
+        public readonly float Pivot = pivot, Sum = sum, Squares = squares;
+
+        /// <summary>Σ x.</summary>
+        public float Total
+        {
+            [MethodImpl(MethodImplOptions.AggressiveInlining)]
+            get => Count == 0 ? 0f : Count * Pivot + Sum; // of no values the pivot may be no number
+        }
+
+        /// <summary>The same around another number.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public Spread Around(float centre)
+        {
+            float moved = Count == 0 ? 0f : Pivot - centre, all = Count * moved;
+            return new(Count, centre, Sum + all, Squares + (2f * Sum + all) * moved);
+        }
     }
 }

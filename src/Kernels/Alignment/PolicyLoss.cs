@@ -35,7 +35,7 @@ public sealed partial class GpuDevice
 internal readonly struct TokenLossArguments
 {
     public readonly GpuTensor<float> LogProb, OldLogProb, Advantage, Loss, Gradient, Metrics;
-    public readonly GpuTensor<byte> Mask;
+    public readonly TokenMask Mask;
 
     /// <summary>The workspace: first, as whole numbers, how many tokens and how many sequences with tokens each group counted, [2, group].</summary>
     public readonly ArrayView<long> Counts;
@@ -66,7 +66,7 @@ internal readonly struct TokenLossArguments
         Floats = device.Queue.Scratch<float>(lease);
         Grid = new(batch.LogProb.Length(0), batch.LogProb.Length(1));
         Width = 1;
-        while (Width < TokenLossKernels.GroupSize && Width < Grid.Tokens)
+        while (Width < TokenLossKernels.GroupSize && Width * TokenGrid.ThreadTokens < Grid.Tokens)
             Width *= 2;
         PerSequence = batch.Reduction == TokenReduction.SequenceMeanTokenMean ? 1 : 0;
         CountsSequences = batch.Reduction is TokenReduction.SequenceMeanTokenSum or TokenReduction.SequenceMeanTokenMean ? 1 : 0;
@@ -104,8 +104,8 @@ internal static class TokenLossKernels
     {
         ArrayView<long> shared = SharedMemory.Allocate<long>(GroupSize);
         long kept = 0;
-        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
-            kept += a.Mask[at.Sequence, at.Token] != 0 ? 1 : 0;
+        for (long block = Grid.IdxX; a.Grid.HasBlock(block); block += Grid.DimX)
+            kept += a.Mask.Count(a.Grid, block);
         StoreCounts(a, GroupSums.Sum(shared, GroupSize, kept), 0);
     }
 
@@ -117,13 +117,8 @@ internal static class TokenLossKernels
         long kept = 0, filled = 0;
         for (long block = Grid.IdxX; block * parts < a.Grid.Sequences; block += Grid.DimX)
         {
-            long sequence = block * parts + part, count = 0;
-            if (sequence < a.Grid.Sequences)
-            {
-                for (long token = lane; token < a.Grid.Tokens; token += a.Width)
-                    count += a.Mask[sequence, token] != 0 ? 1 : 0;
-            }
-            shared[Group.IdxX] = count;
+            long sequence = block * parts + part;
+            shared[Group.IdxX] = sequence < a.Grid.Sequences ? a.Mask.Count(a.Grid, sequence, lane, a.Width) : 0;
             GroupSums.SumParts(shared, a.Width);
             if (lane == 0 && sequence < a.Grid.Sequences)
             {
@@ -160,40 +155,54 @@ internal static class TokenLossKernels
     /// <summary>Everything about each token, and the sums of the metrics over each group.</summary>
     public static void Evaluate<TLoss>(TLoss loss, TokenLossArguments a) where TLoss : unmanaged, ITokenLoss
     {
+        ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
+        ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
         float total = 0f, clipped = 0f, dualClipped = 0f, oldKl = 0f;
         bool masked = a.Mask.IsPresent;
-        float weight = masked ? a.Floats[a.Weight] : a.WeightOf(a.Grid.Count, a.Grid.Sequences);
-        for (TokenPlace at = a.Grid.First(); a.Grid.Has(at); at = a.Grid.Next(at))
+        float weight = GroupSums.First(sums, masked && Group.IdxX == 0 ? a.Floats[a.Weight] : a.WeightOf(a.Grid.Count, a.Grid.Sequences)), own = weight;
+        long weighed = -1; // the sequence that own is of
+        TokenPlace at = a.Grid.First();
+        for (long block = Grid.IdxX; a.Grid.HasBlock(block); block += Grid.DimX)
         {
-            float value = 0f, derivative = 0f;
-            // Not multiplied by 0: what lies in a masked token may be NaN.
-            if (!masked || a.Mask[at.Sequence, at.Token] != 0)
+            int kept = a.Mask.Kept(a.Grid, block, flags);
+            for (int number = 0; number < TokenGrid.ThreadTokens; number++)
             {
-                float now = a.LogProb[at.Sequence, at.Token], old = a.OldLogProb[at.Sequence, at.Token], own = weight;
-                if (a.PerSequence != 0)
-                    own = weight / (masked ? a.Floats[a.Lengths + at.Sequence] : a.Grid.Tokens);
-                TokenTerms<Dual<Real32>> terms = loss.Loss(new TokenInputs<Dual<Real32>>
+                float value = 0f, derivative = 0f;
+                // Not multiplied by 0: what lies in a masked token may be NaN.
+                if ((kept >> number & 1) != 0)
                 {
-                    LogProb = new(new(now), Real32.One),
-                    OldLogProb = new(new(old), Real32.Zero),
-                    Advantage = new(new(a.Advantage[at.Sequence, at.Token]), Real32.Zero),
-                });
-                value = terms.Loss.Value.Value;
-                derivative = own * terms.Loss.Derivative.Value;
-                total += own * value;
-                clipped += terms.Clipped.Value.Value;
-                dualClipped += terms.DualClipped.Value.Value;
-                oldKl += old - now;
+                    if (a.PerSequence != 0 && at.Sequence != weighed)
+                    {
+                        weighed = at.Sequence;
+                        own = weight / (masked ? a.Floats[a.Lengths + weighed] : a.Grid.Tokens);
+                    }
+                    float now = a.LogProb[at.Sequence, at.Token], old = a.OldLogProb[at.Sequence, at.Token];
+                    TokenTerms<Dual<Real32>> terms = loss.Loss(new TokenInputs<Dual<Real32>>
+                    {
+                        LogProb = new(new(now), Real32.One),
+                        OldLogProb = new(new(old), Real32.Zero),
+                        Advantage = new(new(a.Advantage[at.Sequence, at.Token]), Real32.Zero),
+                    });
+                    value = terms.Loss.Value.Value;
+                    derivative = own * terms.Loss.Derivative.Value;
+                    total += own * value;
+                    clipped += terms.Clipped.Value.Value;
+                    dualClipped += terms.DualClipped.Value.Value;
+                    oldKl += old - now;
+                }
+                if (a.Grid.Has(at))
+                {
+                    if (a.Loss.IsPresent)
+                        a.Loss[at.Sequence, at.Token] = value;
+                    if (a.Gradient.IsPresent)
+                        a.Gradient[at.Sequence, at.Token] = derivative;
+                }
+                at = a.Grid.Next(at, number);
             }
-            if (a.Loss.IsPresent)
-                a.Loss[at.Sequence, at.Token] = value;
-            if (a.Gradient.IsPresent)
-                a.Gradient[at.Sequence, at.Token] = derivative;
         }
 
         if (!a.Metrics.IsPresent)
             return;
-        ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
         SumOfGroup(a, sums, PolicyMetrics.Loss, total);
         SumOfGroup(a, sums, PolicyMetrics.ClipFraction, clipped);
         SumOfGroup(a, sums, PolicyMetrics.DualClipFraction, dualClipped);

@@ -3,24 +3,31 @@ using ILGPU;
 
 namespace TransformerKernels;
 
-// A group of 256 threads takes 64 queries of a head and up to 128 columns of the output, and walks over the keys that they see, 64 at a time:
+// A group takes as many queries of a head as a side of its tile (64, or 16 of short sequences) and up to two sides of columns of the output, and walks over the
+// keys that they see, a side at a time:
 //
-//     S = Q Kᵀ       both staged in slices of 32 columns, summed in registers (4 x 4 a thread), left in the tile in shared memory
+//     S = Q Kᵀ       both staged in slices of 32 columns, summed in registers (4 x 4 a thread, 4 x 1 in the small tile), left in the tile in shared memory
 //     row stage      four threads a row: scale, rule, bias, hidden pairs; the row's running maximum and sum; e^(s − maximum) in place of S
-//     O += P V       V staged 32 rows at a time, summed in registers (4 x 8 a thread) after they are scaled to the new maximum
+//     O += P V       V staged 32 rows at a time, summed in registers (twice as many as of S) after they are scaled to the new maximum
 //
-// Values of more than 128 columns take several groups, each of which computes the scores again. Tiles that causality hides are not visited.
+// Values of more columns take several groups, each of which computes the scores again. Tiles that causality hides are not visited.
 //
-// Traffic: a tile reads 64 · (2d + dv) floats, since Q is staged again for each tile of keys (d and dv up to 128): with n tiles visited of a head,
-// 256 · n · (2d + dv) bytes, and once per query 4 · dv written. Without causality n = ⌈Sq / 64⌉ · ⌈Sk / 64⌉: each key of a head costs Sq / 64 times
-// 4 · (2d + dv) bytes; half as high a tile would cost twice as much.
+// Traffic: a tile of side t reads t · (2d + dv) floats, since Q is staged again for each tile of keys (d and dv up to 2t): with n tiles visited of a head,
+// 4 · t · n · (2d + dv) bytes, and once per query 4 · dv written. Without causality n = ⌈Sq / t⌉ · ⌈Sk / t⌉: each key of a head costs Sq / t times
+// 4 · (2d + dv) bytes, in the small tile four times as much as in the large one.
 //
 // Tried: indices of 32 bits for shared memory (no immediate offsets, 1 FFMA in 2.2 instructions of the products' loop instead of 1 in 1.6); writing the
 // output from the register tiles (its addresses lived in registers across the loop: the backward pass spilled).
 //
-// Shared memory 38 KB. No workspace.
+// Shared memory 38 KB, in the small tile 7 KB. No workspace.
 public sealed partial class GpuDevice
 {
+    // 0: by the shapes.
+    private readonly int tileSide;
+
+    /// <summary>A handle of this device whose attention has tiles of the given side whatever the shapes are, for tests that compare them.</summary>
+    internal GpuDevice WithTiles(int side) => new(this, cancellation, side);
+
     /// <inheritdoc/>
     protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) => 0;
 
@@ -32,12 +39,22 @@ public sealed partial class GpuDevice
         LaunchForward(rule, shape, new(this, problem, shape, output, logSumExp));
     }
 
+    private int TileSideOf(in AttentionShape shape) => tileSide != 0 ? tileSide : TileSide.Of(shape);
+
     private void LaunchForward<TRule>(TRule rule, in AttentionShape shape, in ForwardArguments arguments) where TRule : unmanaged, IScoreRule
     {
+        if (TileSideOf(shape) == Side16.Length)
+            LaunchForward<TRule, Side16>(rule, shape, arguments);
+        else
+            LaunchForward<TRule, Side64>(rule, shape, arguments);
+    }
+
+    private void LaunchForward<TRule, TSide>(TRule rule, in AttentionShape shape, in ForwardArguments arguments) where TRule : unmanaged, IScoreRule where TSide : struct, ITileSide
+    {
         cancellation.ThrowIfCancellationRequested();
-        int groups = checked((int)(shape.Batch * shape.Heads * GpuScoreTile.Blocks(shape.Queries) * GpuScoreTile.Slices(shape.ValueSize)));
+        int groups = checked((int)(shape.Batch * shape.Heads * TileSide.Blocks(shape.Queries, TSide.Length) * TileSide.Slices(shape.ValueSize, TSide.Length)));
         if (groups > 0)
-            Queue.Launch(AttentionForwardKernels.Forward, groups, AttentionForwardKernels.GroupSize, rule, arguments);
+            Queue.Launch(AttentionForwardKernels<TSide>.Forward, groups, AttentionForwardKernels<TSide>.GroupSize, rule, arguments);
     }
 }
 
@@ -60,29 +77,29 @@ internal readonly struct ForwardArguments
     }
 }
 
-internal static class AttentionForwardKernels
+internal static class AttentionForwardKernels<TSide> where TSide : struct, ITileSide
 {
-    public const int GroupSize = GpuScoreTile.GroupSize;
+    public static int GroupSize => GpuTile<TSide>.GroupSize;
 
-    /// <summary>Output and log-sum-exp of 64 queries.</summary>
+    /// <summary>Output and log-sum-exp of a tile's queries.</summary>
     public static void Forward<TRule>(TRule rule, ForwardArguments a) where TRule : unmanaged, IScoreRule
     {
-        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuScoreTile.TileFloats);
-        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuScoreTile.StagingFloats);
-        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuScoreTile.LinesFloats);
+        ArrayView<float> tile = SharedMemory.Allocate<float>(GpuTile<TSide>.TileFloats);
+        ArrayView<float> staging = SharedMemory.Allocate<float>(GpuTile<TSide>.StagingFloats);
+        ArrayView<float> lines = SharedMemory.Allocate<float>(GpuTile<TSide>.LinesFloats);
         ArrayView<float> exchange = SharedMemory.Allocate<float>(GroupSize);
-        ArrayView<float> factors = SharedMemory.Allocate<float>(GpuScoreTile.Side);
+        ArrayView<float> factors = SharedMemory.Allocate<float>(GpuTile<TSide>.Side);
         ArrayView<int> flags = SharedMemory.Allocate<int>(GroupSize);
 
-        int thread = Group.IdxX, row = thread / GpuScoreTile.ThreadsPerRow, part = thread % GpuScoreTile.ThreadsPerRow, y = thread / GpuScoreTile.Threads;
-        int queries = a.Score.Queries, blocks = (queries + GpuScoreTile.Side - 1) / GpuScoreTile.Side;
-        int valueSize = a.Score.ValueSize, slices = valueSize == 0 ? 1 : (valueSize + GpuScoreTile.OutputColumns - 1) / GpuScoreTile.OutputColumns;
-        int item = Grid.IdxX, column = item % slices * GpuScoreTile.OutputColumns;
+        int thread = Group.IdxX, row = thread / GpuTile<TSide>.ThreadsPerRow, part = thread % GpuTile<TSide>.ThreadsPerRow, y = thread / GpuTile<TSide>.Threads;
+        int queries = a.Score.Queries, blocks = (queries + GpuTile<TSide>.Side - 1) / GpuTile<TSide>.Side;
+        int valueSize = a.Score.ValueSize, slices = valueSize == 0 ? 1 : (valueSize + GpuTile<TSide>.OutputColumns - 1) / GpuTile<TSide>.OutputColumns;
+        int item = Grid.IdxX, column = item % slices * GpuTile<TSide>.OutputColumns;
         item /= slices;
-        int i0 = item % blocks * GpuScoreTile.Side;
+        int i0 = item % blocks * GpuTile<TSide>.Side;
         item /= blocks;
         int head = item % a.Score.Heads, batch = item / a.Score.Heads, keyHead = head / a.Score.HeadsPerKeyHead;
-        int rows = queries - i0 < GpuScoreTile.Side ? queries - i0 : GpuScoreTile.Side, end = a.Score.EndOfKeys(i0, rows);
+        int rows = queries - i0 < GpuTile<TSide>.Side ? queries - i0 : GpuTile<TSide>.Side, end = a.Score.EndOfKeys(i0, rows);
         GpuMatrix query = a.Score.Query.Of(batch, head), key = a.Score.Key.Of(batch, keyHead), value = a.Value.Of(batch, keyHead);
 
         RegisterTile low = default, high = default;
@@ -90,19 +107,19 @@ internal static class AttentionForwardKernels
         int j0 = 0;
         do
         {
-            int columns = end - j0 < GpuScoreTile.Side ? end - j0 : GpuScoreTile.Side;
+            int columns = end - j0 < GpuTile<TSide>.Side ? end - j0 : GpuTile<TSide>.Side;
             RegisterTile scores = default;
-            GpuScoreTile.FillLines(a.Score, lines, batch, head, i0, j0);
-            GpuScoreTile.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, a.Score.HeadSize);
-            GpuScoreTile.Store(scores, tile);
+            GpuTile<TSide>.FillLines(a.Score, lines, batch, head, i0, j0);
+            GpuTile<TSide>.AddProducts(ref scores, staging, query, i0, rows, key, j0, columns, a.Score.HeadSize);
+            GpuTile<TSide>.Store(scores, tile);
             Group.Barrier();
 
             float highest = maximum;
             int hides = 0;
-            for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
+            for (int c = part; c < columns && row < rows; c += GpuTile<TSide>.ThreadsPerRow)
             {
-                int at = row * GpuScoreTile.RowStep + c;
-                float z = GpuScoreTile.Score(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at]);
+                int at = row * GpuTile<TSide>.RowStep + c;
+                float z = GpuTile<TSide>.Score(rule, a.Score, lines, batch, head, i0, j0, row, c, tile[at]);
                 tile[at] = z;
                 highest = z > highest ? z : highest;
                 hides |= z == float.NegativeInfinity ? 1 : 0;
@@ -111,16 +128,16 @@ internal static class AttentionForwardKernels
             flags[thread] = hides;
             Group.Barrier();
 
-            int first = row * GpuScoreTile.ThreadsPerRow;
+            int first = row * GpuTile<TSide>.ThreadsPerRow;
             highest = Larger(Larger(exchange[first], exchange[first + 1]), Larger(exchange[first + 2], exchange[first + 3]));
             float reference = highest == float.NegativeInfinity ? 0f : highest;
             float shrink = Real32.Exp(new(maximum - reference)).Value, tileSum = 0f;
-            for (int c = part; c < columns && row < rows; c += GpuScoreTile.ThreadsPerRow)
+            for (int c = part; c < columns && row < rows; c += GpuTile<TSide>.ThreadsPerRow)
             {
-                int at = row * GpuScoreTile.RowStep + c;
+                int at = row * GpuTile<TSide>.RowStep + c;
                 float z = tile[at];
                 float p = Real32.Exp(new(z - reference)).Value;
-                tile[at] = z == float.NegativeInfinity ? GpuScoreTile.Hidden : p;
+                tile[at] = z == float.NegativeInfinity ? GpuTile<TSide>.Hidden : p;
                 tileSum += p;
             }
             sum = sum * shrink + tileSum;
@@ -129,23 +146,24 @@ internal static class AttentionForwardKernels
                 factors[row] = shrink;
             Group.Barrier();
 
-            float f0 = factors[y], f1 = factors[y + GpuScoreTile.Threads], f2 = factors[y + 2 * GpuScoreTile.Threads], f3 = factors[y + 3 * GpuScoreTile.Threads];
-            GpuScoreTile.ScaleRows(ref low, f0, f1, f2, f3);
-            GpuScoreTile.ScaleRows(ref high, f0, f1, f2, f3);
-            GpuScoreTile.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, GpuScoreTile.RowsHide(flags));
-            j0 += GpuScoreTile.Side;
+            int apart = GpuTile<TSide>.RowsApart;
+            float f0 = factors[y], f1 = factors[y + apart], f2 = factors[y + 2 * apart], f3 = factors[y + 3 * apart];
+            GpuTile<TSide>.ScaleRows(ref low, f0, f1, f2, f3);
+            GpuTile<TSide>.ScaleRows(ref high, f0, f1, f2, f3);
+            GpuTile<TSide>.AddTileTimesRows(ref low, ref high, tile, staging, value, j0, columns, column, valueSize, GpuTile<TSide>.RowsHide(flags));
+            j0 += GpuTile<TSide>.Side;
         }
         while (j0 < end);
 
         exchange[thread] = sum;
         Group.Barrier();
-        int own = row * GpuScoreTile.ThreadsPerRow;
+        int own = row * GpuTile<TSide>.ThreadsPerRow;
         float total = exchange[own] + exchange[own + 1] + exchange[own + 2] + exchange[own + 3];
         if (part == 0)
             factors[row] = total;
         GpuMatrix output = a.Output.Of(batch, head);
         WriteQuotients(low, tile, output, factors, i0, rows, column, valueSize);
-        WriteQuotients(high, tile, output, factors, i0, rows, column + GpuScoreTile.Side, valueSize);
+        WriteQuotients(high, tile, output, factors, i0, rows, column + GpuTile<TSide>.Side, valueSize);
 
         if (part != 0 || row >= rows || column != 0 || a.LogSumExpColumns == 0)
             return;
@@ -164,12 +182,12 @@ internal static class AttentionForwardKernels
     private static void WriteQuotients(in RegisterTile sums, ArrayView<float> tile, GpuMatrix output, ArrayView<float> totals, int i0, int rows, int column, int size)
     {
         Group.Barrier();
-        GpuScoreTile.Store(sums, tile);
+        GpuTile<TSide>.Store(sums, tile);
         Group.Barrier();
-        column += Group.IdxX % GpuScoreTile.Side;
-        for (int row = Group.IdxX / GpuScoreTile.Side; row < rows && column < size; row += GroupSize / GpuScoreTile.Side)
+        column += Group.IdxX % GpuTile<TSide>.Side;
+        for (int row = Group.IdxX / GpuTile<TSide>.Side; row < rows && column < size; row += GroupSize / GpuTile<TSide>.Side)
         {
-            float total = totals[row], sum = tile[row * GpuScoreTile.RowStep + Group.IdxX % GpuScoreTile.Side];
+            float total = totals[row], sum = tile[row * GpuTile<TSide>.RowStep + Group.IdxX % GpuTile<TSide>.Side];
             output[i0 + row, column] = total == 0f ? 0f : sum / total;
         }
     }

@@ -184,16 +184,16 @@ internal readonly struct ScoreArguments
     }
 
     /// <summary>The first query that sees a key, rounded down to a block: behind all queries if none does.</summary>
-    public int BeginOfQueries(int firstKey)
+    public int BeginOfQueries(int firstKey, int side)
     {
         long begin = firstKey - QueryOffset;
-        return Causal == 0 || begin <= 0 ? 0 : begin >= Queries ? Queries : (int)begin / GpuScoreTile.Side * GpuScoreTile.Side;
+        return Causal == 0 || begin <= 0 ? 0 : begin >= Queries ? Queries : (int)begin / side * side;
     }
 
     /// <summary>The largest key − query, counted in a tile, that isn't hidden by causality.</summary>
-    public int LastDiagonal(int firstQuery, int firstKey)
+    public int LastDiagonal(int firstQuery, int firstKey, int side)
     {
         long last = firstQuery + QueryOffset - firstKey;
-        return Causal == 0 || last > GpuScoreTile.Side ? GpuScoreTile.Side : last < -GpuScoreTile.Side ? -GpuScoreTile.Side : (int)last;
+        return Causal == 0 || last > side ? side : last < -side ? -side : (int)last;
     }
 }

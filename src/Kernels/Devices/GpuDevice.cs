@@ -33,11 +33,12 @@ public sealed partial class GpuDevice : ComputeDevice
         ownsQueue = true;
     }
 
-    private GpuDevice(GpuDevice device, CancellationToken cancellation)
+    private GpuDevice(GpuDevice device, CancellationToken cancellation, int tileSide)
     {
         Name = device.Name;
         Queue = device.Queue;
         this.cancellation = cancellation;
+        this.tileSide = tileSide;
     }
 
     /// <summary>The OpenCL devices of this machine. Empty if there is no OpenCL library (libOpenCL.so, OpenCL.dll) or no driver.</summary>
@@ -97,7 +98,7 @@ public sealed partial class GpuDevice : ComputeDevice
     public override string Name { get; }
 
     /// <inheritdoc/>
-    public override ComputeDevice With(CancellationToken cancellation) => new GpuDevice(this, cancellation);
+    public override ComputeDevice With(CancellationToken cancellation) => new GpuDevice(this, cancellation, tileSide);
 
     /// <inheritdoc/>
     public override void Synchronize() => Queue.Synchronize();

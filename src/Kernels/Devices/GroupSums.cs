@@ -53,4 +53,16 @@ internal static class GroupSums
         }
         Group.Barrier();
     }
+
+    /// <summary>The first thread's value, in every thread: what one thread alone needs to read.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float First(ArrayView<float> shared, float value)
+    {
+        if (Group.IdxX == 0)
+            shared[0] = value;
+        Group.Barrier();
+        float first = shared[0];
+        Group.Barrier();
+        return first;
+    }
 }

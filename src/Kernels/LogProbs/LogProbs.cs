@@ -6,8 +6,9 @@ namespace TransformerKernels;
 // A group takes a row, its threads neighbouring logits: each thread keeps the largest logit that it saw and sums relative to it, and the group brings them
 // to one maximum and adds them, halves to halves. So the forward pass reads each logit once.
 //
-// The backward pass needs those sums again: the saved log-sum-exp is a float32, off by up to |logSumExp| · 2^-25, and every probability with it; at logits
-// around 10,000 that is a thousand times what the contract allows. So it reads the row, keeps the first 7,168 logits in shared memory, writes the gradient,
+// The backward pass needs what the sums gave. If what rounding took from the log-sum-exp was saved beside it, each logit is read once and replaced, by any group: a
+// row is cut into slices. A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-25, and every probability with it; at logits around 10,000 that is a
+// thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps the first 7,168 logits in shared memory, writes the gradient,
 // and reads again only what lies beyond those, the last first, which a cache still holds. A row of up to 7,168 logits costs one reading and one writing;
 // a longer one at most half as much again, counted without caches: V = 32,000 1.39 times, of which the second-level cache serves what fits it.
 // More shared memory than 32 KB isn't there on every OpenCL device, and an eighth of a multiprocessor's for each of its groups keeps it full.
@@ -25,9 +26,11 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        LogProbsBackwardArguments arguments = new(this, problem, upstream, logitsGradient);
+        LogProbsBackwardArguments arguments = new(this, problem, saved, upstream, logitsGradient);
         cancellation.ThrowIfCancellationRequested();
-        if (arguments.Rows.Count > 0)
+        if (arguments.Rows.Count > 0 && saved.LogSumExp.Rank == 2)
+            Queue.Launch(LogProbsKernels.FromLogitsBackwardOfSaved, LogProbsKernels.Groups(arguments.Rows.Count * arguments.Slices), LogProbsKernels.GroupSize, arguments, Queue.Faults);
+        else if (arguments.Rows.Count > 0)
             Queue.Launch(LogProbsKernels.FromLogitsBackward, LogProbsKernels.Groups(arguments.Rows.Count), LogProbsKernels.GroupSize, arguments, Queue.Faults);
     }
 }
@@ -62,17 +65,23 @@ internal readonly struct LogProbsArguments(GpuDevice device, in LogitsProblem pr
     public readonly GpuLogitRows Rows = new(device, problem);
     public readonly GpuTensor<float> LogProb = new(device, outputs.LogProb, "outputs.LogProb");
     public readonly GpuTensor<float> LogSumExp = new(device, outputs.LogSumExp, "outputs.LogSumExp");
+    public readonly int HasRemainder = outputs.LogSumExp.Rank == 2 ? 1 : 0;
     public readonly GpuTensor<float> Entropy = new(device, outputs.Entropy, "outputs.Entropy");
 }
 
 /// <summary>What the backward kernel reads and writes.</summary>
-internal readonly struct LogProbsBackwardArguments(GpuDevice device, in LogitsProblem problem, in TokenUpstream upstream, TensorView logitsGradient)
+internal readonly struct LogProbsBackwardArguments(GpuDevice device, in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
 {
     public readonly GpuLogitRows Rows = new(device, problem);
+    public readonly GpuTensor<float> LogSumExp = new(device, saved.LogSumExp, "saved.LogSumExp");
+    public readonly GpuTensor<float> Entropy = new(device, saved.Entropy, "saved.Entropy");
     public readonly GpuTensor<float> OfLogProb = new(device, upstream.LogProb, "upstream.LogProb");
     public readonly GpuTensor<float> OfLogSumExp = new(device, upstream.LogSumExp, "upstream.LogSumExp");
     public readonly GpuTensor<float> OfEntropy = new(device, upstream.Entropy, "upstream.Entropy");
     public readonly GpuTensor<float> Gradient = new(device, logitsGradient, "logitsGradient");
+
+    /// <summary>Into how many parts a row is cut where its sums are saved.</summary>
+    public readonly long Slices = (problem.Logits.Length(1) + LogProbsKernels.SliceLogits - 1) / LogProbsKernels.SliceLogits;
 }
 
 internal static class LogProbsKernels
@@ -86,7 +95,10 @@ internal static class LogProbsKernels
     // Logits that stay in shared memory between the two sweeps: with the sums, 31 KB.
     private const int CachedLogits = 7 * BlockLogits;
 
-    // Beyond so many, a group takes several rows.
+    /// <summary>Logits of a row whose sums are saved that a group takes: enough to make little of what is read for the row.</summary>
+    public const int SliceLogits = 4 * BlockLogits;
+
+    // Beyond so many, a group takes several rows or slices.
     private const long MaximumGroups = 1 << 20;
 
     // e to this power and below is 0 in float32. The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
@@ -107,7 +119,7 @@ internal static class LogProbsKernels
                 {
                     bool ignored = target == a.Rows.IgnoreTarget;
                     float result = ignored ? 0f : float.NaN;
-                    Store(a, row, result, result, result);
+                    Store(a, row, result, result, 0f, result);
                     if (!ignored)
                         faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 }
@@ -117,7 +129,8 @@ internal static class LogProbsKernels
             if (Group.IdxX == 0)
             {
                 float logit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
-                Store(a, row, logit - sums.Shift - sums.LogSum, sums.Shift + sums.LogSum, sums.Entropy);
+                float logSumExp = sums.Shift + sums.LogSum, part = logSumExp - sums.Shift, lost = sums.Shift - (logSumExp - part) + (sums.LogSum - part);
+                Store(a, row, logit - sums.Shift - sums.LogSum, logSumExp, lost - lost == 0f ? lost : 0f, sums.Entropy);
             }
         }
     }
@@ -163,6 +176,66 @@ internal static class LogProbsKernels
             Group.Barrier(); // the next row replaces the cache
         }
     }
+
+    /// <summary>The same where the sums are saved and what rounding took from the log-sum-exp.</summary>
+    public static void FromLogitsBackwardOfSaved(LogProbsBackwardArguments a, GpuFaults faults)
+    {
+        ArrayView<long> sharedTarget = SharedMemory.Allocate<long>(1);
+        ArrayView<float> terms = SharedMemory.Allocate<float>(RowTerms);
+        ArrayView<float> logits = a.Rows.Logits.Memory, gradient = a.Gradient.Memory;
+        for (long item = Grid.IdxX; item < a.Rows.Count * a.Slices; item += Grid.DimX)
+        {
+            long row = item / a.Slices, start = (item - row * a.Slices) * SliceLogits, end = start + SliceLogits;
+            end = end < a.Rows.Vocabulary ? end : a.Rows.Vocabulary;
+            long from = a.Rows.Logits.At(row, 0), to = a.Gradient.At(row, 0);
+            if (Group.IdxX == 0)
+            {
+                float rounded = a.LogSumExp[row, 0];
+                sharedTarget[0] = a.Rows.Target(row);
+                terms[0] = rounded;
+                terms[1] = a.LogSumExp[row, 1] + (rounded - rounded); // without a distribution there is no gradient
+                terms[2] = OrZero(a.Entropy, row);
+                terms[3] = OrZero(a.OfLogProb, row);
+                terms[4] = OrZero(a.OfLogSumExp, row);
+                terms[5] = OrZero(a.OfEntropy, row);
+            }
+            Group.Barrier();
+            long target = sharedTarget[0];
+            float logSumExp = terms[0], remainder = terms[1], entropy = terms[2];
+            Upstream upstream = new(terms[3], terms[4], terms[5]);
+            Group.Barrier(); // the next slice replaces the terms
+            if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
+            {
+                bool ignored = target == a.Rows.IgnoreTarget;
+                for (long j = start + Group.IdxX; j < end; j += GroupSize)
+                    gradient[to + j] = ignored ? 0f : float.NaN;
+                if (Group.IdxX == 0 && start == 0 && !ignored)
+                    faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
+                continue;
+            }
+            for (long j0 = start + Group.IdxX; j0 < end; j0 += BlockLogits)
+            {
+                long j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
+                float z0 = logits[from + j0], z1 = 0f, z2 = 0f, z3 = 0f;
+                if (j1 < end)
+                    z1 = logits[from + j1];
+                if (j2 < end)
+                    z2 = logits[from + j2];
+                if (j3 < end)
+                    z3 = logits[from + j3];
+                gradient[to + j0] = upstream.Of(z0 - logSumExp - remainder, entropy, j0 == target);
+                if (j1 < end)
+                    gradient[to + j1] = upstream.Of(z1 - logSumExp - remainder, entropy, j1 == target);
+                if (j2 < end)
+                    gradient[to + j2] = upstream.Of(z2 - logSumExp - remainder, entropy, j2 == target);
+                if (j3 < end)
+                    gradient[to + j3] = upstream.Of(z3 - logSumExp - remainder, entropy, j3 == target);
+            }
+        }
+    }
+
+    // What the backward pass knows of a row whose sums are saved: log-sum-exp, what rounding took, entropy, three gradients.
+    private const int RowTerms = 6;
 
     // Three arrays of a float a thread.
     private const int SharedSums = 3 * GroupSize;
@@ -241,12 +314,14 @@ internal static class LogProbsKernels
     private static float OrZero(in GpuTensor<float> vector, long row) => vector.IsPresent ? vector[row] : 0f;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Store(in LogProbsArguments a, long row, float logProb, float logSumExp, float entropy)
+    private static void Store(in LogProbsArguments a, long row, float logProb, float logSumExp, float remainder, float entropy)
     {
         if (a.LogProb.IsPresent)
             a.LogProb[row] = logProb;
         if (a.LogSumExp.IsPresent)
             a.LogSumExp[row] = logSumExp;
+        if (a.HasRemainder != 0)
+            a.LogSumExp[row, 1] = remainder;
         if (a.Entropy.IsPresent)
             a.Entropy[row] = entropy;
     }
@@ -316,6 +391,9 @@ internal static class LogProbsKernels
             float bounded = Bounded(logP);
             return Exp(bounded) * (logSumExp - logProb - entropy * (bounded + rowEntropy));
         }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public float Of(float logP, float rowEntropy, bool isTarget) => isTarget ? OfTarget(logP, rowEntropy) : OfLogit(logP, rowEntropy);
 
         /// <summary>At the target, p − 1 is what counts: it keeps its digits where p is nearly 1.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -3,9 +3,9 @@ namespace TransformerKernels;
 /// <summary>Exact fused attention with relative bias, forward and backward. Memory beyond inputs and outputs grows with the lengths, not with their product.</summary>
 /// <remarks>
 /// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then the softcap, then every bias is added, then hidden pairs are left out;
-/// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ, outputᵢ = Σⱼ pᵢⱼ vⱼ.
+/// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ with e^sink in the sum if there is one, outputᵢ = Σⱼ pᵢⱼ vⱼ.
 /// <para>
-/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞. A pair hidden by causality or by a score of −∞ contributes nothing, even if
+/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞, or its sink. A pair hidden by causality or by a score of −∞ contributes nothing, even if
 /// its key or value is NaN. Dropout on the weights is not offered. Dao et al. 2022, "FlashAttention"; Rabe and Staats 2021.
 /// </para>
 /// <para>Results have the same bits for any number of threads and any batch around a sequence.</para>
@@ -22,7 +22,7 @@ public static class Attention
     /// <param name="rule">A formula applied to every score; see <see cref="IScoreRule"/>.</param>
     /// <param name="output">[b, h, Sq, dv], overwritten.</param>
     /// <param name="logSumExp">
-    /// [b, h, Sq], overwritten: natural, biases included. Or [b, h, Sq, 2]: the log-sum-exp and what rounding it to float32 took, for a faster
+    /// [b, h, Sq], overwritten: natural, biases and sink included. Or [b, h, Sq, 2]: the log-sum-exp and what rounding it to float32 took, for a faster
     /// backward pass. May be absent (default).
     /// </param>
     /// <param name="workspace">Scratch memory of the device; <see cref="ForwardWorkspaceBytes"/>.</param>
@@ -104,14 +104,25 @@ public static class Attention
         {
             Require.Input(device, problem.DistanceBias, "problem.DistanceBias", problem.DistanceBias.Rank == 2 && problem.DistanceBias.Length(0) == 1 ? 1 : heads, -1);
             AttentionShape shape = AttentionShape.Of(problem);
-            long first = shape.LeastDistance + shape.DistanceCentre, last = shape.GreatestDistance + shape.DistanceCentre;
-            long length = problem.DistanceBias.Length(1);
-            if (queries > 0 && keys > 0 && (first < 0 || last >= length))
-                throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {shape.LeastDistance} to {shape.GreatestDistance} need entries {first} to {last}.", "problem.DistanceBias");
+            if (queries > 0 && keys > 0 && !problem.QueryOffsets.IsPresent) // which a device looks at
+                CheckDistances(problem.DistanceBias, shape, shape.QueryOffset);
         }
-        CheckShared(device, problem.DenseBias, "problem.DenseBias", batch, heads, queries, keys);
-        CheckShared(device, problem.RowBias, "problem.RowBias", batch, heads, queries);
-        CheckShared(device, problem.ColumnBias, "problem.ColumnBias", batch, heads, keys);
+        if (problem.BucketedBias.IsPresent)
+        {
+            Require.Input(device, problem.BucketedBias.Table, "problem.BucketedBias", -1, heads);
+            BucketedBias.Check(problem.BucketedBias.Table.Length(0), problem.BucketedBias.MaximumDistance, problem.BucketedBias.IsBidirectional, "problem.BucketedBias", "problem.BucketedBias");
+        }
+        CheckShared(device, problem.DenseBias, "problem.DenseBias", ElementType.Float32, batch, heads, queries, keys);
+        CheckShared(device, problem.RowBias, "problem.RowBias", ElementType.Float32, batch, heads, queries);
+        CheckShared(device, problem.ColumnBias, "problem.ColumnBias", ElementType.Float32, batch, heads, keys);
+        CheckShared(device, problem.Mask, "problem.Mask", ElementType.Bool, batch, heads, queries, keys);
+        if (problem.QueryOffsets.IsPresent)
+        {
+            Require.Input(device, problem.QueryOffsets, "problem.QueryOffsets", [ElementType.Int32, ElementType.Int64], batch);
+            if (problem.QueryOffset is not null)
+                throw new ArgumentException("problem.QueryOffset and problem.QueryOffsets are both set; one of them says where queries stand.", "problem.QueryOffsets");
+        }
+        Require.OptionalInput(device, problem.Sinks, "problem.Sinks", heads);
         if (problem.KeyLengths.IsPresent)
             Require.Input(device, problem.KeyLengths, "problem.KeyLengths", [ElementType.Int32, ElementType.Int64], batch);
         if (problem.Softcap is { } cap)
@@ -128,15 +139,23 @@ public static class Attention
             throw new NotSupportedException($"The device {device.Name} doesn't offer attention with problem.{lacking} yet; use ComputeDevice.Cpu.");
     }
 
+    /// <summary>A distance vector has an entry for every distance of queries that begin at an offset.</summary>
+    internal static void CheckDistances(in TensorView distanceBias, in AttentionShape shape, long offset)
+    {
+        long least = shape.LeastDistanceFrom(offset), greatest = shape.GreatestDistanceFrom(offset), first = least + shape.DistanceCentre, last = greatest + shape.DistanceCentre, length = distanceBias.Length(1);
+        if (first < 0 || last >= length)
+            throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {least} to {greatest} need entries {first} to {last}.", "problem.DistanceBias");
+    }
+
     // Any axis may have length 1.
-    private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> full)
+    private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, ElementType type, params ReadOnlySpan<long> full)
     {
         if (!tensor.IsPresent)
             return;
         Span<long> shape = stackalloc long[full.Length];
         for (int axis = 0; axis < full.Length; axis++)
             shape[axis] = tensor.Rank == full.Length && tensor.Length(axis) == 1 ? 1 : full[axis];
-        Require.Input(device, tensor, name, shape);
+        Require.Input(device, tensor, name, [type], shape);
     }
 
     private static void CheckCaptured(ComputeDevice device, in AttentionProblem problem, in CapturedTensor captured, string name)
@@ -190,9 +209,11 @@ public static class Attention
         Require.OptionalOutput(device, gradients.Value, "gradients.Value", batch, keyHeads, keys, valueSize);
         CheckLike(device, gradients.Slopes, "gradients.Slopes", problem.Slopes, "problem.Slopes");
         CheckLike(device, gradients.DistanceBias, "gradients.DistanceBias", problem.DistanceBias, "problem.DistanceBias");
+        CheckLike(device, gradients.BucketedBias, "gradients.BucketedBias", problem.BucketedBias.Table, "problem.BucketedBias");
         CheckLike(device, gradients.DenseBias, "gradients.DenseBias", problem.DenseBias, "problem.DenseBias");
         CheckLike(device, gradients.RowBias, "gradients.RowBias", problem.RowBias, "problem.RowBias");
         CheckLike(device, gradients.ColumnBias, "gradients.ColumnBias", problem.ColumnBias, "problem.ColumnBias");
+        CheckLike(device, gradients.Sinks, "gradients.Sinks", problem.Sinks, "problem.Sinks");
         CheckLike(device, gradients.Captured0, "gradients.Captured0", problem.Captured0.Values, "problem.Captured0");
         CheckLike(device, gradients.Captured1, "gradients.Captured1", problem.Captured1.Values, "problem.Captured1");
         CheckLike(device, gradients.Captured2, "gradients.Captured2", problem.Captured2.Values, "problem.Captured2");
@@ -215,7 +236,7 @@ public static class Attention
         }
     }
 
-    private const int GradientCount = 12;
+    private const int GradientCount = 14;
 
     private static TensorView Gradient(in AttentionGradients gradients, int index, out string name)
     {
@@ -226,12 +247,14 @@ public static class Attention
             case 2: name = "gradients.Value"; return gradients.Value;
             case 3: name = "gradients.Slopes"; return gradients.Slopes;
             case 4: name = "gradients.DistanceBias"; return gradients.DistanceBias;
-            case 9: name = "gradients.DenseBias"; return gradients.DenseBias;
-            case 10: name = "gradients.RowBias"; return gradients.RowBias;
-            case 11: name = "gradients.ColumnBias"; return gradients.ColumnBias;
-            case 5: name = "gradients.Captured0"; return gradients.Captured0;
-            case 6: name = "gradients.Captured1"; return gradients.Captured1;
-            case 7: name = "gradients.Captured2"; return gradients.Captured2;
+            case 5: name = "gradients.BucketedBias"; return gradients.BucketedBias;
+            case 6: name = "gradients.DenseBias"; return gradients.DenseBias;
+            case 7: name = "gradients.RowBias"; return gradients.RowBias;
+            case 8: name = "gradients.ColumnBias"; return gradients.ColumnBias;
+            case 9: name = "gradients.Sinks"; return gradients.Sinks;
+            case 10: name = "gradients.Captured0"; return gradients.Captured0;
+            case 11: name = "gradients.Captured1"; return gradients.Captured1;
+            case 12: name = "gradients.Captured2"; return gradients.Captured2;
             default: name = "gradients.Captured3"; return gradients.Captured3;
         }
     }
@@ -256,9 +279,13 @@ public static class Attention
         Require.Disjoint(written, name, problem.Value, "problem.Value");
         Require.Disjoint(written, name, problem.Slopes, "problem.Slopes");
         Require.Disjoint(written, name, problem.DistanceBias, "problem.DistanceBias");
+        Require.Disjoint(written, name, problem.BucketedBias.Table, "problem.BucketedBias");
         Require.Disjoint(written, name, problem.DenseBias, "problem.DenseBias");
         Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
         Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");
+        Require.Disjoint(written, name, problem.Sinks, "problem.Sinks");
+        Require.Disjoint(written, name, problem.Mask, "problem.Mask");
+        Require.Disjoint(written, name, problem.QueryOffsets, "problem.QueryOffsets");
         Require.Disjoint(written, name, problem.KeyLengths, "problem.KeyLengths");
         Require.Disjoint(written, name, problem.Captured0.Values, "problem.Captured0");
         Require.Disjoint(written, name, problem.Captured1.Values, "problem.Captured1");

@@ -5,7 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override long AttentionBackwardWorkspaceBytes(in AttentionProblem problem, in AttentionGradients gradients) =>
-        AttentionBackwardPlan.Of(problem, gradients).Bytes(ThreadCount);
+        AttentionBackwardPlan.Of(problem, gradients).Bytes(ThreadCount) + AttentionScoring.Bytes(problem);
 
     protected internal override void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
@@ -21,20 +21,25 @@ internal sealed partial class CpuDevice
     {
         AttentionShape shape = AttentionShape.Of(problem);
         AttentionBackwardPlan plan = AttentionBackwardPlan.Of(problem, gradients);
-        using Workspace.Lease lease = workspace.Rent(plan.Bytes(ThreadCount));
+        using Workspace.Lease lease = workspace.Rent(AttentionBackwardWorkspaceBytes(problem, gradients));
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
-        fixed (byte* keyLengths = problem.KeyLengths)
+        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, dSinks = gradients.Sinks, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         fixed (byte* dCaptured0 = gradients.Captured0, dCaptured1 = gradients.Captured1, dCaptured2 = gradients.Captured2, dCaptured3 = gradients.Captured3)
         {
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
-            var scoring = new AttentionScoring(problem, slopes, distanceBias, keyLengths, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
-            CheckKeyLengths(scoring, shape);
+            var addresses = new ScoringAddresses
+            {
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, Mask = mask,
+                QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+            };
+            var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
+            CheckSequences(problem, scoring, shape);
             var logSumExp = new Strided(l, saved.LogSumExp);
             bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
@@ -87,11 +92,22 @@ internal sealed partial class CpuDevice
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
                 Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads);
-            var fold = new BiasGradients(shape, plan, partials, accumulate);
+            var fold = new BiasGradients(shape, plan, scoring, partials, accumulate);
             if (gradients.DistanceBias.IsPresent)
                 fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
             if (gradients.Slopes.IsPresent)
                 fold.Slopes((float*)dSlopes, gradients.Slopes);
+            if (gradients.BucketedBias.IsPresent)
+                fold.Buckets((float*)dBucketedBias, gradients.BucketedBias);
+            if (gradients.Sinks.IsPresent)
+            {
+                double* sums = (double*)(scratch + ThreadCount * plan.ScratchBytes + plan.SinkPartial);
+                Run(new SumSinkGradients
+                {
+                    Shape = shape, Scoring = scoring, Output = work.Output, LogSumExp = logSumExp, UpstreamOutput = work.UpstreamOutput, UpstreamLogSumExp = work.UpstreamLogSumExp, Sums = sums,
+                }, shape.Batch * shape.Heads);
+                fold.Sinks((float*)dSinks, gradients.Sinks, sums);
+            }
             for (int c = 0; c < PairTensors.Count; c++)
                 fold.Tensor(c, work.TensorGradients[c]);
         }
@@ -122,7 +138,7 @@ internal sealed partial class CpuDevice
 /// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK
 /// stay in scratch, features in the lanes, over all blocks; dQᵀ stays in scratch, queries in the lanes, over the chunk.
 /// </remarks>
-internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
+internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
 {
     public AttentionShape Shape;
     public AttentionBackwardPlan Plan;
@@ -200,7 +216,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
 
     private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = (nint)Shape.QueryOffset;
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = Scoring.QueryOffset(batch);
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
         Clear(queryGradient, d * block);
@@ -217,8 +233,14 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
             {
                 nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
+                TileVisibility visible = Scoring.Mask.Look(batch, head, i0, rows, j0, tileKeys);
+                if (visible == TileVisibility.None)
+                {
+                    ClearPairs(head, i0, rows, j0, j0 + tileKeys);
+                    continue;
+                }
                 float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
-                LaneRows bias = scores.Bias<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal, out bool hides);
+                LaneRows bias = scores.Bias<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal, visible, out bool hides);
                 Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
                 Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
                 bool ruled = typeof(TRule) != typeof(PlainScore);
@@ -289,7 +311,7 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
             && AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
     }
 
-    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get a log-sum-exp of ∞: their weights are 0.
+    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
     private readonly void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -313,8 +335,8 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         for (nint row = 0; row < block; row++)
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
-            logSumExp[row] = seesKeys ? l[row * LogSumExp.Row] : float.PositiveInfinity;
-            remainder[row] = seesKeys ? l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            logSumExp[row] = seesKeys ? MathF.Min(l[row * LogSumExp.Row], float.MaxValue) : float.MaxValue;
+            remainder[row] = seesKeys ? (float)(Math.Exp(-(double)l[row * LogSumExp.Row + LogSumExp.Column]) - 1) : 0;
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
@@ -353,47 +375,6 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 scores += block;
                 kept += block;
                 slopes += block;
-                c0 += tile.Captured0.Step;
-                c1 += tile.Captured1.Step;
-                c2 += tile.Captured2.Step;
-                c3 += tile.Captured3.Step;
-            }
-        }
-    }
-
-    // Adds dz · ∂rule/∂captured to the sums of one captured tensor.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
-        V head = V.From(tile.Head), sequence = V.From(batch);
-        V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
-        for (nint lane = 0; lane < block; lane += V.Count)
-        {
-            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
-            float* scores = scaled + lane, gradients = dS + lane, sums = gradient.Start + lane;
-            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
-            for (nint row = 0; row < tileKeys; row++)
-            {
-                V derivative = Rule.Score(new Dual<V>(V.Load(scores), V.Zero), new ScorePlace<Dual<V>>
-                {
-                    QueryPosition = new(position, V.Zero),
-                    KeyPosition = new(key, V.Zero),
-                    Head = new(head, V.Zero),
-                    Batch = new(sequence, V.Zero),
-                    Captured0 = new(V.Load(c0), seed0),
-                    Captured1 = new(V.Load(c1), seed1),
-                    Captured2 = new(V.Load(c2), seed2),
-                    Captured3 = new(V.Load(c3), seed3),
-                }).Derivative;
-                V dz = V.Load(gradients);
-                // One of four lines in turn where neighbouring rows overlap; the same sums again and again elsewhere.
-                float* to = sums + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
-                (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
-                key += 1f;
-                scores += block;
-                gradients += block;
-                sums += gradient.Step;
                 c0 += tile.Captured0.Step;
                 c1 += tile.Captured1.Step;
                 c2 += tile.Captured2.Step;
@@ -444,8 +425,18 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
                 V none = V.From(float.NegativeInfinity);
                 least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
-            // The forward pass's exponential, so that weights add up to 1, and exact where a row's weight lies on one key: its gradients are the small weights of the others.
-            V p0 = V.Exp(z0 - l0 - rest0), p1 = V.Exp(z1 - l1 - rest1), p2 = V.Exp(z2 - l2 - rest2), p3 = V.Exp(z3 - l3 - rest3);
+            V p0, p1, p2, p3;
+            if (THiding.Hides) // one by one, for the registers
+                (p0, p1, p2, p3) = (Weight(z0, l0, rest0), Weight(z1, l1, rest1), Weight(z2, l2, rest2), Weight(z3, l3, rest3));
+            else
+            {
+                V t0 = z0 - l0, t1 = z1 - l1, t2 = z2 - l2, t3 = z3 - l3, lowest = V.From(Exponential.Lowest);
+                Exponential.Precise(V.MaxNative(lowest, t0), V.MaxNative(lowest, t1), V.MaxNative(lowest, t2), V.MaxNative(lowest, t3), out p0, out p1, out p2, out p3);
+                V.AddProduct(ref p0, p0, z0 - (t0 + l0) + rest0);
+                V.AddProduct(ref p1, p1, z1 - (t1 + l1) + rest1);
+                V.AddProduct(ref p2, p2, z2 - (t2 + l2) + rest2);
+                V.AddProduct(ref p3, p3, z3 - (t3 + l3) + rest3);
+            }
             V dz0 = p0 * (V.Load(gradients) - d0);
             V dz1 = p1 * (V.Load(gradients + w) - d1);
             V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);
@@ -477,197 +468,20 @@ internal unsafe struct AttentionBackwardWork<TRule> : IWork where TRule : unmana
         return THiding.Hides && V.AnyEqual(least, V.From(float.NegativeInfinity));
     }
 
+    // e^(z − L), with what the subtraction rounds away put back, and e^−remainder − 1 of L. The forward pass's exponential, so that weights add up to 1.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Weight<V>(V z, V logSumExp, V rest) where V : struct, ILanes<V>
+    {
+        V t = z - logSumExp, weight = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, t));
+        return V.MultiplyAdd(weight, z - (t + logSumExp) + rest, weight);
+    }
+
     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V AddUnlessHidden<V>(V ruled, V bias) where V : struct, ILanes<V> => V.SelectEqual(ruled, V.From(float.NegativeInfinity), ruled, ruled + bias);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V HideWhere<V>(V bias, V score) where V : struct, ILanes<V> => V.SelectEqual(bias, V.From(float.NegativeInfinity), bias, score);
-
-    // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void AddToLine<V>(nint i0, nint j0, nint tileKeys, nint first) where V : struct, ILanes<V>
-    {
-        nint w = V.Count;
-        float* from = dS, start = lineGradient + (i0 - (j0 - first));
-        for (nint row = 0; row < tileKeys; row++, from += AttentionTiles.Vectors * w, start--)
-        {
-            float* to = start + (row & (AttentionBackwardPlan.LineCopies - 1)) * (nint)Plan.LineLength;
-            V s0 = V.Load(to) + V.Load(from), s1 = V.Load(to + w) + V.Load(from + w), s2 = V.Load(to + 2 * w) + V.Load(from + 2 * w), s3 = V.Load(to + 3 * w) + V.Load(from + 3 * w);
-            s0.Store(to);
-            s1.Store(to + w);
-            s2.Store(to + 2 * w);
-            s3.Store(to + 3 * w);
-        }
-    }
-
-    // Gradients of the line and of captured tensors: sums of one head over the chunk.
-    private void BeginGradients<V>(nint head, nint first, nint count, ref float* scratch) where V : struct, ILanes<V>
-    {
-        nint line = (nint)Plan.LineLength;
-        if (Plan.WantsLine)
-        {
-            lineGradient = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
-            Clear(lineGradient, AttentionBackwardPlan.LineCopies * line);
-            lineGradient += count - 1; // query i and key first+j stand at [i − j]
-        }
-        for (int c = 0; c < PairTensors.Count; c++)
-        {
-            capturedGradient[c] = default;
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            if (TensorGradients[c].IsByDistance)
-            {
-                float* start = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
-                Clear(start, AttentionBackwardPlan.LineCopies * line);
-                capturedGradient[c] = new() { Start = start + count - 1 + first, Step = -1 };
-            }
-            else
-            {
-                bool perPair = TensorGradients[c].Structure is CapturedStructure.PerKey or CapturedStructure.Dense;
-                nint floats = AttentionTiles.Block<V>() * (perPair ? AttentionTiles.Keys : 1);
-                capturedGradient[c] = new() { Start = Take(ref scratch, floats), Step = perPair ? AttentionTiles.Block<V>() : 0 };
-                Clear(capturedGradient[c].Start, floats);
-                if (TensorGradients[c].Structure == CapturedStructure.PerKey)
-                    Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.Chunk);
-            }
-        }
-    }
-
-    private void EndGradients<V>(nint head, nint count) where V : struct, ILanes<V>
-    {
-        nint line = (nint)Plan.LineLength;
-        if (Plan.WantsLine)
-        {
-            SumLine<V>(lineGradient - (count - 1), line, Partials + Plan.LinePartial(Shape, batch, head, chunk));
-        }
-        for (int c = 0; c < PairTensors.Count; c++)
-        {
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
-            if (TensorGradients[c].IsByDistance)
-                SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, to);
-            else if (TensorGradients[c].Structure == CapturedStructure.PerHead)
-                *to = SumLanes<V>(capturedGradient[c].Start);
-        }
-    }
-
-    // The four copies of a line into one.
-    private static void SumLine<V>(float* copies, nint line, float* to) where V : struct, ILanes<V>
-    {
-        nint u = 0;
-        for (; u + V.Count <= line; u += V.Count)
-            ((V.Load(copies + u) + V.Load(copies + u + line)) + (V.Load(copies + u + 2 * line) + V.Load(copies + u + 3 * line))).Store(to + u);
-        for (; u < line; u++)
-            to[u] = (copies[u] + copies[u + line]) + (copies[u + 2 * line] + copies[u + 3 * line]);
-    }
-
-    private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
-    {
-        for (int c = 0; c < PairTensors.Count; c++)
-        {
-            if (TensorGradients[c].IsPresent && TensorGradients[c].Structure == CapturedStructure.PerQuery)
-                Clear(capturedGradient[c].Start, AttentionTiles.Block<V>());
-        }
-    }
-
-    private readonly void EndBlockGradients<V>(nint head, nint i0, nint rows, nint first, nint end, nint count) where V : struct, ILanes<V>
-    {
-        for (int c = 0; c < PairTensors.Count; c++)
-        {
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            if (TensorGradients[c].Structure == CapturedStructure.PerQuery)
-                new Span<float>(capturedGradient[c].Start, (int)rows).CopyTo(new Span<float>(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + i0, (int)rows));
-            else if (TensorGradients[c].Structure == CapturedStructure.Dense && !AddsTo(c, head))
-            {
-                // No tile of the block reaches these keys.
-                for (nint i = i0; i < i0 + rows; i++)
-                {
-                    for (nint j = end; j < first + count; j++)
-                        *TensorGradients[c].At(batch, head, i, j, 0) = 0;
-                }
-            }
-        }
-    }
-
-    // Where the gradient of a captured tensor is summed for a tile.
-    private readonly LaneRows GradientTile(int capture, nint i0, nint j0)
-    {
-        LaneRows gradient = capturedGradient[capture];
-        if (gradient.Start != null && TensorGradients[capture].IsByDistance)
-            gradient.Start += i0 - j0;
-        return gradient;
-    }
-
-    // Gives the sums of a tile that has one a key or one a pair to where they belong, and clears them.
-    private readonly void EndTileGradients<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        for (int c = 0; c < CapturedSet.Count; c++)
-        {
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            float* tile = capturedGradient[c].Start;
-            if (TensorGradients[c].Structure == CapturedStructure.PerKey)
-            {
-                float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
-                for (nint row = 0; row < tileKeys; row++)
-                    to[row] += SumLanes<V>(tile + row * block);
-            }
-            else if (TensorGradients[c].Structure == CapturedStructure.Dense)
-            {
-                MatrixCopy.Run(tile, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
-            }
-            else
-                continue;
-            Clear(tile, tileKeys * block);
-        }
-    }
-
-    // Whether the gradient of a dense tensor holds something to add to: the caller's, or that of a sequence or head before.
-    private readonly bool AddsTo(int tensor, nint head) =>
-        Accumulate || (batch > 0 && TensorGradients[tensor].IsSharedByBatch(Shape)) || (head > 0 && TensorGradients[tensor].IsSharedByHeads(Shape));
-
-    // The gradients of biases that are added to the scores are sums of dz itself.
-    private readonly void AddBiases<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
-        {
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            switch (TensorGradients[c].Structure)
-            {
-                case CapturedStructure.Dense:
-                    MatrixCopy.Run(dS, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
-                    break;
-                case CapturedStructure.PerKey:
-                    float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
-                    for (nint row = 0; row < tileKeys; row++)
-                        to[row] += SumLanes<V>(dS + row * block);
-                    break;
-                default:
-                    for (nint lane = 0; lane < block; lane += V.Count)
-                    {
-                        V sum = V.Load(capturedGradient[c].Start + lane);
-                        for (nint row = 0; row < tileKeys; row++)
-                            sum += V.Load(dS + row * block + lane);
-                        sum.Store(capturedGradient[c].Start + lane);
-                    }
-                    break;
-            }
-        }
-    }
-
-    private static float SumLanes<V>(float* lanes) where V : struct, ILanes<V>
-    {
-        V sum = V.Load(lanes);
-        for (nint lane = V.Count; lane < AttentionTiles.Block<V>(); lane += V.Count)
-            sum += V.Load(lanes + lane);
-        return sum.Sum();
-    }
 
     private readonly void WriteQueryGradient<V>(nint head, nint i0, nint rows, nint block, nint d) where V : struct, ILanes<V>
     {

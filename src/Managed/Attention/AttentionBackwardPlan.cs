@@ -27,7 +27,7 @@ internal struct AttentionBackwardPlan
     /// <summary>The scratch memory of a thread.</summary>
     public long ScratchBytes { get; private set; }
 
-    private long queryFloats, lineFloats, logSumExpFloats;
+    private long queryFloats, lineFloats, logSumExpFloats, sinks;
     private CapturedFloats capturedFloats;
 
     [InlineArray(PairTensors.Count)]
@@ -50,7 +50,7 @@ internal struct AttentionBackwardPlan
             Chunks = Math.Max(1, (shape.Keys + chunk - 1) / chunk),
             LineLength = shape.Queries + Math.Min(chunk, shape.Keys) + AttentionTiles.WidestBlock,
             WantsQuery = gradients.Query.IsPresent,
-            WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent,
+            WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent || gradients.BucketedBias.IsPresent,
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
         plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
@@ -58,6 +58,7 @@ internal struct AttentionBackwardPlan
         for (int c = 0; c < PairTensors.Count; c++)
             plan.capturedFloats[c] = perHeadAndChunk * Partial(Gradient(problem, gradients, c), shape, plan);
 
+        plan.sinks = gradients.Sinks.IsPresent ? shape.Batch * shape.Heads : 0;
         plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
 
         const long block = AttentionTiles.WidestBlock;
@@ -72,11 +73,7 @@ internal struct AttentionBackwardPlan
     /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
     public const int LineCopies = 4;
 
-    public readonly long Bytes(int threads)
-    {
-        long floats = LogSumExpPartial + logSumExpFloats;
-        return threads * ScratchBytes + floats * sizeof(float);
-    }
+    public readonly long Bytes(int threads) => threads * ScratchBytes + SinkPartial + sinks * sizeof(double);
 
     /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>
     public readonly long LogSumExpPartial
@@ -89,6 +86,9 @@ internal struct AttentionBackwardPlan
             return start;
         }
     }
+
+    /// <summary>Where the gradients of the sinks lie, in bytes: a double a sequence and head, behind all floats.</summary>
+    public readonly long SinkPartial => AttentionTiles.RoundUp((LogSumExpPartial + logSumExpFloats) * sizeof(float), sizeof(double));
 
     /// <summary>Where the partial gradients of the queries of a head begin: chunk by chunk, [query, feature].</summary>
     public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) =>

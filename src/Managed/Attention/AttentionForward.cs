@@ -5,7 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) =>
-        ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem));
+        ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem)) + AttentionScoring.Bytes(problem);
 
     protected internal override bool OffersAllOfAttention => true;
 
@@ -21,16 +21,21 @@ internal sealed partial class CpuDevice
     {
         AttentionShape shape = AttentionShape.Of(problem);
         long stride = ForwardScratchBytes(shape);
-        using Workspace.Lease lease = workspace.Rent(ThreadCount * stride);
+        using Workspace.Lease lease = workspace.Rent(AttentionForwardWorkspaceBytes(problem));
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
-        fixed (byte* keyLengths = problem.KeyLengths)
+        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
-            var scoring = new AttentionScoring(problem, slopes, distanceBias, keyLengths, denseBias, rowBias, columnBias, captured0, captured1, captured2, captured3);
-            CheckKeyLengths(scoring, shape);
+            var addresses = new ScoringAddresses
+            {
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, Mask = mask,
+                QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+            };
+            var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
+            CheckSequences(problem, scoring, shape);
             var work = new AttentionForwardWork<TRule>
             {
                 Shape = shape,
@@ -48,13 +53,16 @@ internal sealed partial class CpuDevice
         }
     }
 
-    private static void CheckKeyLengths(in AttentionScoring scoring, in AttentionShape shape)
+    // What the host's memory says of each sequence.
+    private static void CheckSequences(in AttentionProblem problem, in AttentionScoring scoring, in AttentionShape shape)
     {
         for (nint batch = 0; batch < (nint)shape.Batch; batch++)
         {
             long length = scoring.KeyLength(batch);
             if (length < 0 || length > shape.Keys)
                 throw new ArgumentOutOfRangeException("problem.KeyLengths", length, $"Sequence {batch} has {length} keys; there are 0 to {shape.Keys}.");
+            if (problem.QueryOffsets.IsPresent && problem.DistanceBias.IsPresent && shape.Queries > 0 && shape.Keys > 0)
+                Attention.CheckDistances(problem.DistanceBias, shape, scoring.QueryOffset(batch));
         }
     }
 
@@ -90,12 +98,12 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, offset = (nint)Shape.QueryOffset;
+        nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         nint blocks = (queries + block - 1) / block;
         nint head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
         nint i0 = (blocks - 1 - item % blocks) * block; // the last block first: under a causal mask it takes longest
         nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
-        nint rows = Math.Min(block, queries - i0);
+        nint rows = Math.Min(block, queries - i0), offset = Scoring.QueryOffset(batch);
 
         float* q = (float*)scratch;
         float* o = q + d * block;
@@ -121,8 +129,11 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
+            TileVisibility visible = Scoring.Mask.Look(batch, head, i0, rows, j0, count);
+            if (visible == TileVisibility.None)
+                continue;
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
-            LaneRows bias = scores.Bias<V>(Scoring, i0, block, j0, count, Shape.Causal, out bool hides);
+            LaneRows bias = scores.Bias<V>(Scoring, i0, block, j0, count, Shape.Causal, visible, out bool hides);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
             if (typeof(TRule) == typeof(PlainScore) && !hides && count % Product.Rows == 0)
             {
@@ -221,13 +232,14 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint w = V.Count;
+        V lowest = V.From(Exponential.Lowest);
         V r0 = Begin<V>(maximum, tileMaximum, sum, factor), r1 = Begin<V>(maximum + w, tileMaximum + w, sum + w, factor + w);
         V r2 = Begin<V>(maximum + 2 * w, tileMaximum + 2 * w, sum + 2 * w, factor + 2 * w), r3 = Begin<V>(maximum + 3 * w, tileMaximum + 3 * w, sum + 3 * w, factor + 3 * w);
         V t0 = V.Load(sum), t1 = V.Load(sum + w), t2 = V.Load(sum + 2 * w), t3 = V.Load(sum + 3 * w);
         for (nint row = 0; row < count; row++, s += AttentionTiles.Vectors * w)
         {
             V z0 = V.Load(s), z1 = V.Load(s + w), z2 = V.Load(s + 2 * w), z3 = V.Load(s + 3 * w);
-            V p0 = V.Exp(z0 - r0), p1 = V.Exp(z1 - r1), p2 = V.Exp(z2 - r2), p3 = V.Exp(z3 - r3);
+            Exponential.Precise(V.MaxNative(lowest, z0 - r0), V.MaxNative(lowest, z1 - r1), V.MaxNative(lowest, z2 - r2), V.MaxNative(lowest, z3 - r3), out V p0, out V p1, out V p2, out V p3);
             t0 += p0;
             t1 += p1;
             t2 += p2;
@@ -256,7 +268,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     private static V Begin<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
     {
         V highest = V.Load(tileMaximum), reference = V.SelectEqual(highest, V.From(float.NegativeInfinity), V.Zero, highest);
-        V shrink = V.Exp(V.Load(maximum) - reference);
+        V shrink = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, V.Load(maximum) - reference));
         (V.Load(sum) * shrink).Store(sum);
         shrink.Store(factor);
         highest.Store(maximum);
@@ -266,24 +278,44 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        for (nint lane = 0; lane < block; lane += V.Count)
-        {
-            V total = V.Load(sum + lane), share = V.SelectEqual(total, V.Zero, V.Zero, 1f / total);
-            for (nint column = 0; column < dv; column++)
-                (V.Load(o + column * block + lane) * share).Store(o + column * block + lane);
-        }
-        MatrixCopy.Run(o, 1, block, Output.Matrix(batch, head) + i0 * Output.Row, Output.Row, Output.Column, rows, dv);
-        if (!LogSumExp.IsPresent)
-            return;
-        float* logSumExp = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row;
+        float sink = Scoring.Sink(head);
+        float* logSumExp = LogSumExp.IsPresent ? LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row : null;
         for (nint row = 0; row < rows; row++)
         {
-            double exact = sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
+            double exact = sink != float.NegativeInfinity ? AddSink(sink, maximum[row], ref sum[row], o + row, dv, block)
+                : sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
+            if (logSumExp == null)
+                continue;
             float rounded = (float)exact;
             logSumExp[row * LogSumExp.Row] = rounded;
             if (HasRemainder)
                 logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
         }
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V total = V.Load(sum + lane), divisor = V.SelectEqual(total, V.Zero, V.One, total); // nothing was summed of a query that sees no key
+            for (nint column = 0; column < dv; column++)
+                (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
+        }
+        MatrixCopy.Run(o, 1, block, Output.Matrix(batch, head) + i0 * Output.Row, Output.Row, Output.Column, rows, dv);
+    }
+
+    // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.
+    private static double AddSink(float sink, float maximum, ref float sum, float* output, nint dv, nint block)
+    {
+        const double far = 80; // e^80 is a float; beside it the weights are nothing
+        double above = sum == 0 ? double.PositiveInfinity : (double)sink - maximum;
+        if (above > far)
+        {
+            float share = (float)Math.Exp(-above);
+            for (nint column = 0; column < dv; column++)
+                output[column * block] *= share;
+            sum = 1;
+            return sink;
+        }
+        double total = sum + Math.Exp(above);
+        sum = (float)total;
+        return maximum + Math.Log(total);
     }
 }
 

@@ -4,7 +4,7 @@ namespace TransformerKernels;
 /// <remarks>
 /// Notation: b batch, h query heads, hk key heads (a divisor of h; query head i uses key head i / (h / hk)), Sq queries, Sk keys, d head size, dv value size.
 /// All tensors are float32 with any strides: a buffer laid out [batch, position, head, headSize] is passed as <c>view.Permute(0, 2, 1, 3)</c>.
-/// Query i stands at p = i + <see cref="QueryOffset"/>; the distance of a pair is key position − p.
+/// Query i stands at p = i + <see cref="QueryOffset"/> (or its sequence's of <see cref="QueryOffsets"/>); the distance of a pair is key position − p.
 /// </remarks>
 public ref struct AttentionProblem
 {
@@ -26,6 +26,9 @@ public ref struct AttentionProblem
     /// <summary>Where query 0 stands among the keys; Sk − Sq if absent, which aligns the last query with the last key (bottom-right); 0 is top-left.</summary>
     public long? QueryOffset { get; set; }
 
+    /// <summary>The same for each sequence, [b], int32 or int64, in place of <see cref="QueryOffset"/>.</summary>
+    public TensorView QueryOffsets { get; set; }
+
     /// <summary>ALiBi slopes m, [h] or [b, h]: adds −m·|distance| (Press et al. 2022).</summary>
     public TensorView Slopes { get; set; }
 
@@ -35,14 +38,23 @@ public ref struct AttentionProblem
     /// <summary>The index of distance 0 in <see cref="DistanceBias"/>; Sk − 1 if absent, which with the default offset makes n = Sq + Sk − 1 fit exactly.</summary>
     public long? DistanceCentre { get; set; }
 
+    /// <summary>T5's bias: a table [buckets, h] read at the bucket of the pair's distance.</summary>
+    public BucketedBias BucketedBias { get; set; }
+
     /// <summary>A bias for every pair, [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. −∞ hides the pair.</summary>
     public TensorView DenseBias { get; set; }
 
-    /// <summary>A bias for every query, [b, h, Sq]; any axis may have length 1. It changes the log-sum-exp, never the output.</summary>
+    /// <summary>A bias for every query, [b, h, Sq]; any axis may have length 1. It changes the log-sum-exp, and the output only beside a sink.</summary>
     public TensorView RowBias { get; set; }
 
     /// <summary>A bias for every key, [b, h, Sk]; any axis may have length 1. With <see cref="RowBias"/> a term of rank two, a forgetting gate for instance.</summary>
     public TensorView ColumnBias { get; set; }
+
+    /// <summary>A logit a head, [h], that takes part in the softmax without a key: e^sink joins the denominator (gpt-oss). −∞ is none.</summary>
+    public TensorView Sinks { get; set; }
+
+    /// <summary>Which pairs are visible, bool [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. It only hides: causality and the others still apply.</summary>
+    public TensorView Mask { get; set; }
 
     /// <summary>How many keys each sequence has, [b], int32 or int64, from 0 to Sk: those beyond are hidden. All of them if absent. Positions don't change.</summary>
     public TensorView KeyLengths { get; set; }
@@ -64,8 +76,8 @@ public ref struct AttentionProblem
 
     /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
     internal readonly string? FirstBeyondTheBasics =>
-        DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
-        KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
+        BucketedBias.IsPresent ? nameof(BucketedBias) : DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
+        Sinks.IsPresent ? nameof(Sinks) : Mask.IsPresent ? nameof(Mask) : QueryOffsets.IsPresent ? nameof(QueryOffsets) : KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
 }
 
 /// <summary>What the forward pass left for the backward pass.</summary>
@@ -88,7 +100,7 @@ public ref struct AttentionUpstream
     /// <summary>[b, h, Sq, dv]. Required.</summary>
     public TensorView Output { get; set; }
 
-    /// <summary>[b, h, Sq]; zero if absent. Rows that see no key ignore it.</summary>
+    /// <summary>[b, h, Sq]; zero if absent. Rows that see neither a key nor a sink ignore it.</summary>
     public TensorView LogSumExp { get; set; }
 }
 
@@ -110,14 +122,20 @@ public ref struct AttentionGradients
     /// <summary>As <see cref="AttentionProblem.DistanceBias"/>, summed over the batch, and over heads if it has one row.</summary>
     public TensorView DistanceBias { get; set; }
 
+    /// <summary>As the table of <see cref="AttentionProblem.BucketedBias"/>, summed over the batch.</summary>
+    public TensorView BucketedBias { get; set; }
+
     /// <summary>As <see cref="AttentionProblem.DenseBias"/>, summed over what it is shared along.</summary>
     public TensorView DenseBias { get; set; }
 
-    /// <summary>As <see cref="AttentionProblem.RowBias"/>, summed over what it is shared along: that of the log-sum-exp alone, and rounding.</summary>
+    /// <summary>As <see cref="AttentionProblem.RowBias"/>, summed over what it is shared along: without sinks that of the log-sum-exp alone, and rounding.</summary>
     public TensorView RowBias { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.ColumnBias"/>, summed over what it is shared along.</summary>
     public TensorView ColumnBias { get; set; }
+
+    /// <summary>As <see cref="AttentionProblem.Sinks"/>, summed over the batch: −Σ e^(sink − L) · D over the queries.</summary>
+    public TensorView Sinks { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.Captured0"/>.</summary>
     public TensorView Captured0 { get; set; }

@@ -22,10 +22,16 @@ internal readonly record struct AttentionShape
     public bool Causal { get; private init; }
 
     /// <summary>The distance of the first key from the last query.</summary>
-    public long LeastDistance => -(Queries - 1 + QueryOffset);
+    public long LeastDistance => LeastDistanceFrom(QueryOffset);
 
     /// <summary>The distance of the last key from the first query.</summary>
-    public long GreatestDistance => Keys - 1 - QueryOffset;
+    public long GreatestDistance => GreatestDistanceFrom(QueryOffset);
+
+    /// <summary>The same for queries that begin at another offset.</summary>
+    public long LeastDistanceFrom(long offset) => -(Queries - 1 + offset);
+
+    /// <summary>The same for queries that begin at another offset.</summary>
+    public long GreatestDistanceFrom(long offset) => Keys - 1 - offset;
 
     public static AttentionShape Of(in AttentionProblem problem)
     {

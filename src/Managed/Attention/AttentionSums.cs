@@ -35,9 +35,44 @@ internal unsafe struct SumQueryGradients : IWork
     }
 }
 
-/// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
-internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, float* partials, bool accumulate)
+/// <summary>The gradient of the sink of a sequence and head: −Σ e^(sink − L) · D over its queries, as of a key whose value is 0.</summary>
+internal unsafe struct SumSinkGradients : IWork
 {
+    public AttentionShape Shape;
+    public AttentionScoring Scoring;
+    public Strided Output, LogSumExp, UpstreamOutput, UpstreamLogSumExp;
+    public double* Sums;
+
+    public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        nint head = item % (nint)Shape.Heads, batch = item / (nint)Shape.Heads;
+        float sink = Scoring.Sink(head);
+        float* output = Output.Matrix(batch, head), upstream = UpstreamOutput.Matrix(batch, head), logSumExp = LogSumExp.Matrix(batch, head);
+        float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) : null;
+        double sum = 0;
+        for (nint row = 0; row < (nint)Shape.Queries && sink != float.NegativeInfinity; row++)
+        {
+            float* l = logSumExp + row * LogSumExp.Row;
+            double delta = upstreamL == null ? 0 : -upstreamL[row * UpstreamLogSumExp.Row];
+            for (nint column = 0; column < (nint)Shape.ValueSize; column++)
+                delta += (double)output[row * Output.Row + column * Output.Column] * upstream[row * UpstreamOutput.Row + column * UpstreamOutput.Column];
+            sum -= Math.Exp((double)sink - l[0] - l[LogSumExp.Column]) * delta;
+        }
+        Sums[item] = sum;
+    }
+}
+
+/// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
+internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, AttentionScoring scoring, float* partials, bool accumulate)
+{
+    // A distance beyond all that occur.
+    private const long Beyond = long.MaxValue / 2;
+
+    // The distances that occur in a sequence.
+    private long Least(long batch) => shape.LeastDistanceFrom(scoring.QueryOffset((nint)batch));
+
+    private long Greatest(long batch) => shape.GreatestDistanceFrom(scoring.QueryOffset((nint)batch));
+
     /// <summary>The gradient of the distance vector.</summary>
     public void Distance(float* gradient, in TensorView view)
     {
@@ -68,11 +103,34 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
                 double sum = 0;
                 for (long batch = perSequence ? row : 0; batch < (perSequence ? row + 1 : shape.Batch); batch++)
                 {
-                    for (long distance = shape.LeastDistance; distance <= shape.GreatestDistance; distance++)
+                    for (long distance = Least(batch); distance <= Greatest(batch); distance++)
                         sum -= Math.Abs(distance) * AtDistance(-1, batch, head, distance);
                 }
                 Store(gradient + (perSequence ? row * view.Stride(0) : 0) + head * view.Stride(view.Rank - 1), sum);
             }
+        }
+    }
+
+    /// <summary>The gradient of the bucketed table: for every bucket the distances that fall into it.</summary>
+    public void Buckets(float* gradient, in TensorView view)
+    {
+        for (int bucket = 0; bucket < scoring.Buckets; bucket++)
+        {
+            (long first, long last) = scoring.DistancesOf(bucket, -Beyond, Beyond);
+            for (long head = 0; head < shape.Heads; head++)
+                Store(gradient + bucket * view.Stride(0) + head * view.Stride(1), OverDistances(-1, head, first, last));
+        }
+    }
+
+    /// <summary>The gradient of the sinks.</summary>
+    public void Sinks(float* gradient, in TensorView view, double* sums)
+    {
+        for (long head = 0; head < shape.Heads; head++)
+        {
+            double sum = 0;
+            for (long batch = 0; batch < shape.Batch; batch++)
+                sum += sums[batch * shape.Heads + head];
+            Store(gradient + head * view.Stride(0), sum);
         }
     }
 
@@ -147,7 +205,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
     private void ByDistance(int capture, in Captured gradient)
     {
         bool shared = gradient.Heads == 1;
-        long last = gradient.Entries - 1, farthest = Math.Max(Math.Abs(shape.LeastDistance), Math.Abs(shape.GreatestDistance));
+        long last = gradient.Entries - 1;
         for (long row = 0; row < gradient.Heads; row++)
         {
             for (long index = 0; index <= last; index++)
@@ -159,11 +217,11 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
                     {
                         // The ends take what lies beyond them.
                         long distance = index - gradient.Centre;
-                        sum += OverDistances(capture, head, index == 0 ? shape.LeastDistance : distance, index == last ? shape.GreatestDistance : distance);
+                        sum += OverDistances(capture, head, index == 0 ? -Beyond : distance, index == last ? Beyond : distance);
                     }
                     else
                     {
-                        long far = index == last ? farthest : index;
+                        long far = index == last ? Beyond : index;
                         sum += OverDistances(capture, head, index, far) + OverDistances(capture, head, -far, index == 0 ? -1 : -index);
                     }
                 }
@@ -177,7 +235,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         double sum = 0;
         for (long batch = 0; batch < shape.Batch; batch++)
         {
-            for (long distance = Math.Max(from, shape.LeastDistance); distance <= Math.Min(to, shape.GreatestDistance); distance++)
+            for (long distance = Math.Max(from, Least(batch)); distance <= Math.Min(to, Greatest(batch)); distance++)
                 sum += AtDistance(capture, batch, head, distance);
         }
         return sum;
@@ -190,7 +248,7 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         for (long chunk = 0; chunk < plan.Chunks; chunk++)
         {
             long first = chunk * plan.Chunk, count = Math.Min(plan.Chunk, shape.Keys - first);
-            long u = -distance - shape.QueryOffset + first + count - 1; // i − j, counted from the last key of the chunk and the first query
+            long u = -distance - scoring.QueryOffset((nint)batch) + first + count - 1; // i − j, counted from the last key of the chunk and the first query
             if (u >= 0 && u < shape.Queries + count - 1)
                 sum += partials[(capture < 0 ? plan.LinePartial(shape, batch, head, chunk) : plan.CapturedPartial(shape, capture, batch, head, chunk)) + u];
         }

@@ -5,6 +5,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
 {
     /// <summary>How many floats.</summary>
     static abstract int Count { get; }
+    /// <summary>Whether a·b + c is rounded once.</summary>
+    static abstract bool Fuses { get; }
     /// <summary>Reads <see cref="Count"/> floats; no alignment is needed.</summary>
     static abstract unsafe T Load(float* source);
     /// <summary>Writes <see cref="Count"/> floats; no alignment is needed.</summary>
@@ -23,6 +25,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract T Iota(float start);
     /// <summary>The sum of the lanes, in an order fixed by the width.</summary>
     float Sum();
+    /// <summary>sum += a·b, fused where the hardware does it fast. Written to where it was read, a sum keeps its register in a loop; a new one was moved at every step.</summary>
+    static abstract void AddProduct(ref T sum, T a, T b);
     /// <summary>Whether a &lt; b in any lane.</summary>
     static abstract bool AnyLess(T a, T b);
     /// <summary>Whether a = b in any lane.</summary>
@@ -33,7 +37,7 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     float Largest();
     /// <summary>x − ⌊x⌋.</summary>
     static abstract T Fraction(T x);
-    /// <summary>x·2^⌊n⌋ for n from −200 to 0 and x from 1 to 2; a result below the normal range may be 0.</summary>
+    /// <summary>x·2^⌊n⌋ for n from −200 to 1 and x from ½ to 2; a result below the normal range may be 0.</summary>
     static abstract T ScaleDown(T x, T n);
     /// <summary>Of the 2 · <see cref="Count"/> floats in a and b: those at even and those at odd places.</summary>
     static abstract void Unzip(T a, T b, out T even, out T odd);

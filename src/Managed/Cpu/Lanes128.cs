@@ -1,12 +1,14 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
 /// <summary>4 floats side by side. The text of Lanes128, Lanes256 and Lanes512 is one, up to the width; a test compares them.</summary>
-internal readonly struct Lanes128 : ILanes<Lanes128>
+internal struct Lanes128 : ILanes<Lanes128>
 {
-    private readonly Vector128<float> v;
+    private Vector128<float> v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private Lanes128(Vector128<float> value) => v = value;
@@ -93,6 +95,9 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
     public static Lanes128 SelectEqual(Lanes128 a, Lanes128 b, Lanes128 then, Lanes128 otherwise) => new(Vector128.ConditionalSelect(Vector128.Equals(a.v, b.v), then.v, otherwise.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(ref Lanes128 sum, Lanes128 a, Lanes128 b) => sum.v = Vector128.MultiplyAddEstimate(a.v, b.v, sum.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 MultiplyAdd(Lanes128 a, Lanes128 b, Lanes128 c) => new(Vector128.MultiplyAddEstimate(a.v, b.v, c.v));
 
     // The native minimum and maximum return their second operand if either is NaN (x86), or NaN (Arm).
@@ -122,6 +127,12 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
         Vector128<int> power = Vector128.ShiftRightArithmetic(bits - Vector128.Create(LanesConstants.SqrtHalfBits), 23);
         exponent = new(Vector128.ConvertToSingle(power));
         return new((bits - Vector128.ShiftLeft(power, 23)).AsSingle());
+    }
+
+    public static bool Fuses
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => Fma.IsSupported || AdvSimd.IsSupported;
     }
 
     public static int Count
@@ -212,10 +223,7 @@ internal readonly struct Lanes128 : ILanes<Lanes128>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes128 Fraction(Lanes128 x)
-    {
-        return x - Floor(x);
-    }
+    public static Lanes128 Fraction(Lanes128 x) => x - Floor(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 ScaleDown(Lanes128 x, Lanes128 n)

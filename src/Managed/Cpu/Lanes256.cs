@@ -1,12 +1,14 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
 /// <summary>8 floats side by side. The text of Lanes128, Lanes256 and Lanes512 is one, up to the width; a test compares them.</summary>
-internal readonly struct Lanes256 : ILanes<Lanes256>
+internal struct Lanes256 : ILanes<Lanes256>
 {
-    private readonly Vector256<float> v;
+    private Vector256<float> v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private Lanes256(Vector256<float> value) => v = value;
@@ -93,6 +95,9 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     public static Lanes256 SelectEqual(Lanes256 a, Lanes256 b, Lanes256 then, Lanes256 otherwise) => new(Vector256.ConditionalSelect(Vector256.Equals(a.v, b.v), then.v, otherwise.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(ref Lanes256 sum, Lanes256 a, Lanes256 b) => sum.v = Vector256.MultiplyAddEstimate(a.v, b.v, sum.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 MultiplyAdd(Lanes256 a, Lanes256 b, Lanes256 c) => new(Vector256.MultiplyAddEstimate(a.v, b.v, c.v));
 
     // The native minimum and maximum return their second operand if either is NaN (x86), or NaN (Arm).
@@ -122,6 +127,12 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
         Vector256<int> power = Vector256.ShiftRightArithmetic(bits - Vector256.Create(LanesConstants.SqrtHalfBits), 23);
         exponent = new(Vector256.ConvertToSingle(power));
         return new((bits - Vector256.ShiftLeft(power, 23)).AsSingle());
+    }
+
+    public static bool Fuses
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => Fma.IsSupported || AdvSimd.IsSupported;
     }
 
     public static int Count
@@ -212,10 +223,7 @@ internal readonly struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes256 Fraction(Lanes256 x)
-    {
-        return x - Floor(x);
-    }
+    public static Lanes256 Fraction(Lanes256 x) => x - Floor(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 ScaleDown(Lanes256 x, Lanes256 n)

@@ -1,13 +1,14 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.Arm;
 using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
 /// <summary>16 floats side by side. The text of Lanes128, Lanes256 and Lanes512 is one, up to the width; a test compares them.</summary>
-internal readonly struct Lanes512 : ILanes<Lanes512>
+internal struct Lanes512 : ILanes<Lanes512>
 {
-    private readonly Vector512<float> v;
+    private Vector512<float> v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private Lanes512(Vector512<float> value) => v = value;
@@ -94,6 +95,9 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     public static Lanes512 SelectEqual(Lanes512 a, Lanes512 b, Lanes512 then, Lanes512 otherwise) => new(Vector512.ConditionalSelect(Vector512.Equals(a.v, b.v), then.v, otherwise.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(ref Lanes512 sum, Lanes512 a, Lanes512 b) => sum.v = Vector512.MultiplyAddEstimate(a.v, b.v, sum.v);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 MultiplyAdd(Lanes512 a, Lanes512 b, Lanes512 c) => new(Vector512.MultiplyAddEstimate(a.v, b.v, c.v));
 
     // The native minimum and maximum return their second operand if either is NaN (x86), or NaN (Arm).
@@ -125,6 +129,12 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
         Vector512<int> power = Vector512.ShiftRightArithmetic(bits - Vector512.Create(LanesConstants.SqrtHalfBits), 23);
         exponent = new(Vector512.ConvertToSingle(power));
         return new((bits - Vector512.ShiftLeft(power, 23)).AsSingle());
+    }
+
+    public static bool Fuses
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => Fma.IsSupported || AdvSimd.IsSupported;
     }
 
     public static int Count
@@ -215,12 +225,7 @@ internal readonly struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes512 Fraction(Lanes512 x)
-    {
-        if (Avx512DQ.IsSupported)
-            return new(Avx512DQ.Reduce(x.v, 0x09));
-        return x - Floor(x);
-    }
+    public static Lanes512 Fraction(Lanes512 x) => x - Floor(x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 ScaleDown(Lanes512 x, Lanes512 n)

@@ -109,6 +109,9 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static Lockstep<V> Clamp(Lockstep<V> x, Lockstep<V> low, Lockstep<V> high) => new(V.Clamp(x.first, low.first, high.first), V.Clamp(x.second, low.second, high.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(ref Lockstep<V> sum, Lockstep<V> a, Lockstep<V> b) => sum = MultiplyAdd(a, b, sum);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> MultiplyAdd(Lockstep<V> a, Lockstep<V> b, Lockstep<V> c) => new(V.MultiplyAdd(a.first, b.first, c.first), V.MultiplyAdd(a.second, b.second, c.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -153,6 +156,12 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Detach(Lockstep<V> x) => x;
+
+    public static bool Fuses
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => V.Fuses;
+    }
 
     public static int Count
     {

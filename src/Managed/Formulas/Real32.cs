@@ -102,11 +102,11 @@ public readonly struct Real32 : ILanes<Real32>
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Real32 Min(Real32 a, Real32 b) => new(a.v < b.v ? a.v : b.v < a.v ? b.v : a.v == b.v ? a.v : a.v + b.v);
+    public static Real32 Min(Real32 a, Real32 b) => new(Less(a, b) ? a.v : Less(b, a) ? b.v : a.v == b.v ? a.v : a.v + b.v);
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Real32 Max(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v > a.v ? b.v : a.v == b.v ? a.v : a.v + b.v);
+    public static Real32 Max(Real32 a, Real32 b) => new(Less(b, a) ? a.v : Less(a, b) ? b.v : a.v == b.v ? a.v : a.v + b.v);
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -114,11 +114,11 @@ public readonly struct Real32 : ILanes<Real32>
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Real32 Clamp(Real32 x, Real32 low, Real32 high) => new(x.v < low.v ? low.v : x.v > high.v ? high.v : x.v);
+    public static Real32 Clamp(Real32 x, Real32 low, Real32 high) => new(Less(x, low) ? low.v : Less(high, x) ? high.v : x.v);
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Real32 SelectLess(Real32 a, Real32 b, Real32 then, Real32 otherwise) => a.v < b.v ? then : otherwise;
+    public static Real32 SelectLess(Real32 a, Real32 b, Real32 then, Real32 otherwise) => Less(a, b) ? then : otherwise;
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -161,6 +161,8 @@ public readonly struct Real32 : ILanes<Real32>
     public static Real32 Detach(Real32 x) => x;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static void ILanes<Real32>.AddProduct(ref Real32 sum, Real32 a, Real32 b) => sum = new(a.v * b.v + sum.v);
+
     static Real32 IElementary<Real32>.MultiplyAdd(Real32 a, Real32 b, Real32 c) => new(a.v * b.v + c.v);
 
     // The constant stands on the right: one on the left ILGPU turns around, and then the comparison is true for NaN on CUDA.
@@ -195,12 +197,22 @@ public readonly struct Real32 : ILanes<Real32>
         return new(BitConverter.Int32BitsToSingle(bits - (power << 23)));
     }
 
+    // Of a comparison with a constant on the left ILGPU makes the mirrored one, but true for NaN on CUDA: one of these two always has it on the right.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static bool Less(Real32 a, Real32 b) => (a.v < b.v) & (b.v > a.v);
+
     // To even, for |x| below 2^22: so large a number has no fraction bits left.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Real32 Nearest(Real32 x)
     {
         const float large = 12582912f; // 1.5 · 2^23
         return new(x.v + large - large);
+    }
+
+    static bool ILanes<Real32>.Fuses
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => false;
     }
 
     static int ILanes<Real32>.Count

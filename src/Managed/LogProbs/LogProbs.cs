@@ -37,7 +37,7 @@ public ref struct TokenOutputs
     /// <summary>ln p of the target: z_target − ln Σ e^z.</summary>
     public TensorView LogProb { get; set; }
 
-    /// <summary>ln Σ e^z.</summary>
+    /// <summary>ln Σ e^z. Or [n, 2]: that and what rounding it to float32 took, for a faster backward pass.</summary>
     public TensorView LogSumExp { get; set; }
 
     /// <summary>−Σ p ln p; logits of −∞ are left out.</summary>
@@ -89,7 +89,10 @@ public ref struct TokenOutputs
     internal readonly void Check(ComputeDevice device, long tokens, long vocabulary)
     {
         Require.OptionalOutput(device, LogProb, Name(0), tokens);
-        Require.OptionalOutput(device, LogSumExp, Name(1), tokens);
+        if (LogSumExp.Rank == 2)
+            Require.Output(device, LogSumExp, Name(1), tokens, 2);
+        else
+            Require.OptionalOutput(device, LogSumExp, Name(1), tokens);
         Require.OptionalOutput(device, Entropy, Name(2), tokens);
         Require.OptionalOutput(device, SumOfSquares, Name(3), tokens);
         ReadOnlySpan<ElementType> indices = [ElementType.Int32, ElementType.Int64];
@@ -134,13 +137,13 @@ public ref struct TokenOutputs
     }
 }
 
-/// <summary>What the forward pass left for the backward pass. All [n], float32.</summary>
+/// <summary>What the forward pass left for the backward pass. All float32.</summary>
 public ref struct TokenSaved
 {
-    /// <summary>As the forward pass wrote it. Required.</summary>
+    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, each logit is read once; without, the row's sums are formed again.</summary>
     public TensorView LogSumExp { get; set; }
 
-    /// <summary>As the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
+    /// <summary>[n], as the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
     public TensorView Entropy { get; set; }
 }
 
@@ -266,7 +269,10 @@ public static partial class LogProbs
     {
         Check(device, problem);
         long tokens = problem.Logits.Length(0);
-        Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
+        if (saved.LogSumExp.Rank == 2)
+            Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens, 2);
+        else
+            Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
         Require.OptionalInput(device, saved.Entropy, "saved.Entropy", tokens);
         if (upstream.Entropy.IsPresent && !saved.Entropy.IsPresent)
             throw new ArgumentNullException(nameof(saved), "saved.Entropy is required where upstream.Entropy is set.");

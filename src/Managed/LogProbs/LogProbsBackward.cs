@@ -3,19 +3,21 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient) =>
-        FromLogitsBackward(problem, null, default, upstream, logitsGradient);
+        FromLogitsBackward(problem, null, saved, default, upstream, logitsGradient);
 
     protected internal override void LogProbsShardBackward(in LogitsProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient) =>
-        FromLogitsBackward(problem, shard, merged, upstream, logitsGradient);
+        FromLogitsBackward(problem, shard, default, merged, upstream, logitsGradient);
 
-    private unsafe void FromLogitsBackward(in LogitsProblem problem, VocabularyShard? shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient)
+    private unsafe void FromLogitsBackward(in LogitsProblem problem, VocabularyShard? shard, in TokenSaved saved, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logSumExp = saved.LogSumExp, entropy = saved.Entropy, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
             ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit, gradient = logitsGradient, whole = merged)
         {
             var work = new LogProbsBackwardWork
             {
                 Rows = new(logits, targets, bias, problem, shard),
+                LogSumExp = new(logSumExp, saved.LogSumExp),
+                Entropy = new(entropy, saved.Entropy),
                 Merged = new(whole, merged),
                 Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                 Gradient = new(gradient, logitsGradient),
@@ -26,8 +28,8 @@ internal sealed partial class CpuDevice
 
     /// <summary>The gradient of one row, in place or not.</summary>
     /// <remarks>
-    /// The saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. So the row is read
-    /// twice, the second time from the cache, and its sums are formed again.
+    /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
+    /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again.
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
@@ -35,6 +37,8 @@ internal sealed partial class CpuDevice
         // A row that, with the next one, leaves half of a second cache of a megabyte.
         private const int PrefetchedFloats = 1 << 16;
 
+        public LogSumExpVector LogSumExp;
+        public HostVector Entropy;
         public ArrivingGradients Upstream;
 
         /// <summary>The sums of the whole vocabulary, if the row is a slice of it.</summary>
@@ -59,7 +63,9 @@ internal sealed partial class CpuDevice
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
             Arriving arriving = Upstream[row];
-            RowSums sums = Merged.IsPresent ? Merged[row].Row : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
+            RowSums sums = Merged.IsPresent ? Merged[row].Row
+                // Saved sums have no squares.
+                : LogSumExp.HasRemainder && arriving.SumOfSquares == 0 ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
             nint column = Rows.Column(target);
             double logit = column < 0 ? double.NegativeInfinity : Rows.At<TLanes>(row, column);
             var slope = new LogitSlope(sums, arriving, Rows.Shard.Whole);

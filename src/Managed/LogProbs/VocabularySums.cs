@@ -93,8 +93,8 @@ internal sealed partial class CpuDevice
     /// <summary>A <see cref="TokenOutputs"/> in pinned memory, but for the likeliest tokens.</summary>
     private readonly unsafe struct TokenResults(byte* logProb, byte* logSumExp, byte* entropy, byte* squares, byte* argmax, byte* mean, in TokenOutputs outputs)
     {
-        private readonly HostVector logProb = new(logProb, outputs.LogProb), logSumExp = new(logSumExp, outputs.LogSumExp), entropy = new(entropy, outputs.Entropy);
-        private readonly HostVector squares = new(squares, outputs.SumOfSquares), mean = new(mean, outputs.MeanLogit);
+        private readonly LogSumExpVector logSumExp = new(logSumExp, outputs.LogSumExp);
+        private readonly HostVector logProb = new(logProb, outputs.LogProb), entropy = new(entropy, outputs.Entropy), squares = new(squares, outputs.SumOfSquares), mean = new(mean, outputs.MeanLogit);
         private readonly TokenVector argmax = new(argmax, outputs.Argmax);
 
         public bool HasArgmax => argmax.IsPresent;
@@ -107,7 +107,7 @@ internal sealed partial class CpuDevice
             RowSums sums = whole.Row;
             double logSum = sums.LogSum;
             logProb.Set(token, (float)((double)whole.TargetLogit - sums.Shift - logSum));
-            logSumExp.Set(token, (float)(sums.Shift + logSum));
+            logSumExp.Set(token, sums.Shift, logSum);
             entropy.Set(token, (float)sums.Entropy);
             squares.Set(token, (float)sums.SumOfSquares);
             argmax.Set(token, whole.Argmax);
@@ -118,7 +118,7 @@ internal sealed partial class CpuDevice
         public void Clear(nint token)
         {
             logProb.Set(token, 0);
-            logSumExp.Set(token, 0);
+            logSumExp.Set(token, 0, 0);
             entropy.Set(token, 0);
             squares.Set(token, 0);
             argmax.Set(token, 0);

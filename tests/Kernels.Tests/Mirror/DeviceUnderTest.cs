@@ -1,11 +1,18 @@
+using System.Collections.Concurrent;
+
 namespace TransformerKernels.Tests;
 
 /// <summary>The GPU that the CPU's tests of operations run on: they hand in host memory, which is copied there and back around each call.</summary>
 public static class DeviceUnderTest
 {
-    private static readonly Lazy<MirroredDevice> Mirrored = new(() => new MirroredDevice(GpuUnderTest.Current.Device));
+    private static readonly ConcurrentDictionary<int, MirroredDevice> Mirrored = [];
 
-    public static ComputeDevice Device => Mirrored.Value;
+    /// <summary>The same for all tests, but for those of a class with <see cref="TilesAttribute"/>.</summary>
+    public static ComputeDevice Device => WithTiles(TilesAttribute.SideOfThisTest);
+
+    /// <summary>Attention has tiles of this side there; 0 leaves it to the shapes.</summary>
+    public static ComputeDevice WithTiles(int side) =>
+        Mirrored.GetOrAdd(side, side => new MirroredDevice(side == 0 ? GpuUnderTest.Current.Device : GpuUnderTest.Current.Device.WithTiles(side)));
 
     /// <summary>Whether every operation of a formula is rounded by itself and in the formula's order: then the formula in float32 gives the same bits.</summary>
     public static bool RoundsAsWritten => false;

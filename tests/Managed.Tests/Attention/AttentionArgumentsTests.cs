@@ -94,6 +94,20 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.DenseBias", "[1, 4, 3, 1]", (ref p) => p.DenseBias = Tensor(1, KeyHeads, Queries, 1));
         Refuses<ArgumentException>("problem.RowBias", "[2, 4, 3]", (ref p) => p.RowBias = Tensor(Batch, Heads, Keys));
         Refuses<ArgumentException>("problem.ColumnBias", "[1, 4, 5]", (ref p) => p.ColumnBias = Tensor(1, Heads, Queries));
+        Refuses<ArgumentException>("problem.BucketedBias", "[any, 4]", (ref p) => p.BucketedBias = new(Tensor(32, 3)));
+        Refuses<ArgumentException>("problem.BucketedBias", "even number", (ref p) => p.BucketedBias = new(Tensor(7, Heads), 128, bidirectional: true));
+        Refuses<ArgumentException>("problem.BucketedBias", "at least 2", (ref p) => p.BucketedBias = new(Tensor(1, Heads)));
+        Refuses<ArgumentOutOfRangeException>("problem.BucketedBias", "beyond the 16 buckets", (ref p) => p.BucketedBias = new(Tensor(32, Heads), 16));
+        Refuses<ArgumentException>("problem.Sinks", "[4]", (ref p) => p.Sinks = Tensor(KeyHeads));
+        Refuses<ArgumentException>("problem.Mask", "Bool", (ref p) => p.Mask = Tensor(Batch, Heads, Queries, Keys));
+        Refuses<ArgumentException>("problem.Mask", "[1, 4, 3, 5]", (ref p) => p.Mask = TensorView.Of(new bool[Queries * KeyHeads * Keys], 1, KeyHeads, Queries, Keys));
+        Refuses<ArgumentException>("problem.QueryOffsets", "Int32 or Int64", (ref p) => p.QueryOffsets = Tensor(Batch));
+        Refuses<ArgumentException>("problem.QueryOffsets", "[2]", (ref p) => p.QueryOffsets = TensorView.Of(new int[Queries], Queries));
+        Refuses<ArgumentException>("problem.QueryOffsets", "both set", (ref p) =>
+        {
+            p.QueryOffset = 0;
+            p.QueryOffsets = TensorView.Of(new int[Batch], Batch);
+        });
         Refuses<ArgumentException>("problem.KeyLengths", "Int32", (ref p) => p.KeyLengths = Tensor(Batch));
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "above 0", (ref p) => p.Softcap = 0);
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "finite", (ref p) => p.Softcap = float.PositiveInfinity);
@@ -119,9 +133,13 @@ public class AttentionArgumentsTests
             }
             Assert.Contains($"a foreign device doesn't offer attention with problem.{property} yet", message);
         }
+        Refused("BucketedBias", (ref p) => p.BucketedBias = new(At(device, 32, Heads)));
         Refused("DenseBias", (ref p) => p.DenseBias = At(device, 1, 1, Queries, Keys));
         Refused("RowBias", (ref p) => p.RowBias = At(device, 1, Heads, Queries));
         Refused("ColumnBias", (ref p) => p.ColumnBias = At(device, 1, Heads, Keys));
+        Refused("Sinks", (ref p) => p.Sinks = At(device, Heads));
+        Refused("Mask", (ref p) => p.Mask = device.View(ElementType.Bool, 1, 1, Queries, Keys));
+        Refused("QueryOffsets", (ref p) => p.QueryOffsets = device.View(ElementType.Int32, Batch));
         Refused("KeyLengths", (ref p) => p.KeyLengths = device.View(ElementType.Int64, Batch));
         Refused("Softcap", (ref p) => p.Softcap = 30);
     }

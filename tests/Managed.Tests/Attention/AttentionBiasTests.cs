@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>Dense, row and column biases, key lengths and softcap, which GPUs don't offer yet.</summary>
+/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, sinks, boolean masks, offsets and lengths of each sequence and softcap.</summary>
 public class AttentionBiasTests
 {
     private static ComputeDevice Device => DeviceUnderTest.Device;
@@ -37,6 +37,44 @@ public class AttentionBiasTests
         }
     }
 
+    public static TheoryData<int, int, bool> Buckets => new()
+    {
+        { 32, 128, false }, { 32, 128, true }, { 64, 256, true }, { 128, 1024, false }, { 12, 10, false }, { 10, 37, false }, { 8, 12, true }, { 4, 128, true }, { 5, 3, false }, { 16, 9, false },
+    };
+
+    [Theory]
+    [MemberData(nameof(Buckets))]
+    public void Buckets_are_those_of_the_definition_at_every_distance(int buckets, int maximumDistance, bool bidirectional)
+    {
+        const int far = 100_000;
+        for (int distance = -far; distance <= far; distance++)
+        {
+            int bucket = BucketedBias.Bucket(distance, buckets, maximumDistance, bidirectional);
+            if (bucket != AttentionOracle.Bucket(distance, buckets, maximumDistance, bidirectional))
+                Assert.Fail($"distance {distance} is in bucket {bucket}");
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Buckets))]
+    public void A_bucketed_table_agrees_with_the_definition(int buckets, int maximumDistance, bool bidirectional)
+    {
+        foreach ((int queries, int keys, bool causal, int? offset) in ((int, int, bool, int?)[])[(1, 1, false, null), (9, 14, true, null), (70, 66, false, null), (40, 300, true, null), (20, 30, false, 140), (5, 40, false, -20)])
+        {
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, QueryOffset = offset, Scale = 1, HasLogSumExpUpstream = true,
+                BucketTable = AttentionCase.Numbers(4, 1, buckets, 4), MaximumDistance = maximumDistance, IsBidirectional = bidirectional,
+                Slopes = causal ? AttentionCase.Numbers(1, 0.1f, 4) : null, DistanceBias = offset is null ? AttentionCase.Numbers(2, 1, 4, queries + keys - 1) : null,
+                DenseBias = causal ? AttentionCase.Numbers(3, 1, 1, 4, 1, keys) : null,
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            for (int i = 0; i < fresh.BucketTable.Length; i++)
+                Assert.Equal(1 + fresh.BucketTable[i], added.BucketTable[i], 2e-6 * (1 + Math.Abs(fresh.BucketTable[i])));
+        }
+    }
+
     [Fact]
     public void Row_and_column_biases_agree_with_the_definition()
     {
@@ -67,6 +105,229 @@ public class AttentionBiasTests
                 }.Check(Device, rule, new GainedTemperatureFormula(0.25f, 20));
             }
         }
+    }
+
+    [Theory]
+    [InlineData(0)]
+    [InlineData(-30)]
+    [InlineData(5)]
+    [InlineData(79)]
+    [InlineData(95)]
+    [InlineData(200)]
+    [InlineData(double.NegativeInfinity)]
+    public void Sinks_join_the_denominator_and_have_a_gradient(double sink)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(1, 1), (7, 4), (66, 130)])
+        {
+            Grid<double> sinks = AttentionCase.Numbers(4, 1, 4);
+            sinks.Data[0] = sink;
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, Causal = true, Sinks = sinks, HasLogSumExpUpstream = true, KeepsRemainder = keys > 4,
+                RowBias = keys > 4 ? AttentionCase.Numbers(5, 1, 2, 4, queries) : null,
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            for (int i = 0; i < fresh.Sinks.Length; i++)
+                Assert.Equal(1 + fresh.Sinks[i], added.Sinks[i], 2e-6 * (1 + Math.Abs(fresh.Sinks[i])));
+            new AttentionCase { Queries = queries, Keys = keys, Softcap = 3, Sinks = AttentionCase.Numbers(6, 1, 2), BucketTable = AttentionCase.Numbers(7, 1, 8, 2), MaximumDistance = 20 }.Check(Device, default(PlainScore));
+        }
+    }
+
+    [Fact]
+    public void A_query_that_sees_a_sink_alone_has_output_0_and_the_sink_as_its_log_sum_exp()
+    {
+        foreach (float sink in (float[])[0.5f, -2, 300])
+        {
+            AttentionCase.Results results = new AttentionCase { Queries = 7, Keys = 4, Causal = true, Sinks = Grid.Of((ReadOnlySpan<double>)[sink, -2], 2), HasLogSumExpUpstream = true }.Run(Device, default(PlainScore));
+            Assert.Equal([sink, sink, sink], results.LogSumExp[..3]);
+            Assert.All(results.Output[..12], o => Assert.Equal(0, o));
+            Assert.All(results.Query[..12], g => Assert.Equal(0, g));
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Sharings))]
+    public void A_boolean_mask_shared_along_any_axes_agrees_with_the_definition(bool batch, bool head, bool query, bool key)
+    {
+        foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(3, 4, false), (20, 30, true), (67, 133, true), (70, 66, false)])
+        {
+            foreach (float share in (float[])[0.5f, 0.03f, 0.97f])
+            {
+                foreach (bool full in (bool[])[false, true])
+                {
+                    new AttentionCase
+                    {
+                        Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true,
+                        Mask = RandomMask(share, batch ? 1 : 2, head ? 1 : 4, query ? 1 : queries, key ? 1 : keys),
+                        DenseBias = full ? AttentionCase.Numbers(4, 1, 1, 4, queries, keys) : null, Slopes = full ? AttentionCase.Numbers(1, 0.2f, 4) : null,
+                        Sinks = full && causal ? AttentionCase.Numbers(5, 1, 4) : null, ColumnBias = full ? AttentionCase.Numbers(6, 1, 2, 1, keys) : null,
+                    }.Check(Device, default(PlainScore));
+                }
+            }
+        }
+    }
+
+    // So large a share of the pairs is visible; in long rows whole tiles are all visible or all hidden.
+    private static Grid<double> RandomMask(float share, params int[] shape)
+    {
+        Grid<double> mask = AttentionCase.Numbers(9, 1, shape);
+        var random = new Random(1);
+        for (int i = 0; i < mask.Data.Length; i++)
+            mask.Data[i] = random.NextSingle() < share ? 1 : 0;
+        for (int at = 0; shape[3] > 128 && at < mask.Data.Length; at += shape[3])
+        {
+            Array.Fill(mask.Data, 1, at, 64);
+            Array.Fill(mask.Data, 0, at + 64, 64);
+        }
+        return mask;
+    }
+
+    [Theory]
+    [InlineData(float.NaN)]
+    [InlineData(float.PositiveInfinity)]
+    public void What_a_boolean_mask_hides_contributes_nothing_whatever_it_holds(float poison)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(5, 9), (70, 140)])
+        {
+            // Hidden are a key and a value of some heads, and pairs whose bias is poisoned.
+            Grid<double> mask = Grid.Zeros<double>(2, 1, queries, keys), bias = AttentionCase.Numbers(4, 1, 2, 2, queries, keys);
+            for (int i = 0; i < queries; i++)
+            {
+                for (int b = 0; b < 2; b++)
+                {
+                    for (int j = 0; j < keys; j++)
+                        mask[b, 0, i, j] = j == 2 || j == keys - 1 || (i + j) % 5 == 0 ? 0 : 1;
+                    bias[b, 1, i, (5 - i % 5) % 5] = poison;
+                }
+            }
+            new AttentionCase
+            {
+                Batch = 2, Queries = queries, Keys = keys, Mask = mask, DenseBias = bias, HasLogSumExpUpstream = true,
+                Prepare = (_, k, v) => { k[0, 0, 2, 0] = poison; v[1, 1, keys - 1, 1] = poison; },
+            }.Check(Device, default(PlainScore));
+            new AttentionCase
+            {
+                Batch = 2, Queries = queries, Keys = keys, Mask = mask, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(2, 1, 1, 2, queries, keys), CapturedBy.Pair)],
+                Prepare = (_, k, v) => { k[0, 0, 2, 0] = poison; v[1, 1, keys - 1, 1] = poison; },
+            }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 200)), new GainedTemperatureFormula(0.25f, 200));
+        }
+    }
+
+    [Fact]
+    public void A_query_whose_keys_the_mask_hides_sees_none()
+    {
+        Grid<double> mask = Grid.Zeros<double>(1, 1, 7, 1);
+        mask.Data.AsSpan()[3..].Fill(1);
+        AttentionCase.Results results = new AttentionCase { Queries = 7, Keys = 130, Mask = mask, HasLogSumExpUpstream = true }.Run(Device, default(PlainScore));
+        for (int i = 0; i < 7; i++)
+            Assert.Equal(i < 3, results.LogSumExp[i] == float.NegativeInfinity);
+        Assert.All(results.Output[..12], o => Assert.Equal(0, o));
+        Assert.All(results.Query[..12], g => Assert.Equal(0, g));
+        mask.Data.AsSpan().Clear();
+        results = new AttentionCase { Queries = 7, Keys = 130, Mask = mask, DenseBias = AttentionCase.Numbers(1, 1, 1, 2, 7, 130), HasLogSumExpUpstream = true }.Run(Device, default(PlainScore));
+        Assert.All(results.LogSumExp, l => Assert.Equal(float.NegativeInfinity, l));
+        foreach (float[] zeros in (float[][])[results.Output, results.Query, results.Key, results.Value, results.DenseBias])
+            Assert.All(zeros, x => Assert.Equal(0, x));
+    }
+
+    [Fact]
+    public void A_boolean_mask_has_any_strides_and_any_byte_but_0_is_true()
+    {
+        const int queries = 70, keys = 66;
+        float[] q = Seeded.Normal(2 * queries * 4, 2), k = Seeded.Normal(2 * keys * 4, 3);
+        using var workspace = new Workspace(Device);
+        var random = new Random(2);
+        var bytes = new byte[3 * queries * keys]; // [key, query, head] of three heads
+        for (int n = 0; n < bytes.Length; n++)
+            bytes[n] = (byte)(random.Next(3) * 85);
+        Span<bool> visible = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, bool>(bytes.AsSpan());
+        var packed = new bool[2 * queries * keys];
+        var transposed = new bool[2 * queries * keys];
+        for (int h = 0; h < 2; h++)
+        {
+            for (int i = 0; i < queries; i++)
+            {
+                for (int j = 0; j < keys; j++)
+                    packed[(h * queries + i) * keys + j] = transposed[(h * keys + j) * queries + i] = bytes[(j * queries + i) * 3 + h + 1] != 0;
+            }
+        }
+        float[] Run(TensorView mask)
+        {
+            float[] o = new float[q.Length];
+            var problem = new AttentionProblem { Query = TensorView.Of(q, 1, 2, queries, 4), Key = TensorView.Of(k, 1, 2, keys, 4), Value = TensorView.Of(k, 1, 2, keys, 4), Mask = mask };
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, 1, 2, queries, 4), default, workspace);
+            return o;
+        }
+        float[] expected = Run(TensorView.Of(packed, 1, 2, queries, keys));
+        Assert.Equal(expected, Run(TensorView.Of(transposed, 1, 2, keys, queries).Permute(0, 1, 3, 2)));
+        Assert.Equal(expected, Run(TensorView.Of(visible, 1, keys, queries, 3).Slice(3, 1, 2).Permute(0, 3, 2, 1)));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Each_sequence_may_have_an_offset_of_its_own(bool causal)
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(3, 5), (66, 140)])
+        {
+            int[] offsets = [0, keys - queries, 3, -2 * queries, keys + 20];
+            new AttentionCase
+            {
+                Batch = 5, Queries = queries, Keys = keys, Causal = causal, QueryOffsets = offsets, HasLogSumExpUpstream = true, Slopes = AttentionCase.Numbers(1, 0.1f, 2),
+                DistanceBias = AttentionCase.Numbers(2, 1, 2, 600), DistanceCentre = 300, BucketTable = AttentionCase.Numbers(3, 1, 12, 2), IsBidirectional = true, MaximumDistance = 60,
+            }.Check(Device, default(PlainScore));
+            new AttentionCase
+            {
+                Batch = 5, Queries = queries, Keys = keys, Causal = causal, QueryOffsets = offsets, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(4, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+            }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 20)), new GainedTemperatureFormula(0.25f, 20));
+        }
+    }
+
+    [Fact]
+    public void Offsets_of_sequences_have_the_bits_of_calls_of_their_own_and_either_integer_type()
+    {
+        const int queries = 5, keys = 9, size = 4;
+        float[] q = Seeded.Normal(2 * queries * size, 1), k = Seeded.Normal(2 * keys * size, 2), bias = Seeded.Normal(41, 3);
+        using var workspace = new Workspace(Device);
+        float[] Run(int first, int count, TensorView offsets, long? offset)
+        {
+            float[] o = new float[count * queries * size];
+            var problem = new AttentionProblem
+            {
+                Query = TensorView.Of(q, 2, 1, queries, size).Slice(0, first, count), Key = TensorView.Of(k, 2, 1, keys, size).Slice(0, first, count), Value = TensorView.Of(k, 2, 1, keys, size).Slice(0, first, count),
+                Causal = true, QueryOffset = offset, QueryOffsets = offsets, DistanceBias = TensorView.Of(bias, 1, 41), DistanceCentre = 20,
+            };
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, count, 1, queries, size), default, workspace);
+            return o;
+        }
+        float[] expected = [.. Run(0, 1, default, 1), .. Run(1, 1, default, 6)];
+        Assert.Equal(expected, Run(0, 2, TensorView.Of((int[])[1, 6], 2), null));
+        Assert.Equal(expected, Run(0, 2, TensorView.Of((long[])[1, 6], 2), null));
+    }
+
+    [Fact]
+    public void An_offset_that_leaves_the_distance_vector_is_refused_before_anything_is_written()
+    {
+        float[] q = new float[2 * 3 * 4], k = new float[2 * 5 * 4], o = new float[q.Length];
+        Array.Fill(o, 7);
+        using var workspace = new Workspace(Device);
+        var problem = new AttentionProblem
+        {
+            Query = TensorView.Of(q, 2, 1, 3, 4), Key = TensorView.Of(k, 2, 1, 5, 4), Value = TensorView.Of(k, 2, 1, 5, 4), QueryOffsets = TensorView.Of((int[])[2, 3], 2), DistanceBias = TensorView.Of(new float[7], 1, 7),
+        };
+        ArgumentException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(o, 2, 1, 3, 4), default, workspace);
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Equal("problem.DistanceBias", thrown?.ParamName);
+        Assert.Contains("distances -5 to 1 need entries -1 to 5", thrown!.Message);
+        Assert.All(o, x => Assert.Equal(7, x));
     }
 
     [Theory]

@@ -15,6 +15,7 @@ public sealed class AttentionCase
     public float? Scale { get; init; }
     public bool Causal { get; init; }
     public int? QueryOffset { get; init; }
+    public int[]? QueryOffsets { get; init; }
     public bool HasLogSumExpUpstream { get; init; }
 
     /// <summary>Whether the log-sum-exp is kept with what rounding took from it.</summary>
@@ -29,9 +30,14 @@ public sealed class AttentionCase
     public Grid<double>? Slopes { get; init; }
     public Grid<double>? DistanceBias { get; init; }
     public int? DistanceCentre { get; init; }
+    public Grid<double>? BucketTable { get; init; }
+    public int MaximumDistance { get; init; } = 128;
+    public bool IsBidirectional { get; init; }
     public Grid<double>? DenseBias { get; init; }
     public Grid<double>? RowBias { get; init; }
     public Grid<double>? ColumnBias { get; init; }
+    public Grid<double>? Sinks { get; init; }
+    public Grid<double>? Mask { get; init; }
     public float? Softcap { get; init; }
     public int[]? KeyLengths { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
@@ -39,7 +45,7 @@ public sealed class AttentionCase
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
-    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
+    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{Shapes("mask", Mask)}{(QueryOffsets is null ? "" : $" offsets {string.Join(',', QueryOffsets)}")}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
     private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
 
@@ -72,7 +78,8 @@ public sealed class AttentionCase
             {
                 Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = Scale ?? (float)(1 / Math.Sqrt(HeadSize)), Causal = Causal, QueryOffset = QueryOffset,
                 Slopes = Slopes, DistanceBias = DistanceBias, DistanceCentre = DistanceCentre, Formula = formula, Captured = Captured,
-                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Softcap = Softcap, KeyLengths = KeyLengths,
+                BucketTable = BucketTable, MaximumDistance = MaximumDistance, IsBidirectional = IsBidirectional,
+                DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Sinks = Sinks, Mask = Mask, QueryOffsets = QueryOffsets, Softcap = Softcap, KeyLengths = KeyLengths,
             };
             AttentionResult<double> forward = AttentionOracle.Forward<double>(inputs);
             AttentionResult<float> naive = AttentionOracle.Forward<float>(inputs);
@@ -89,9 +96,11 @@ public sealed class AttentionCase
             if (DistanceBias is not null)
                 Add("dDistance", ours.DistanceBias, backward.DistanceBias!.Data, naiveBackward.DistanceBias!.Data, Contract.Gradient, DistanceBias.Shape[0], 1);
             // A gradient that sums over more than its own axes is judged by the size of its terms.
+            AddBias("dBuckets", BucketTable, ours.BucketTable, backward.BucketTable, naiveBackward.BucketTable, backward.BucketTableMagnitude);
             AddBias("dDense", DenseBias, ours.DenseBias, backward.DenseBias, naiveBackward.DenseBias, backward.DenseBiasMagnitude);
             AddBias("dRow", RowBias, ours.RowBias, backward.RowBias, naiveBackward.RowBias, backward.RowBiasMagnitude);
             AddBias("dColumn", ColumnBias, ours.ColumnBias, backward.ColumnBias, naiveBackward.ColumnBias, backward.ColumnBiasMagnitude);
+            AddBias("dSinks", Sinks, ours.Sinks, backward.Sinks, naiveBackward.Sinks, backward.SinksMagnitude);
             void AddBias(string name, Grid<double>? bias, float[] ours, Grid<double>? oracle, Grid<float>? naive, Grid<double>? magnitude)
             {
                 if (bias is null)
@@ -132,7 +141,23 @@ public sealed class AttentionCase
             problem.DistanceBias = View(DistanceBias);
             gradients.DistanceBias = TensorView.Of(dDistance, Shape(DistanceBias));
         }
+        float[] dTable = Fresh(BucketTable, start);
+        if (BucketTable is not null)
+        {
+            problem.BucketedBias = new(View(BucketTable), MaximumDistance, IsBidirectional);
+            gradients.BucketedBias = TensorView.Of(dTable, Shape(BucketTable));
+        }
         float[] dDense = Fresh(DenseBias, start), dRow = Fresh(RowBias, start), dColumn = Fresh(ColumnBias, start);
+        float[] dSinks = Fresh(Sinks, start);
+        if (Sinks is not null)
+        {
+            problem.Sinks = View(Sinks);
+            gradients.Sinks = TensorView.Of(dSinks, Shape(Sinks));
+        }
+        if (Mask is not null)
+            problem.Mask = TensorView.Of(Array.ConvertAll(Mask.Data, x => x != 0), Shape(Mask));
+        if (QueryOffsets is not null)
+            problem.QueryOffsets = TensorView.Of(QueryOffsets, Batch);
         problem.Softcap = Softcap;
         if (KeyLengths is not null)
             problem.KeyLengths = TensorView.Of(KeyLengths, Batch);
@@ -175,7 +200,7 @@ public sealed class AttentionCase
             logSumExp[i] = pairs[2 * i];
         return new(RowMajor(output), logSumExp, RowMajor(dQuery), RowMajor(dKey), RowMajor(dValue), dSlopes, dDistance, dCaptured,
             [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)])
-        { DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn };
+        { BucketTable = dTable, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn, Sinks = dSinks };
     }
 
     private Strided Tensor(int heads, int positions, int size) => new([Batch, heads, positions, size], Order, Gap);
@@ -223,9 +248,11 @@ public sealed class AttentionCase
 
     public sealed record Results(float[] Output, float[] LogSumExp, float[] Query, float[] Key, float[] Value, float[] Slopes, float[] DistanceBias, float[][] Captured, Grid<double>[] Inputs)
     {
+        public float[] BucketTable { get; init; } = [];
         public float[] DenseBias { get; init; } = [];
         public float[] RowBias { get; init; } = [];
         public float[] ColumnBias { get; init; } = [];
-        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, DenseBias, RowBias, ColumnBias, .. Captured];
+        public float[] Sinks { get; init; } = [];
+        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, BucketTable, DenseBias, RowBias, ColumnBias, Sinks, .. Captured];
     }
 }

@@ -163,6 +163,14 @@ public partial class LanesTests
                 float other = result[T.Count - 1];
                 last.Store(result);
                 Assert.Equal(other, result[T.Count - 1]);
+
+                allowed = truth * (Math.ScaleB(1, -23) + 3e-9 * Math.Abs(x)) + 1.2e-38;
+                Exponential.Precise(T.From(x)).Store(result);
+                Assert.True(Math.Abs(result[T.Count - 1] - truth) <= allowed, $"{x}: {result[0]}, {truth}");
+                other = result[T.Count - 1];
+                Exponential.Precise(T.One, T.From(x), T.One, T.From(x), out _, out _, out _, out last);
+                last.Store(result);
+                Assert.Equal(other, result[T.Count - 1]);
             }
             foreach ((float x, float power) in ((float, float)[])[(0, 1), (-0f, 1), (-104, 0), (float.NaN, float.NaN)])
             {
@@ -170,6 +178,8 @@ public partial class LanesTests
                 Assert.Equal(power, result[0]);
                 Exponential.OfNonPositive(T.From(x), T.One, T.From(x), T.One, out T first, out _, out _, out _);
                 first.Store(result);
+                Assert.Equal(power, result[0]);
+                Exponential.Precise(T.From(x)).Store(result);
                 Assert.Equal(power, result[0]);
             }
         }

@@ -93,6 +93,14 @@ public class HiddenLogProbsTests
         Contract.Check(forward.MeanLogit, oracle.MeanLogit, naive.MeanLogit, Contract.Forward, "mean logit", magnitude: magnitude);
         Assert.Equal(LogProbsOracle.Top(logits, example.Targets, 1, shaping: example.Shaping), forward.Argmax.Select(token => (long)token));
 
+        var pairs = new float[2 * tokens];
+        LogProbs.FromHidden(Device, example.Problem, new() { LogSumExp = TensorView.Of(pairs, tokens, 2) }, workspace);
+        for (int i = 0; i < tokens; i++)
+        {
+            Assert.Equal(forward.LogSumExp[i], pairs[2 * i]);
+            Assert.Equal(oracle.LogSumExp[i], (double)pairs[2 * i] + pairs[2 * i + 1], 1e-6 * (1 + Math.Abs(oracle.LogSumExp[i])));
+        }
+
         var backward = new Written(example);
         LogProbs.FromHiddenBackward(Device, example.Problem, example.Upstream, backward.Gradients(example), workspace);
         HiddenGradient<double> exact = example.Backward<double>();

@@ -77,12 +77,32 @@ public class LogProbsTests
             float[] elsewhere = Gradient(logits, targets, vocabulary, ofLogProb, ofLogSumExp, ofEntropy, inPlace: false);
             float[] inPlace = Gradient(logits, targets, vocabulary, ofLogProb, ofLogSumExp, ofEntropy, inPlace: true);
             Assert.Equal(elsewhere, inPlace);
+            float[] kept = Gradient(logits, targets, vocabulary, ofLogProb, ofLogSumExp, ofEntropy, inPlace: false, keepsRemainder: true);
+            Assert.Equal(kept, Gradient(logits, targets, vocabulary, ofLogProb, ofLogSumExp, ofEntropy, inPlace: true, keepsRemainder: true));
             Grid<double> z = Grid.Of(logits, 5, vocabulary);
             double[]? Doubles(float[]? x) => x is null ? null : Array.ConvertAll(x, v => (double)v);
             Grid<double> oracle = LogProbsOracle.Backward<double>(z, targets, Doubles(ofLogProb), Doubles(ofLogSumExp), Doubles(ofEntropy));
             Grid<float> naive = LogProbsOracle.Backward<float>(z, targets, Doubles(ofLogProb), Doubles(ofLogSumExp), Doubles(ofEntropy));
             Contract.Check(elsewhere, oracle.Data, naive.Data, Contract.Gradient, $"gradient, upstream {which}");
+            Contract.Check(kept, oracle.Data, naive.Data, Contract.Gradient, $"gradient with what rounding took, upstream {which}");
         }
+    }
+
+    [Theory]
+    [MemberData(nameof(Rows))]
+    public void What_rounding_took_from_the_log_sum_exp_restores_it_and_the_rest_has_the_same_bits(int vocabulary, string kind)
+    {
+        (float[] logits, long[] targets) = Example(vocabulary, kind);
+        float[] alone = new float[5], pairs = new float[10];
+        LogitsProblem problem = new() { Logits = TensorView.Of(logits, 5, vocabulary), Targets = TensorView.Of(targets) };
+        LogProbs.FromLogits(Device, problem, new() { LogSumExp = TensorView.Of(alone) });
+        // The columns lie apart.
+        LogProbs.FromLogits(Device, problem, new() { LogSumExp = TensorView.Of(pairs, 2, 5).Permute(1, 0) });
+        Assert.Equal(alone, pairs[..5]);
+        TokenResult<double> oracle = LogProbsOracle.Forward<double>(Grid.Of(logits, 5, vocabulary), targets);
+        for (int row = 0; row < 5; row++)
+            Assert.Equal(oracle.LogSumExp[row], (double)pairs[row] + pairs[5 + row], 4e-6);
+        Assert.Equal((0f, 0f), (pairs[2], pairs[7]));
     }
 
     [Theory]
@@ -131,6 +151,8 @@ public class LogProbsTests
             (float logProb, float logSumExp, float entropy) = Row([.. Enumerable.Repeat(float.NegativeInfinity, vocabulary)], 0);
             Assert.Equal(float.NegativeInfinity, logSumExp);
             Assert.True(float.IsNaN(logProb) && float.IsNaN(entropy));
+            foreach (bool keepsRemainder in (bool[])[false, true])
+                Assert.All(Gradient([.. Enumerable.Repeat(float.NegativeInfinity, vocabulary)], [0], vocabulary, [1f], [1f], null, inPlace: false, keepsRemainder), value => Assert.True(float.IsNaN(value)));
         }
     }
 
@@ -147,12 +169,14 @@ public class LogProbsTests
                 Assert.Equal((float.NegativeInfinity, float.PositiveInfinity), (logProb, logSumExp));
                 Assert.True(float.IsNaN(entropy));
                 Assert.True(float.IsNaN(Row(logits, at).LogProb));
+                foreach (bool keepsRemainder in (bool[])[false, true])
+                    Assert.All(Gradient(logits, [(at + 3) % vocabulary], vocabulary, [1f], null, null, inPlace: false, keepsRemainder), value => Assert.True(float.IsNaN(value)));
 
                 logits[at] = float.NaN;
                 (logProb, logSumExp, entropy) = Row(logits, (at + 3) % vocabulary);
                 Assert.True(float.IsNaN(logProb) && float.IsNaN(logSumExp) && float.IsNaN(entropy));
-                float[] gradient = Gradient(logits, [0], vocabulary, [1f], null, null, inPlace: false);
-                Assert.All(gradient, value => Assert.True(float.IsNaN(value)));
+                foreach (bool keepsRemainder in (bool[])[false, true])
+                    Assert.All(Gradient(logits, [0], vocabulary, [1f], null, null, inPlace: false, keepsRemainder), value => Assert.True(float.IsNaN(value)));
             }
         }
     }
@@ -174,7 +198,11 @@ public class LogProbsTests
         (float logProb, float logSumExp, float entropy) = Row([3e38f, -3e38f, 0, 0, 0, 0, 0], 1);
         Assert.Equal((float.NegativeInfinity, 3e38f, 0f), (logProb, logSumExp, entropy));
         Assert.Equal((0f, 3e38f, 0f), Row([3e38f, -3e38f, 0, 0, 0, 0, 0], 0));
-        Assert.Equal([-1f, 1f, 0f, 0f], Gradient([3e38f, -3e38f, 0, 0], [1], 4, [1f], null, null, inPlace: false));
+        foreach (bool keepsRemainder in (bool[])[false, true])
+        {
+            Assert.Equal([-1f, 1f, 0f, 0f], Gradient([3e38f, -3e38f, 0, 0], [1], 4, [1f], null, null, inPlace: false, keepsRemainder));
+            Assert.Equal([-0.5f, 0.5f], Gradient([float.MaxValue, float.MaxValue], [1], 2, [1f], null, null, inPlace: false, keepsRemainder));
+        }
     }
 
     [Fact]
@@ -277,6 +305,8 @@ public class LogProbsTests
         Throws<ArgumentException>("problem.Targets", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = foreign.View(ElementType.Int64, 4) }, new() { LogProb = TensorView.Of(out1) }));
         Throws<ArgumentException>("outputs", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, default));
         Throws<ArgumentException>("outputs.Entropy", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { Entropy = TensorView.Of(new float[5]) }));
+        Throws<ArgumentException>("outputs.LogSumExp", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(new float[12], 4, 3) }));
+        Throws<ArgumentException>("saved.LogSumExp", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(new float[4], 4, 1) }, default, TensorView.Of(new float[12], 4, 3)));
         Throws<ArgumentException>("outputs.LogProb", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogProb = TensorView.Of((ReadOnlySpan<float>)out1) }));
         Throws<ArgumentException>("outputs.LogProb", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogProb = TensorView.Of(out1, 4), LogSumExp = TensorView.Of(out1, 4) }));
         Throws<ArgumentException>("outputs.LogProb", () => LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogProb = TensorView.Of(z, 4) }));
@@ -306,15 +336,17 @@ public class LogProbsTests
         return (logProb[0], logSumExp[0], entropy[0]);
     }
 
-    private static float[] Gradient(float[] logits, long[] targets, int vocabulary, float[]? ofLogProb, float[]? ofLogSumExp, float[]? ofEntropy, bool inPlace)
+    private static float[] Gradient(float[] logits, long[] targets, int vocabulary, float[]? ofLogProb, float[]? ofLogSumExp, float[]? ofEntropy, bool inPlace,
+        bool keepsRemainder = false)
     {
         logits = [.. logits];
-        float[] gradient = inPlace ? logits : new float[logits.Length], logSumExp = new float[targets.Length], entropy = new float[targets.Length];
+        float[] gradient = inPlace ? logits : new float[logits.Length], sums = new float[(keepsRemainder ? 2 : 1) * targets.Length], entropy = new float[targets.Length];
+        TensorView logSumExp = keepsRemainder ? TensorView.Of(sums, targets.Length, 2) : TensorView.Of(sums);
         if (!inPlace)
             Array.Fill(gradient, float.NaN);
         LogitsProblem problem = new() { Logits = TensorView.Of(logits, targets.Length, vocabulary), Targets = TensorView.Of(targets) };
-        LogProbs.FromLogits(Device, problem, new() { LogSumExp = TensorView.Of(logSumExp), Entropy = TensorView.Of(entropy) });
-        LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = TensorView.Of(logSumExp), Entropy = TensorView.Of(entropy) },
+        LogProbs.FromLogits(Device, problem, new() { LogSumExp = logSumExp, Entropy = TensorView.Of(entropy) });
+        LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = logSumExp, Entropy = TensorView.Of(entropy) },
             new()
             {
                 LogProb = ofLogProb is null ? default : TensorView.Of(ofLogProb),

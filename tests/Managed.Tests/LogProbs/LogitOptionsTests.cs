@@ -141,10 +141,12 @@ public class LogitOptionsTests
     public void Gradient_keeps_the_contract_in_place_and_elsewhere(ElementType type, int vocabulary, string options)
     {
         var example = new Example(type, vocabulary, options);
-        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), d = Seeded.Normal(Tokens, 4), e = Seeded.Normal(Tokens, 5), saved = new float[Tokens], entropy = new float[Tokens];
+        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), d = Seeded.Normal(Tokens, 4), e = Seeded.Normal(Tokens, 5), saved = new float[Tokens], pairs = new float[2 * Tokens], entropy = new float[Tokens];
         LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) });
-        foreach ((bool withEntropy, bool withOthers) in ((bool, bool)[])[(false, false), (true, false), (false, true), (true, true)])
+        LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(pairs, Tokens, 2) });
+        for (int which = 0; which < 8; which++)
         {
+            (bool withEntropy, bool withOthers, bool keepsRemainder) = ((which & 1) != 0, (which & 2) != 0, (which & 4) != 0);
             var upstream = new TokenUpstream
             {
                 LogProb = TensorView.Of(a),
@@ -153,7 +155,7 @@ public class LogitOptionsTests
                 SumOfSquares = withOthers ? TensorView.Of(d) : default,
                 MeanLogit = withOthers ? TensorView.Of(e) : default,
             };
-            var state = new TokenSaved { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) };
+            var state = new TokenSaved { LogSumExp = keepsRemainder ? TensorView.Of(pairs, Tokens, 2) : TensorView.Of(saved), Entropy = TensorView.Of(entropy) };
             double[] A = Array.ConvertAll(a, x => (double)x), B = Array.ConvertAll(b, x => (double)x), C = Array.ConvertAll(c, x => (double)x);
             double[] D = Array.ConvertAll(d, x => (double)x), E = Array.ConvertAll(e, x => (double)x), oracle = Backward<double>();
             float[] naive = Backward<float>();

@@ -23,6 +23,9 @@ public sealed class AttentionInputs
     /// <summary>The position of query 0 among the keys; Sk − Sq if null.</summary>
     public int? QueryOffset { get; init; }
 
+    /// <summary>The same for each sequence, in its place.</summary>
+    public int[]? QueryOffsets { get; init; }
+
     /// <summary>ALiBi slopes, [h] or [b, h]: −m·|distance|.</summary>
     public Grid<double>? Slopes { get; init; }
 
@@ -32,6 +35,15 @@ public sealed class AttentionInputs
     /// <summary>Sk − 1 if null.</summary>
     public int? DistanceCentre { get; init; }
 
+    /// <summary>[buckets, h]: T5's table.</summary>
+    public Grid<double>? BucketTable { get; init; }
+
+    /// <summary>The distance from which on T5's last bucket is used.</summary>
+    public int MaximumDistance { get; init; } = 128;
+
+    /// <summary>Whether keys ahead have buckets of their own.</summary>
+    public bool IsBidirectional { get; init; }
+
     /// <summary>[b, h, Sq, Sk], any axis may have length 1.</summary>
     public Grid<double>? DenseBias { get; init; }
 
@@ -40,6 +52,12 @@ public sealed class AttentionInputs
 
     /// <summary>[b, h, Sk], any axis may have length 1.</summary>
     public Grid<double>? ColumnBias { get; init; }
+
+    /// <summary>[h]: a logit in the denominator without a key.</summary>
+    public Grid<double>? Sinks { get; init; }
+
+    /// <summary>[b, h, Sq, Sk], any axis may have length 1: 0 hides the pair.</summary>
+    public Grid<double>? Mask { get; init; }
 
     /// <summary>The keys of each sequence; all if null.</summary>
     public int[]? KeyLengths { get; init; }
@@ -99,12 +117,16 @@ public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Va
     Grid<T>? SlopesMagnitude, IReadOnlyList<Grid<T>> CapturedMagnitude)
     where T : INumberBase<T>
 {
+    public Grid<T>? BucketTable { get; init; }
     public Grid<T>? DenseBias { get; init; }
     public Grid<T>? RowBias { get; init; }
     public Grid<T>? ColumnBias { get; init; }
+    public Grid<T>? Sinks { get; init; }
 
-    /// <summary>Σ |terms| of the gradients of dense, row and column bias: their sums may cancel.</summary>
+    /// <summary>Σ |terms| of the gradients of bucketed table, dense, row and column bias, and sinks: their sums may cancel.</summary>
+    public Grid<T>? BucketTableMagnitude { get; init; }
     public Grid<T>? DenseBiasMagnitude { get; init; }
     public Grid<T>? RowBiasMagnitude { get; init; }
     public Grid<T>? ColumnBiasMagnitude { get; init; }
+    public Grid<T>? SinksMagnitude { get; init; }
 }

@@ -4,9 +4,9 @@ namespace TransformerKernels.Oracle;
 
 /// <summary>Attention as it is defined: every score, every weight, one after the other.</summary>
 /// <remarks>
-/// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max); output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
-/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by its sequence's length, by a bias of −∞ and by a formula that says −∞: then neither its
-/// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ and gradients 0.
+/// s = scale · q·k; z = softcap(formula(s)) + every bias; hidden pairs are left out; p = e^(z − max) / Σ e^(z − max), a sink being one more term of the sum; output = Σ p·v; log-sum-exp = max + ln Σ e^(z − max).
+/// Query i stands at i + offset; distance = key − that. A pair is hidden by causality, by the mask, by its sequence's length, by a bias of −∞ and by a formula that says −∞: then neither its
+/// key nor its value is looked at. A query that sees no key has output 0, log-sum-exp −∞ (or its sink) and gradients 0.
 /// </remarks>
 public static class AttentionOracle
 {
@@ -43,6 +43,8 @@ public static class AttentionOracle
         Grid<T>? dSlopes = inputs.Slopes is null ? null : Grid.Zeros<T>(inputs.Slopes.Shape), slopesMagnitude = dSlopes?.To<T>();
         Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
         Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))], capturedMagnitude = [.. dCaptured.Select(grid => grid.To<T>())];
+        Grid<T>? dTable = Like<T>(inputs.BucketTable), tableMagnitude = Like<T>(inputs.BucketTable);
+        Grid<T>? dSinks = Like<T>(inputs.Sinks), sinksMagnitude = Like<T>(inputs.Sinks);
         Grid<T>? dDense = Like<T>(inputs.DenseBias), dRow = Like<T>(inputs.RowBias), dColumn = Like<T>(inputs.ColumnBias);
         Grid<T>? denseMagnitude = Like<T>(inputs.DenseBias), rowMagnitude = Like<T>(inputs.RowBias), columnMagnitude = Like<T>(inputs.ColumnBias);
         var output = new T[inputs.Value.Shape[3]];
@@ -53,13 +55,19 @@ public static class AttentionOracle
                 int hk = problem.KeyHead(h);
                 for (int i = 0; i < problem.Queries; i++)
                 {
-                    (List<Visible<T>> row, _) = problem.Row(b, h, i);
+                    (List<Visible<T>> row, T sum) = problem.Row(b, h, i);
                     Span<T> dO = dOutput.Row(b, h, i), query = problem.Query.Row(b, h, i);
                     problem.Output(b, h, row, output);
                     T average = Dot(dO, output) - (dLogSumExp is null ? T.Zero : dLogSumExp[b, h, i]);
+                    if (dSinks is not null && !T.IsNegativeInfinity(sum))
+                    {
+                        T term = T.Exp(problem.Sink(h) - sum) * average;
+                        dSinks[h] -= term;
+                        sinksMagnitude![h] += T.Abs(term);
+                    }
                     foreach (Visible<T> pair in row)
                     {
-                        int j = pair.Key, distance = problem.Distance(i, j);
+                        int j = pair.Key, distance = problem.Distance(b, i, j);
                         T dz = pair.Weight * (Dot(dO, problem.Value.Row(b, hk, j)) - average);
                         Add(dValue.Row(b, hk, j), pair.Weight, dO);
                         if (dSlopes is not null)
@@ -70,6 +78,11 @@ public static class AttentionOracle
                         }
                         if (dBias is not null)
                             dBias[h, distance + problem.Centre] += dz;
+                        if (dTable is not null)
+                        {
+                            dTable[problem.Bucket(distance), h] += dz;
+                            tableMagnitude![problem.Bucket(distance), h] += T.Abs(dz);
+                        }
                         if (dDense is not null)
                         {
                             dDense[b, h, i, j] += dz;
@@ -105,9 +118,24 @@ public static class AttentionOracle
         }
         return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude)
         {
-            DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
+            Sinks = dSinks, SinksMagnitude = sinksMagnitude, BucketTable = dTable, BucketTableMagnitude = tableMagnitude, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
             DenseBiasMagnitude = denseMagnitude, RowBiasMagnitude = rowMagnitude, ColumnBiasMagnitude = columnMagnitude,
         };
+    }
+
+    /// <summary>T5's bucket of a distance.</summary>
+    public static int Bucket(int distance, int buckets, int maximumDistance, bool bidirectional)
+    {
+        int n = Math.Max(-distance, 0), first = 0;
+        if (bidirectional)
+        {
+            buckets /= 2;
+            n = Math.Abs(distance);
+            first = distance > 0 ? buckets : 0;
+        }
+        int exact = buckets / 2;
+        double share = Math.Log(n / (double)exact) / Math.Log(maximumDistance / (double)exact);
+        return first + (n < exact ? n : Math.Min(exact + (int)(share * (buckets - exact)), buckets - 1));
     }
 
     private static Grid<T>? Like<T>(Grid<double>? grid) where T : INumberBase<T> => grid is null ? null : Grid.Zeros<T>(grid.Shape);
@@ -132,9 +160,8 @@ public static class AttentionOracle
     private sealed class Problem<T> where T : IFloatingPointIeee754<T>
     {
         private readonly AttentionInputs inputs;
-        private readonly Grid<T>? slopes, bias, dense, rows, columns;
+        private readonly Grid<T>? slopes, bias, table, dense, rows, columns, sinks;
         private readonly Grid<T>[] captured;
-        private readonly int offset;
 
         public Problem(AttentionInputs inputs)
         {
@@ -144,6 +171,8 @@ public static class AttentionOracle
             Value = inputs.Value.To<T>();
             slopes = inputs.Slopes?.To<T>();
             bias = inputs.DistanceBias?.To<T>();
+            table = inputs.BucketTable?.To<T>();
+            sinks = inputs.Sinks?.To<T>();
             dense = inputs.DenseBias?.To<T>();
             rows = inputs.RowBias?.To<T>();
             columns = inputs.ColumnBias?.To<T>();
@@ -151,7 +180,6 @@ public static class AttentionOracle
             (Batch, Heads, Queries, Keys) = (Query.Shape[0], Query.Shape[1], Query.Shape[2], Key.Shape[2]);
             Scale = T.CreateTruncating(inputs.Scale ?? 1 / Math.Sqrt(Query.Shape[3]));
             Centre = inputs.DistanceCentre ?? Keys - 1;
-            offset = inputs.QueryOffset ?? Keys - Queries;
         }
 
         public Grid<T> Query { get; }
@@ -164,9 +192,13 @@ public static class AttentionOracle
         public T Scale { get; }
         public int Centre { get; }
 
+        public T Sink(int head) => sinks![head];
+
         public int KeyHead(int head) => head / (Heads / Key.Shape[1]);
 
-        public int Distance(int query, int key) => key - (query + offset);
+        public int Position(int batch, int query) => query + (inputs.QueryOffsets?[batch] ?? inputs.QueryOffset ?? Keys - Queries);
+
+        public int Distance(int batch, int query, int key) => key - Position(batch, query);
 
         public ref T Slope(Grid<T> slopes, int batch, int head)
         {
@@ -177,11 +209,13 @@ public static class AttentionOracle
 
         public PairPlace<T> Place(int b, int h, int i, int j)
         {
-            int distance = Distance(i, j);
+            int distance = Distance(b, i, j);
             T Captured(int c) => c < captured.Length ? inputs.Captured[c].At(captured[c], b, h, i, j, distance) : T.Zero;
-            return new(T.CreateTruncating(i + offset), T.CreateTruncating(j), T.CreateTruncating(h), T.CreateTruncating(b),
+            return new(T.CreateTruncating(Position(b, i)), T.CreateTruncating(j), T.CreateTruncating(h), T.CreateTruncating(b),
                 Captured(0), Captured(1), Captured(2), Captured(3));
         }
+
+        public int Bucket(int distance) => AttentionOracle.Bucket(distance, inputs.BucketTable!.Shape[0], inputs.MaximumDistance, inputs.IsBidirectional);
 
         /// <summary>The derivative of the softcap at a pair whose score before the formula is this.</summary>
         public T CapSlope(T score, int b, int h, int i, int j)
@@ -200,14 +234,16 @@ public static class AttentionOracle
             T largest = T.NegativeInfinity;
             for (int j = 0; j < Keys; j++)
             {
-                int distance = Distance(i, j);
-                if ((inputs.Causal && distance > 0) || j >= (inputs.KeyLengths?[b] ?? Keys))
+                int distance = Distance(b, i, j);
+                if ((inputs.Causal && distance > 0) || j >= (inputs.KeyLengths?[b] ?? Keys) || inputs.Mask?[b, h, i, j] == 0)
                     continue;
                 T added = T.Zero;
                 if (slopes is not null)
                     added -= Slope(slopes, b, h) * T.CreateTruncating(Math.Abs(distance));
                 if (bias is not null)
                     added += bias[h, distance + Centre];
+                if (table is not null)
+                    added += table[Bucket(distance), h];
                 if (dense is not null)
                     added += dense[b, h, i, j];
                 if (rows is not null)
@@ -227,9 +263,11 @@ public static class AttentionOracle
                 row.Add(new(j, score, T.Zero));
                 scores.Add(z);
             }
-            if (row.Count == 0)
-                return (row, T.NegativeInfinity);
-            T sum = T.Zero;
+            if (sinks is not null)
+                largest = T.Max(largest, sinks[h]);
+            if (row.Count == 0 && T.IsNegativeInfinity(largest))
+                return (row, largest);
+            T sum = sinks is null ? T.Zero : T.Exp(sinks[h] - largest);
             foreach (T z in scores)
                 sum += T.Exp(z - largest);
             for (int n = 0; n < row.Count; n++)

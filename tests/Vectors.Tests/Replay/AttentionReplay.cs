@@ -1,4 +1,5 @@
 using System.Numerics;
+using System.Text.Json;
 using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
@@ -7,10 +8,10 @@ namespace TransformerKernels.Tests;
 public sealed class AttentionReplay : IReplay
 {
     private static readonly string[] Parameters =
-        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case"];
+        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets"];
 
     private static readonly string[] Inputs =
-        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "dense_bias", "row_bias", "column_bias", "temperature", "length_gain"];
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
@@ -31,12 +32,16 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("alibi_slopes", backward.Slopes.Data, magnitude: Largest(backward.SlopesMagnitude!));
         if (backward.DistanceBias is not null)
             results.Gradient("distance_vector", backward.DistanceBias.Data);
+        if (backward.BucketTable is not null)
+            results.Gradient("t5_table", backward.BucketTable.Data, magnitude: Largest(backward.BucketTableMagnitude!));
         if (backward.DenseBias is not null)
             results.Gradient("dense_bias", backward.DenseBias.Data, magnitude: Largest(backward.DenseBiasMagnitude!));
         if (backward.RowBias is not null)
             results.Gradient("row_bias", backward.RowBias.Data, magnitude: Largest(backward.RowBiasMagnitude!));
         if (backward.ColumnBias is not null)
             results.Gradient("column_bias", backward.ColumnBias.Data, magnitude: Largest(backward.ColumnBiasMagnitude!));
+        if (backward.Sinks is not null)
+            results.Gradient("sinks", backward.Sinks.Data, magnitude: Largest(backward.SinksMagnitude!));
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, backward.Captured[0].Data, magnitude: read.Inputs.Captured[0].By == CapturedBy.Head ? Largest(backward.CapturedMagnitude[0]) : 0);
         return results;
@@ -74,9 +79,13 @@ public sealed class AttentionReplay : IReplay
             Slopes = View(inputs.Slopes),
             DistanceBias = View(inputs.DistanceBias),
             DistanceCentre = inputs.DistanceCentre,
+            BucketedBias = inputs.BucketTable is null ? default : new(View(inputs.BucketTable), inputs.MaximumDistance, inputs.IsBidirectional),
             DenseBias = View(inputs.DenseBias),
             RowBias = View(inputs.RowBias),
             ColumnBias = View(inputs.ColumnBias),
+            Sinks = View(inputs.Sinks),
+            Mask = inputs.Mask is null ? default : TensorView.Of(Array.ConvertAll(inputs.Mask.Data, x => x != 0), Array.ConvertAll(inputs.Mask.Shape, x => (long)x)),
+            QueryOffsets = inputs.QueryOffsets is null ? default : TensorView.Of(inputs.QueryOffsets, batch),
             Softcap = (float?)inputs.Softcap,
             KeyLengths = inputs.KeyLengths is null ? default : TensorView.Of(inputs.KeyLengths, batch),
         };
@@ -96,7 +105,7 @@ public sealed class AttentionReplay : IReplay
 
         float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
         float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
-        float[] dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]);
+        float[] table = New(inputs.BucketTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
         float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
         var gradients = new AttentionGradients
         {
@@ -105,9 +114,11 @@ public sealed class AttentionReplay : IReplay
             Value = View(value, inputs.Value.Shape),
             Slopes = inputs.Slopes is null ? default : View(slopes, inputs.Slopes.Shape),
             DistanceBias = inputs.DistanceBias is null ? default : View(bias, inputs.DistanceBias.Shape),
+            BucketedBias = inputs.BucketTable is null ? default : View(table, inputs.BucketTable.Shape),
             DenseBias = inputs.DenseBias is null ? default : View(dense, inputs.DenseBias.Shape),
             RowBias = inputs.RowBias is null ? default : View(rows, inputs.RowBias.Shape),
             ColumnBias = inputs.ColumnBias is null ? default : View(columns, inputs.ColumnBias.Shape),
+            Sinks = inputs.Sinks is null ? default : View(sinks, inputs.Sinks.Shape),
             Captured0 = inputs.Captured.Count > 0 ? View(capturedGradient, inputs.Captured[0].Values.Shape) : default,
         };
         Attention.Backward(device, problem, rule, new AttentionSaved { Output = View(output, outputShape), LogSumExp = View(logSumExp, batch, heads, queries) },
@@ -118,9 +129,11 @@ public sealed class AttentionReplay : IReplay
         // One number a head has no other to be hidden by.
         results.Gradient("alibi_slopes", slopes);
         results.Gradient("distance_vector", bias, 1, inputs.DistanceBias?.Shape[0] ?? 1);
+        results.Gradient("t5_table", table);
         results.Gradient("dense_bias", dense);
         results.Gradient("row_bias", rows);
         results.Gradient("column_bias", columns);
+        results.Gradient("sinks", sinks);
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, capturedGradient, 1, inputs.Captured[0].By == CapturedBy.Head ? 1 : inputs.Captured[0].Values.Shape[0]);
         return results;
@@ -142,6 +155,7 @@ public sealed class AttentionReplay : IReplay
         }
         if (vector.Input("distance_vector") is { Shape.Length: > 2 })
             throw new NotReplayedException("distance_vector per batch");
+        int[]? offsets = vector.Parameter("query_offset") is { ValueKind: JsonValueKind.Array } list ? [.. list.EnumerateArray().Select(offset => offset.GetInt32())] : null;
         string? capturedName = vector.Text("score_rule") switch { "relative_temperature" => "temperature", "log_length" => "length_gain", _ => null };
         CapturedValues? captured = capturedName is null ? null
             : new(vector.Need(capturedName).Grid, capturedName == "temperature" ? CapturedBy.HeadAndAbsoluteDistance : CapturedBy.Head);
@@ -152,13 +166,19 @@ public sealed class AttentionReplay : IReplay
             Value = vector.Need("value").Grid,
             Scale = vector.Number("scale"),
             Causal = causal,
-            QueryOffset = (int?)vector.Number("query_offset"),
+            QueryOffset = offsets is null ? (int?)vector.Number("query_offset") : null,
+            QueryOffsets = offsets,
             Slopes = vector.Input("alibi_slopes")?.Grid,
             DistanceBias = vector.Input("distance_vector")?.Grid,
             DistanceCentre = (int?)vector.Number("distance_centre"),
+            BucketTable = vector.Input("t5_table")?.Grid,
+            MaximumDistance = (int)(vector.Number("t5_max_distance") ?? 128),
+            IsBidirectional = vector.Flag("t5_bidirectional"),
             DenseBias = vector.Input("dense_bias")?.Grid,
             RowBias = PerHead(vector.Input("row_bias")?.Grid),
             ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
+            Sinks = vector.Input("sinks")?.Grid,
+            Mask = vector.Input("mask")?.Grid,
             Softcap = vector.Number("softcap"),
             KeyLengths = vector.Parameter("seqused_k") is { } lengths ? [.. lengths.EnumerateArray().Select(length => length.GetInt32())] : null,
             Formula = vector.Text("score_rule") switch

@@ -49,18 +49,14 @@ public sealed class OnnxAttentionReplay : IReplay
             Causal = vector.Flag("is_causal"),
             QueryOffset = 0,
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
-            DenseBias = Mask(vector.Input("attn_mask")),
+            DenseBias = Broadcast(vector.Input("attn_mask"), isMask: false),
+            Mask = Broadcast(vector.Input("attn_mask"), isMask: true),
         }, null, null, null);
     }
 
-    // Broadcast from the last axis on. True or 1 of a boolean mask sees, as −∞ hides.
-    private static Grid<double>? Mask(VectorTensor? mask)
-    {
-        if (mask is null)
-            return null;
-        double[] added = mask.Type == "bool" ? Array.ConvertAll(mask.Data, x => x != 0 ? 0 : double.NegativeInfinity) : mask.Data;
-        return new(added, [.. Enumerable.Repeat(1, 4 - mask.Shape.Length), .. mask.Shape]);
-    }
+    // Broadcast from the last axis on. A boolean mask hides, any other is added.
+    private static Grid<double>? Broadcast(VectorTensor? mask, bool isMask) =>
+        mask is null || mask.Type == "bool" != isMask ? null : new(mask.Data, [.. Enumerable.Repeat(1, 4 - mask.Shape.Length), .. mask.Shape]);
 
     private static Grid<double> Split(Grid<double> x, int heads)
     {

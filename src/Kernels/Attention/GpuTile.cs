@@ -3,61 +3,73 @@ using ILGPU;
 
 namespace TransformerKernels;
 
-/// <summary>Four rows by four columns of sums in registers: thread (x, y) of 16 x 16 has rows y + 16·i and columns x + 16·j.</summary>
-internal struct RegisterTile
+/// <summary>A thread's sums of a row: in a tile of 64 columns x + 16·j, in one of 16 column x alone.</summary>
+internal struct RegisterRow
 {
-    public float S00, S01, S02, S03, S10, S11, S12, S13, S20, S21, S22, S23, S30, S31, S32, S33;
+    public float C0, C1, C2, C3;
 }
 
-/// <summary>The parts of which attention's kernels are made: a group of 256 threads works on a tile of 64 x 64 pairs.</summary>
+/// <summary>A thread's sums of a product: rows y + i · a quarter of the tile.</summary>
+internal struct RegisterTile
+{
+    public RegisterRow R0, R1, R2, R3;
+}
+
+/// <summary>The parts of which attention's kernels are made: a group works on a square tile of pairs, with four threads for each of its rows.</summary>
 /// <remarks>
 /// <code>
-///   products     thread (x, y): x = t % 16, y = t / 16, a register tile (rows y + 16·i, columns x + 16·j). Both operands lie in shared memory: reads
+///   products     thread (x, y): x = t % 16, y = t / 16, a register tile (rows y + i · side / 4, columns x + 16·j). Both operands lie in shared memory: reads
 ///                are broadcasts or 16 neighbours, without bank conflicts.
 ///   row stage    thread t: row t / 4, columns t % 4 + 4·c. A row's numbers (maximum, sum, position) live in its four threads' registers, and what
 ///                a score is made of is written once, in a loop, however long a rule is.
-///   tile         [row, column], rows of 68 floats: the eight rows that a warp reads in the row stage lie in different banks
-///   staging      two slices of 32 columns of 64 rows, transposed: [column, row], rows of 65 floats; a warp reads 128 bytes that lie together.
-///                Or 32 rows of up to 128 columns, as they are.
-///   lines        five times 128 floats: the bias, and each captured tensor, by row, by column or by diagonal of the tile
+///   tile         [row, column], rows of 4 floats more than columns: the eight rows that a warp reads in the row stage lie in different banks
+///   staging      two slices of 32 columns of as many rows as the tile has, transposed: [column, row], rows of one float more; a warp reads 128 bytes that
+///                lie together. Or up to 32 rows of up to two sides' columns, as they are.
+///   lines        five times two sides of floats: the bias, and each captured tensor, by row, by column or by diagonal of the tile
 /// </code>
 /// Indices of shared memory are 64 bits wide where they have constant parts: those become the loads' immediate offsets, which an index of 32 bits, that may
 /// overflow, doesn't allow. No barrier stands under a condition, and loops with barriers run at least once: after each of those PoCL compiles all that
-/// follows once more. Every element is summed in the order of its terms, so its bits depend neither on the tile nor on the group.
+/// follows once more. Every element of a product is summed in the order of its terms, so its bits depend neither on the tile nor on the group.
 /// </remarks>
-internal static class GpuScoreTile
+internal static class GpuTile<TSide> where TSide : struct, ITileSide
 {
-    public const int GroupSize = 256;
-
-    /// <summary>Rows and columns of the tile.</summary>
-    public const int Side = 64;
-
     /// <summary>The threads that share a row in the row stage.</summary>
-    public const int ThreadsPerRow = GroupSize / Side;
+    public const int ThreadsPerRow = 4;
 
-    /// <summary>Floats from one row of the tile to the next.</summary>
-    public const int RowStep = Side + 4;
-
-    public const int TileFloats = Side * RowStep;
+    /// <summary>Threads along the columns in products, and how far apart the columns of a register tile are.</summary>
+    public const int Threads = 16;
 
     /// <summary>Terms of a product that are staged at a time.</summary>
     public const int Slice = 32;
 
-    /// <summary>Floats from one column of a transposed slice to the next.</summary>
-    public const int SliceStep = Side + 1;
+    /// <summary>Rows and columns of the tile.</summary>
+    public static int Side => TSide.Length;
 
-    public const int StagingFloats = 2 * Slice * SliceStep;
+    public static int GroupSize => Side * ThreadsPerRow;
+
+    /// <summary>How far apart the rows of a register tile are.</summary>
+    public static int RowsApart => GroupSize / Threads;
+
+    /// <summary>Floats from one row of the tile to the next.</summary>
+    public static int RowStep => Side + 4;
+
+    public static int TileFloats => Side * RowStep;
+
+    /// <summary>Floats from one column of a transposed slice to the next.</summary>
+    public static int SliceStep => Side + 1;
+
+    public static int StagingFloats => 2 * Slice * SliceStep;
 
     /// <summary>Columns of an output that a group sums up: two register tiles.</summary>
-    public const int OutputColumns = 2 * Side;
+    public static int OutputColumns => 2 * Side;
 
-    /// <summary>Floats of a line: a tile has 127 diagonals.</summary>
-    public const int Line = 2 * Side;
+    /// <summary>Floats of a line: a tile of 64 has 127 diagonals.</summary>
+    public static int Line => 2 * Side;
 
-    public const int LinesFloats = 5 * Line;
+    public static int LinesFloats => 5 * Line;
 
-    /// <summary>Threads along one side of the group in products, and how far apart the rows and columns of a register tile are.</summary>
-    public const int Threads = 16;
+    /// <summary>Whether a register tile has more than its first column.</summary>
+    public static bool IsWide => Side > Threads;
 
     /// <summary>
     /// Stands in the tile for a hidden pair, which contributes nothing whatever its key and value hold. No weight is negative, and a gradient that is
@@ -65,12 +77,7 @@ internal static class GpuScoreTile
     /// </summary>
     public const float Hidden = float.MinValue;
 
-    public static long Blocks(long length) => (length + Side - 1) / Side;
-
-    /// <summary>How many groups share the columns of an output; at least one.</summary>
-    public static long Slices(long size) => Math.Max(1, (size + OutputColumns - 1) / OutputColumns);
-
-    /// <summary>Adds the products of up to 64 rows of a and of b: tile[i, j] += Σ aᵢ · bⱼ. Rows beyond the given ones count as 0.</summary>
+    /// <summary>Adds the products of up to a tile's rows of a and of b: tile[i, j] += Σ aᵢ · bⱼ. Rows beyond the given ones count as 0.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void AddProducts(ref RegisterTile sums, ArrayView<float> staging, in GpuMatrix a, int aFirst, int aRows, in GpuMatrix b, int bFirst, int bRows,
         int size)
@@ -84,15 +91,15 @@ internal static class GpuScoreTile
             StageTransposed(staging, Slice * SliceStep, b, bFirst, bRows, first, size);
             Group.Barrier();
             int terms = size - first < Slice ? size - first : Slice;
-            Add(ref sums, staging, y, Threads, SliceStep, staging, Slice * SliceStep + x, SliceStep, terms);
+            Add(ref sums, staging, y, RowsApart, SliceStep, staging, Slice * SliceStep + x, SliceStep, terms);
             first += Slice;
         }
         while (first < size);
     }
 
-    /// <summary>Adds the tile times rows of a matrix: sums[i, column] += Σ tile[i, j] · mⱼ[column], for up to 128 columns from the given one on.</summary>
-    /// <param name="low">The first 64 columns.</param>
-    /// <param name="high">The columns from 64 on.</param>
+    /// <summary>Adds the tile times rows of a matrix: sums[i, column] += Σ tile[i, j] · mⱼ[column], for up to <see cref="OutputColumns"/> columns from the given one on.</summary>
+    /// <param name="low">The first half of the columns.</param>
+    /// <param name="high">The second half.</param>
     /// <param name="tile">The tile.</param>
     /// <param name="staging">Overwritten.</param>
     /// <param name="m">Row j belongs to column j of the tile.</param>
@@ -126,9 +133,9 @@ internal static class GpuScoreTile
             }
             else if (any)
             {
-                Add(ref low, tile, y * RowStep + chunk, Threads * RowStep, 1, staging, x, OutputColumns, terms);
+                Add(ref low, tile, y * RowStep + chunk, RowsApart * RowStep, 1, staging, x, OutputColumns, terms);
                 if (wide)
-                    Add(ref high, tile, y * RowStep + chunk, Threads * RowStep, 1, staging, x + Side, OutputColumns, terms);
+                    Add(ref high, tile, y * RowStep + chunk, RowsApart * RowStep, 1, staging, x + Side, OutputColumns, terms);
             }
             chunk += Slice;
         }
@@ -139,20 +146,22 @@ internal static class GpuScoreTile
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(in RegisterTile sums, ArrayView<float> tile)
     {
-        long at = Group.IdxX / Threads * RowStep + Group.IdxX % Threads;
-        StoreRow(tile, at, sums.S00, sums.S01, sums.S02, sums.S03);
-        StoreRow(tile, at + Threads * RowStep, sums.S10, sums.S11, sums.S12, sums.S13);
-        StoreRow(tile, at + 2 * Threads * RowStep, sums.S20, sums.S21, sums.S22, sums.S23);
-        StoreRow(tile, at + 3 * Threads * RowStep, sums.S30, sums.S31, sums.S32, sums.S33);
+        long at = Group.IdxX / Threads * RowStep + Group.IdxX % Threads, step = RowsApart * RowStep;
+        Store(sums.R0, tile, at);
+        Store(sums.R1, tile, at + step);
+        Store(sums.R2, tile, at + 2 * step);
+        Store(sums.R3, tile, at + 3 * step);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void StoreRow(ArrayView<float> tile, long at, float s0, float s1, float s2, float s3)
+    private static void Store(in RegisterRow row, ArrayView<float> tile, long at)
     {
-        tile[at] = s0;
-        tile[at + Threads] = s1;
-        tile[at + 2 * Threads] = s2;
-        tile[at + 3 * Threads] = s3;
+        tile[at] = row.C0;
+        if (!IsWide)
+            return;
+        tile[at + Threads] = row.C1;
+        tile[at + 2 * Threads] = row.C2;
+        tile[at + 3 * Threads] = row.C3;
     }
 
     /// <summary>A tensor's rows := the sums, or += them, times a factor, by way of the tile: neighbouring threads write neighbouring columns.</summary>
@@ -170,26 +179,25 @@ internal static class GpuScoreTile
         }
     }
 
-    /// <summary>Multiplies rows: row y + 16·i by the i-th factor.</summary>
+    /// <summary>Multiplies rows, the i-th of each thread by the i-th factor.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void ScaleRows(ref RegisterTile t, float f0, float f1, float f2, float f3)
     {
-        t.S00 *= f0;
-        t.S01 *= f0;
-        t.S02 *= f0;
-        t.S03 *= f0;
-        t.S10 *= f1;
-        t.S11 *= f1;
-        t.S12 *= f1;
-        t.S13 *= f1;
-        t.S20 *= f2;
-        t.S21 *= f2;
-        t.S22 *= f2;
-        t.S23 *= f2;
-        t.S30 *= f3;
-        t.S31 *= f3;
-        t.S32 *= f3;
-        t.S33 *= f3;
+        Scale(ref t.R0, f0);
+        Scale(ref t.R1, f1);
+        Scale(ref t.R2, f2);
+        Scale(ref t.R3, f3);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Scale(ref RegisterRow row, float factor)
+    {
+        row.C0 *= factor;
+        if (!IsWide)
+            return;
+        row.C1 *= factor;
+        row.C2 *= factor;
+        row.C3 *= factor;
     }
 
     /// <summary>Whether this thread's rows of the tile hold hidden pairs: what the row stage left in a flag per thread.</summary>
@@ -197,13 +205,13 @@ internal static class GpuScoreTile
     public static bool RowsHide(ArrayView<int> flags)
     {
         int any = 0;
-        for (long at = Group.IdxX / Threads * ThreadsPerRow; at < GroupSize; at += Threads * ThreadsPerRow)
+        for (long at = Group.IdxX / Threads * ThreadsPerRow; at < GroupSize; at += RowsApart * ThreadsPerRow)
             any |= flags[at] | flags[at + 1] | flags[at + 2] | flags[at + 3];
         return any != 0;
     }
 
     /// <summary>Lays out what scores are made of along the rows, columns and diagonals of a tile.</summary>
-    /// <remarks>Diagonal c − r + 63 has query r and key c of the tile.</remarks>
+    /// <remarks>Diagonal c − r + side − 1 has query r and key c of the tile.</remarks>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void FillLines(in ScoreArguments a, ArrayView<float> lines, int batch, int head, int firstQuery, int firstKey)
     {
@@ -282,7 +290,7 @@ internal static class GpuScoreTile
     {
         float bias = lines[key - query + Side - 1];
         bool hidden = score == float.NegativeInfinity || bias == float.NegativeInfinity
-            || key - query > a.LastDiagonal(firstQuery, firstKey);
+            || key - query > a.LastDiagonal(firstQuery, firstKey, Side);
         return hidden ? float.NegativeInfinity : score + bias;
     }
 
@@ -302,24 +310,12 @@ internal static class GpuScoreTile
     {
         for (int k = 0; k < terms; k++)
         {
+            RegisterRow factors = Load(b, bStart);
             float a0 = a[aStart], a1 = a[aStart + aRow], a2 = a[aStart + 2 * aRow], a3 = a[aStart + 3 * aRow];
-            float b0 = b[bStart], b1 = b[bStart + Threads], b2 = b[bStart + 2 * Threads], b3 = b[bStart + 3 * Threads];
-            t.S00 += a0 * b0;
-            t.S01 += a0 * b1;
-            t.S02 += a0 * b2;
-            t.S03 += a0 * b3;
-            t.S10 += a1 * b0;
-            t.S11 += a1 * b1;
-            t.S12 += a1 * b2;
-            t.S13 += a1 * b3;
-            t.S20 += a2 * b0;
-            t.S21 += a2 * b1;
-            t.S22 += a2 * b2;
-            t.S23 += a2 * b3;
-            t.S30 += a3 * b0;
-            t.S31 += a3 * b1;
-            t.S32 += a3 * b2;
-            t.S33 += a3 * b3;
+            AddProduct(ref t.R0, a0, factors);
+            AddProduct(ref t.R1, a1, factors);
+            AddProduct(ref t.R2, a2, factors);
+            AddProduct(ref t.R3, a3, factors);
             aStart += aTerm;
             bStart += bTerm;
         }
@@ -329,43 +325,47 @@ internal static class GpuScoreTile
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void AddVisible(ref RegisterTile t, ArrayView<float> tile, long aStart, ArrayView<float> b, long bStart, int terms)
     {
+        long step = RowsApart * RowStep;
         for (int k = 0; k < terms; k++)
         {
-            float b0 = b[bStart], b1 = b[bStart + Threads], b2 = b[bStart + 2 * Threads], b3 = b[bStart + 3 * Threads];
-            float a0 = tile[aStart];
-            if (a0 != Hidden)
-            {
-                t.S00 += a0 * b0;
-                t.S01 += a0 * b1;
-                t.S02 += a0 * b2;
-                t.S03 += a0 * b3;
-            }
-            float a1 = tile[aStart + Threads * RowStep];
-            if (a1 != Hidden)
-            {
-                t.S10 += a1 * b0;
-                t.S11 += a1 * b1;
-                t.S12 += a1 * b2;
-                t.S13 += a1 * b3;
-            }
-            float a2 = tile[aStart + 2 * Threads * RowStep];
-            if (a2 != Hidden)
-            {
-                t.S20 += a2 * b0;
-                t.S21 += a2 * b1;
-                t.S22 += a2 * b2;
-                t.S23 += a2 * b3;
-            }
-            float a3 = tile[aStart + 3 * Threads * RowStep];
-            if (a3 != Hidden)
-            {
-                t.S30 += a3 * b0;
-                t.S31 += a3 * b1;
-                t.S32 += a3 * b2;
-                t.S33 += a3 * b3;
-            }
+            RegisterRow factors = Load(b, bStart);
+            AddVisible(ref t.R0, tile[aStart], factors);
+            AddVisible(ref t.R1, tile[aStart + step], factors);
+            AddVisible(ref t.R2, tile[aStart + 2 * step], factors);
+            AddVisible(ref t.R3, tile[aStart + 3 * step], factors);
             aStart++;
             bStart += OutputColumns;
         }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static RegisterRow Load(ArrayView<float> b, long at)
+    {
+        RegisterRow row = default;
+        row.C0 = b[at];
+        if (!IsWide)
+            return row;
+        row.C1 = b[at + Threads];
+        row.C2 = b[at + 2 * Threads];
+        row.C3 = b[at + 3 * Threads];
+        return row;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddProduct(ref RegisterRow row, float a, in RegisterRow b)
+    {
+        row.C0 += a * b.C0;
+        if (!IsWide)
+            return;
+        row.C1 += a * b.C1;
+        row.C2 += a * b.C2;
+        row.C3 += a * b.C3;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddVisible(ref RegisterRow row, float a, in RegisterRow b)
+    {
+        if (a != Hidden)
+            AddProduct(ref row, a, b);
     }
 }

@@ -1,0 +1,240 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <remarks>Where the gradients of biases and of captured tensors are summed up, for a head over the chunk.</remarks>
+internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmanaged, IScoreRule
+{
+    // Adds dz · ∂rule/∂captured to the sums of one captured tensor.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
+        V head = V.From(tile.Head), sequence = V.From(batch);
+        V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
+            float* scores = scaled + lane, gradients = dS + lane, sums = gradient.Start + lane;
+            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
+            for (nint row = 0; row < tileKeys; row++)
+            {
+                V derivative = Rule.Score(new Dual<V>(V.Load(scores), V.Zero), new ScorePlace<Dual<V>>
+                {
+                    QueryPosition = new(position, V.Zero),
+                    KeyPosition = new(key, V.Zero),
+                    Head = new(head, V.Zero),
+                    Batch = new(sequence, V.Zero),
+                    Captured0 = new(V.Load(c0), seed0),
+                    Captured1 = new(V.Load(c1), seed1),
+                    Captured2 = new(V.Load(c2), seed2),
+                    Captured3 = new(V.Load(c3), seed3),
+                }).Derivative;
+                V dz = V.Load(gradients);
+                // One of four lines in turn where neighbouring rows overlap; the same sums again and again elsewhere.
+                float* to = sums + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
+                (V.Load(to) + V.SelectEqual(dz, V.Zero, V.Zero, dz * derivative)).Store(to);
+                key += 1f;
+                scores += block;
+                gradients += block;
+                sums += gradient.Step;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
+            }
+        }
+    }
+
+    // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void AddToLine<V>(nint i0, nint j0, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint w = V.Count;
+        float* from = dS, start = lineGradient + (i0 - (j0 - first));
+        for (nint row = 0; row < tileKeys; row++, from += AttentionTiles.Vectors * w, start--)
+        {
+            float* to = start + (row & (AttentionBackwardPlan.LineCopies - 1)) * (nint)Plan.LineLength;
+            V s0 = V.Load(to) + V.Load(from), s1 = V.Load(to + w) + V.Load(from + w), s2 = V.Load(to + 2 * w) + V.Load(from + 2 * w), s3 = V.Load(to + 3 * w) + V.Load(from + 3 * w);
+            s0.Store(to);
+            s1.Store(to + w);
+            s2.Store(to + 2 * w);
+            s3.Store(to + 3 * w);
+        }
+    }
+
+    // Gradients of the line and of captured tensors: sums of one head over the chunk.
+    private void BeginGradients<V>(nint head, nint first, nint count, ref float* scratch) where V : struct, ILanes<V>
+    {
+        nint line = (nint)Plan.LineLength;
+        if (Plan.WantsLine)
+        {
+            lineGradient = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
+            Clear(lineGradient, AttentionBackwardPlan.LineCopies * line);
+            lineGradient += count - 1; // query i and key first+j stand at [i − j]
+        }
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            capturedGradient[c] = default;
+            if (!TensorGradients[c].IsPresent)
+                continue;
+            if (TensorGradients[c].IsByDistance)
+            {
+                float* start = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
+                Clear(start, AttentionBackwardPlan.LineCopies * line);
+                capturedGradient[c] = new() { Start = start + count - 1 + first, Step = -1 };
+            }
+            else
+            {
+                bool perPair = TensorGradients[c].Structure is CapturedStructure.PerKey or CapturedStructure.Dense;
+                nint floats = AttentionTiles.Block<V>() * (perPair ? AttentionTiles.Keys : 1);
+                capturedGradient[c] = new() { Start = Take(ref scratch, floats), Step = perPair ? AttentionTiles.Block<V>() : 0 };
+                Clear(capturedGradient[c].Start, floats);
+                if (TensorGradients[c].Structure == CapturedStructure.PerKey)
+                    Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.Chunk);
+            }
+        }
+    }
+
+    private void EndGradients<V>(nint head, nint count) where V : struct, ILanes<V>
+    {
+        nint line = (nint)Plan.LineLength;
+        if (Plan.WantsLine)
+        {
+            SumLine<V>(lineGradient - (count - 1), line, Partials + Plan.LinePartial(Shape, batch, head, chunk));
+        }
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent)
+                continue;
+            float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
+            if (TensorGradients[c].IsByDistance)
+                SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, to);
+            else if (TensorGradients[c].Structure == CapturedStructure.PerHead)
+                *to = SumLanes<V>(capturedGradient[c].Start);
+        }
+    }
+
+    // The four copies of a line into one.
+    private static void SumLine<V>(float* copies, nint line, float* to) where V : struct, ILanes<V>
+    {
+        nint u = 0;
+        for (; u + V.Count <= line; u += V.Count)
+            ((V.Load(copies + u) + V.Load(copies + u + line)) + (V.Load(copies + u + 2 * line) + V.Load(copies + u + 3 * line))).Store(to + u);
+        for (; u < line; u++)
+            to[u] = (copies[u] + copies[u + line]) + (copies[u + 2 * line] + copies[u + 3 * line]);
+    }
+
+    private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
+    {
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            if (TensorGradients[c].IsPresent && TensorGradients[c].Structure == CapturedStructure.PerQuery)
+                Clear(capturedGradient[c].Start, AttentionTiles.Block<V>());
+        }
+    }
+
+    private readonly void EndBlockGradients<V>(nint head, nint i0, nint rows, nint first, nint end, nint count) where V : struct, ILanes<V>
+    {
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent)
+                continue;
+            if (TensorGradients[c].Structure == CapturedStructure.PerQuery)
+                new Span<float>(capturedGradient[c].Start, (int)rows).CopyTo(new Span<float>(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + i0, (int)rows));
+        }
+        ClearPairs(head, i0, rows, end, first + count); // no tile of the block reaches these keys
+    }
+
+    // Of pairs that nothing is computed of: the gradients of tensors with a value a pair, which are written in place.
+    private readonly void ClearPairs(nint head, nint i0, nint rows, nint from, nint end)
+    {
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent || TensorGradients[c].Structure != CapturedStructure.Dense || AddsTo(c, head))
+                continue;
+            for (nint i = i0; i < i0 + rows; i++)
+            {
+                for (nint j = from; j < end; j++)
+                    *TensorGradients[c].At(batch, head, i, j, 0) = 0;
+            }
+        }
+    }
+
+    // Where the gradient of a captured tensor is summed for a tile.
+    private readonly LaneRows GradientTile(int capture, nint i0, nint j0)
+    {
+        LaneRows gradient = capturedGradient[capture];
+        if (gradient.Start != null && TensorGradients[capture].IsByDistance)
+            gradient.Start += i0 - j0;
+        return gradient;
+    }
+
+    // Gives the sums of a tile that has one a key or one a pair to where they belong, and clears them.
+    private readonly void EndTileGradients<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent)
+                continue;
+            float* tile = capturedGradient[c].Start;
+            if (TensorGradients[c].Structure == CapturedStructure.PerKey)
+            {
+                float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
+                for (nint row = 0; row < tileKeys; row++)
+                    to[row] += SumLanes<V>(tile + row * block);
+            }
+            else if (TensorGradients[c].Structure == CapturedStructure.Dense)
+            {
+                MatrixCopy.Run(tile, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
+            }
+            else
+                continue;
+            Clear(tile, tileKeys * block);
+        }
+    }
+
+    // Whether the gradient of a dense tensor holds something to add to: the caller's, or that of a sequence or head before.
+    private readonly bool AddsTo(int tensor, nint head) =>
+        Accumulate || (batch > 0 && TensorGradients[tensor].IsSharedByBatch(Shape)) || (head > 0 && TensorGradients[tensor].IsSharedByHeads(Shape));
+
+    // The gradients of biases that are added to the scores are sums of dz itself.
+    private readonly void AddBiases<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
+        {
+            if (!TensorGradients[c].IsPresent)
+                continue;
+            switch (TensorGradients[c].Structure)
+            {
+                case CapturedStructure.Dense:
+                    MatrixCopy.Run(dS, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
+                    break;
+                case CapturedStructure.PerKey:
+                    float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
+                    for (nint row = 0; row < tileKeys; row++)
+                        to[row] += SumLanes<V>(dS + row * block);
+                    break;
+                default:
+                    for (nint lane = 0; lane < block; lane += V.Count)
+                    {
+                        V sum = V.Load(capturedGradient[c].Start + lane);
+                        for (nint row = 0; row < tileKeys; row++)
+                            sum += V.Load(dS + row * block + lane);
+                        sum.Store(capturedGradient[c].Start + lane);
+                    }
+                    break;
+            }
+        }
+    }
+
+    private static float SumLanes<V>(float* lanes) where V : struct, ILanes<V>
+    {
+        V sum = V.Load(lanes);
+        for (nint lane = V.Count; lane < AttentionTiles.Block<V>(); lane += V.Count)
+            sum += V.Load(lanes + lane);
+        return sum.Sum();
+    }
+}

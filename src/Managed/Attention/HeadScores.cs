@@ -1,0 +1,223 @@
+namespace TransformerKernels;
+
+/// <summary>What changes the scores of one query head: the bias by distance, and the captured values of the rule, as rows of lanes.</summary>
+/// <remarks>
+/// Everything that depends on the distance alone lies in a <see cref="ScoreLine"/>; slopes and a distance vector add up into one. A tile in which pairs are
+/// hidden by position has its biases written out, −∞ for what is hidden; all other tiles pay nothing for masks.
+/// </remarks>
+internal unsafe struct HeadScores
+{
+    private nint batch, head, queries, keys, offset;
+    private float* zeros, tile, queryBiases, maskTiles;
+    private bool hasAdded;
+
+    /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
+    public float* Line;
+
+    /// <summary>Whether the line holds −∞, which hides pairs.</summary>
+    public bool LineHides;
+
+    public LaneRowsSet Captures;
+
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor, one for the biases and two for the mask, a block of zeros and one of biases a query.</summary>
+    public static long ScratchFloats(in AttentionShape shape) =>
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (3 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock;
+
+    /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
+    public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, ref float* scratch)
+        where V : struct, ILanes<V>
+    {
+        this.batch = batch;
+        this.head = head;
+        this.queries = query + queries;
+        this.keys = key + keys;
+        offset = scoring.QueryOffset(batch);
+        nint block = AttentionTiles.Block<V>();
+        zeros = Take(ref scratch, block);
+        new Span<float>(zeros, (int)block).Clear();
+        queryBiases = Take(ref scratch, block);
+        tile = Take(ref scratch, AttentionTiles.Keys * block);
+        maskTiles = Take(ref scratch, 2 * AttentionTiles.Keys * block);
+        hasAdded = scoring.HasAdded;
+
+        // Query i and key j stand at line[i − j]: from the last key's first query to the first key's last query, and a block of spare lanes.
+        nint first = query - (key + keys - 1), length = queries + keys - 1 + block;
+        Line = null;
+        LineHides = false;
+        if (scoring.HasLine)
+        {
+            Line = Take(ref scratch, length) - first;
+            scoring.ReadLine<V>(batch, head, Line, first, length, offset, (nint)shape.DistanceCentre);
+            LineHides = ScoreLine.Hides<V>(Line + first, queries + keys - 1);
+        }
+        for (int c = 0; c < CapturedSet.Count; c++)
+        {
+            ref readonly Captured captured = ref scoring.Tensors[c];
+            ref LaneRows rows = ref Captures[c];
+            rows = new() { Start = zeros };
+            if (!captured.IsPresent)
+                continue;
+            if (captured.IsByDistance)
+            {
+                rows.Start = Take(ref scratch, length) - first;
+                rows.Step = -1;
+                captured.ReadLine<V>(head, rows.Start, first, length, offset);
+            }
+            else if (captured.Structure is CapturedStructure.PerHead or CapturedStructure.PerQuery)
+            {
+                rows.Start = Take(ref scratch, block);
+                new Span<float>(rows.Start, (int)block).Fill(*captured.At(batch, head, 0, 0, 0));
+            }
+            else
+            {
+                rows.Start = Take(ref scratch, AttentionTiles.Keys * block);
+                rows.Step = block;
+            }
+        }
+    }
+
+    /// <summary>Fetches the captured values of a block of queries.</summary>
+    public readonly void BeginBlock<V>(in AttentionScoring scoring, nint i0) where V : struct, ILanes<V>
+    {
+        if (hasAdded)
+            new Span<float>(queryBiases, (int)AttentionTiles.Block<V>()).Clear();
+        for (int c = 0; c < PairTensors.Count; c++)
+        {
+            ref readonly Captured tensor = ref scoring.Tensors[c];
+            if (!tensor.IsPresent || tensor.Structure != CapturedStructure.PerQuery)
+                continue;
+            for (nint lane = 0; lane < AttentionTiles.Block<V>(); lane++)
+            {
+                float value = *tensor.At(batch, head, Math.Min(i0 + lane, queries - 1), 0, 0);
+                if (c < CapturedSet.Count)
+                    Captures[c].Start[lane] = value;
+                else
+                    queryBiases[lane] += value;
+            }
+        }
+    }
+
+    /// <summary>Fetches the captured values of a tile.</summary>
+    public readonly RuleTile BeginTile<V>(in AttentionScoring scoring, nint batch, nint head, nint i0, nint j0, nint rows) where V : struct, ILanes<V> => new()
+    {
+        Batch = batch,
+        Head = head,
+        FirstQuery = i0 + offset,
+        FirstKey = j0,
+        Captured0 = BeginTile<V>(scoring, 0, i0, j0, rows),
+        Captured1 = BeginTile<V>(scoring, 1, i0, j0, rows),
+        Captured2 = BeginTile<V>(scoring, 2, i0, j0, rows),
+        Captured3 = BeginTile<V>(scoring, 3, i0, j0, rows),
+    };
+
+    // Fetches the values of one captured tensor, and says where its rows of lanes begin.
+    private readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
+    {
+        ref readonly Captured captured = ref scoring.Tensors[capture];
+        LaneRows lanes = Captures[capture];
+        if (!captured.IsPresent || captured.Structure is CapturedStructure.PerHead or CapturedStructure.PerQuery)
+            return lanes;
+        if (captured.IsByDistance)
+            return new() { Start = lanes.Start + i0 - j0, Step = -1 };
+        nint block = AttentionTiles.Block<V>();
+        for (nint lane = 0; lane < block; lane++)
+        {
+            nint i = Math.Min(i0 + lane, queries - 1);
+            for (nint row = 0; row < rows; row++)
+                lanes.Start[row * block + lane] = *captured.At(batch, head, i, j0 + row, 0);
+        }
+        return lanes;
+    }
+
+    /// <summary>The biases of a tile, −∞ where a pair is hidden.</summary>
+    /// <param name="scoring">The tensors.</param>
+    /// <param name="i0">The first query.</param>
+    /// <param name="queryCount">The queries; lanes beyond them are hidden.</param>
+    /// <param name="j0">The first key.</param>
+    /// <param name="keyCount">The keys.</param>
+    /// <param name="causal">Whether a query sees no keys behind its position.</param>
+    /// <param name="visible">How much of the tile the boolean mask shows.</param>
+    /// <param name="hides">Whether there may be −∞.</param>
+    public readonly LaneRows Bias<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint j0, nint keyCount, bool causal, TileVisibility visible, out bool hides) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        LaneRows rows = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
+        // The first key that some query of the block doesn't see lies right after the first query's position.
+        bool crossesDiagonal = causal && j0 + keyCount - 1 > i0 + offset;
+        hides = crossesDiagonal || queryCount < block || LineHides;
+        if (hasAdded)
+        {
+            hides |= Add<V>(scoring, rows, i0, j0, keyCount);
+            rows = new() { Start = tile, Step = block };
+        }
+        if (visible == TileVisibility.Some)
+        {
+            scoring.Mask.Hide<V>(batch, head, i0, Math.Min(queryCount, queries - i0), j0, keyCount, rows, tile, maskTiles);
+            rows = new() { Start = tile, Step = block };
+            hides = true;
+        }
+        if (!crossesDiagonal && queryCount == block)
+            return rows;
+        V none = V.From(float.NegativeInfinity), end = V.From(queryCount);
+        for (nint row = 0; row < keyCount; row++)
+        {
+            V firstLane = V.From(crossesDiagonal ? j0 + row - i0 - offset : 0);
+            for (nint lane = 0; lane < block; lane += V.Count)
+            {
+                V lanes = V.Iota(lane), bias = V.SelectLess(lanes, firstLane, none, V.Load(rows.Start + row * rows.Step + lane));
+                V.SelectLess(lanes, end, bias, none).Store(tile + row * block + lane);
+            }
+        }
+        return new() { Start = tile, Step = block };
+    }
+
+    // Writes the sum of all biases of a tile out; returns whether some are −∞.
+    private readonly bool Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
+        ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
+        bool perPair = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
+        if (perPair)
+        {
+            if (count < block)
+                new Span<float>(tile, (int)(keyCount * block)).Clear();
+            MatrixCopy.Run(dense.At(batch, head, i0, j0, 0), dense.QueryStep, dense.KeyStep, tile, 1, block, count, keyCount);
+        }
+        V none = V.From(float.NegativeInfinity), least = V.Zero;
+        for (nint row = 0; row < keyCount; row++)
+        {
+            float keyBias = 0;
+            for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
+            {
+                ref readonly Captured tensor = ref scoring.Tensors[c];
+                if (tensor.IsPresent && tensor.Structure == CapturedStructure.PerKey)
+                    keyBias += *tensor.At(batch, head, 0, j0 + row, 0);
+            }
+            V ofKey = V.From(keyBias);
+            for (nint lane = 0; lane < block; lane += V.Count)
+            {
+                V bias = V.Load(queryBiases + lane) + ofKey;
+                if (perPair)
+                    bias += V.Load(tile + row * block + lane);
+                bias += V.Load(line.Start + row * line.Step + lane); // the largest far from the diagonal, so it comes last
+                least = V.SelectEqual(bias, none, none, least);
+                bias.Store(tile + row * block + lane);
+            }
+        }
+        return V.AnyEqual(least, none);
+    }
+
+    private static float* Take(ref float* scratch, nint floats)
+    {
+        float* taken = scratch;
+        scratch += floats;
+        return taken;
+    }
+}
+
+/// <summary>What a rule sees on a tile, beside the scores.</summary>
+internal struct RuleTile
+{
+    public nint Batch, Head, FirstQuery, FirstKey;
+    public LaneRows Captured0, Captured1, Captured2, Captured3;
+}
