@@ -121,6 +121,7 @@ internal sealed partial class CpuDevice
             }
         }
 
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private static void AddLogits<V>(float* logits, nint stride, nint rows, float* total) where V : struct, ILanes<V>
         {
             V sum = V.Zero;
@@ -170,6 +171,7 @@ internal sealed partial class CpuDevice
         }
 
         // The likeliest tokens of a vector of tokens, for as many as there are; their logits stay in the place of log-probs until the sums are known.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private readonly void FindTop<V>(nint item, float* scratch) where V : struct, ILanes<V>
         {
             nint lane = item * V.Count, count = Math.Min(V.Count, Count - lane);
