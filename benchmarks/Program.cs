@@ -4,6 +4,9 @@ using TransformerKernels.Benchmarks;
 if (args is ["compare", ..])
     return CompareCommand.Run(args[1..]);
 
+if (args is ["growth", ..])
+    return GrowthCommand.Run(args[1..]);
+
 if (args.Length == 0)
 {
     BenchmarkSwitcher.FromAssembly(typeof(Suite).Assembly).Run(["--list", "tree"]);
@@ -11,6 +14,7 @@ if (args.Length == 0)
 
         -- --filter "*Attention*"     runs suites with BenchmarkDotNet; --help tells its options
         -- compare [--filter text]    measures every case beside the machine's limits and TorchSharp; compare --help tells its options
+        -- growth [--filter text]     how time and memory grow with the size of a problem, as a table
         """);
     return 0;
 }

@@ -88,6 +88,11 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Implements <see cref="RotaryEmbedding"/>; <paramref name="backward"/> turns the other way. The arguments are checked.</summary>
     protected internal abstract void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward);
 
+    /// <summary>
+    /// Whether log-probs give the mean logit and take gradients of it and of Σ p². A device that says no isn't asked: they are refused by name before.
+    /// </summary>
+    protected internal virtual bool OffersAllOfLogProbs => false;
+
     /// <summary>Throws <see cref="NotSupportedException"/> naming what the device lacks of these inputs and outputs; a device that lacks nothing leaves it as it is.</summary>
     protected internal virtual void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
     {
@@ -107,6 +112,39 @@ public abstract class ComputeDevice : IDisposable
     protected internal abstract void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
         bool backward, Workspace workspace);
 
+    /// <summary>Implements <see cref="VocabularyShards.FromLogits"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShard(in LogitsProblem problem, VocabularyShard shard, TensorView partials) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.FromHidden"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShard(in HiddenProblem problem, VocabularyShard shard, TensorView partials, Workspace workspace) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.Merge"/>; the arguments are checked.</summary>
+    protected internal virtual void MergeShards(TensorView partials, in TokenOutputs outputs, TensorView merged) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.FromLogitsBackward"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShardBackward(in LogitsProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient) =>
+        throw Lacks("shards of a vocabulary");
+
+    /// <summary>Implements <see cref="VocabularyShards.FromHiddenBackward"/>; the arguments are checked.</summary>
+    protected internal virtual void LogProbsShardBackward(in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients,
+        Workspace workspace) => throw Lacks("shards of a vocabulary");
+
+    /// <summary>The bytes of workspace that <see cref="PreferenceLogProbs"/> and <see cref="PreferenceLogProbsBackward"/> take, within the budget if that suffices at all.</summary>
+    protected internal virtual long PreferenceLogProbsWorkspaceBytes(in PreferenceProblem problem, bool backward, long budget) => throw Lacks("log-probs of answers from hidden states");
+
+    /// <summary>Implements <see cref="TransformerKernels.PreferenceLogProbs.FromHidden"/>; the arguments are checked.</summary>
+    protected internal virtual void PreferenceLogProbs(in PreferenceProblem problem, in PreferenceOutputs outputs, Workspace workspace) => throw Lacks("log-probs of answers from hidden states");
+
+    /// <summary>Implements <see cref="TransformerKernels.PreferenceLogProbs.FromHiddenBackward"/>; the arguments are checked.</summary>
+    protected internal virtual void PreferenceLogProbsBackward(in PreferenceProblem problem, in PreferenceUpstream upstream, in HiddenGradients gradients, Workspace workspace) =>
+        throw Lacks("log-probs of answers from hidden states");
+
+    /// <summary>Implements <see cref="SequenceLogProbs.Reduce"/>; the arguments are checked.</summary>
+    protected internal virtual void ReduceSequences(TensorView values, in SequenceLayout layout, in SequenceOutputs outputs) => throw Lacks("sums of log-probs by sequence");
+
+    /// <summary>Implements <see cref="SequenceLogProbs.Backward"/>; the arguments are checked.</summary>
+    protected internal virtual void SpreadSequences(in SequenceLayout layout, in SequenceUpstream upstream, TensorView gradient) => throw Lacks("gradients of sums by sequence");
+
     /// <summary>The bytes of workspace that <see cref="PairLoss"/> and <see cref="TokenLoss"/> need for so many pairs, or sequences of so many tokens.</summary>
     protected internal abstract long LossWorkspaceBytes(long rows, long columns);
 
@@ -123,4 +161,7 @@ public abstract class ComputeDevice : IDisposable
 
     /// <summary>Implements <see cref="GeneralizedAdvantage.Whiten"/>; the arguments are checked.</summary>
     protected internal abstract void Whiten(TensorView values, TensorView mask, bool keepMean);
+
+    /// <summary>What a device throws that doesn't offer something.</summary>
+    internal NotSupportedException Lacks(string what) => new($"The device {Name} doesn't offer {what} yet; use ComputeDevice.Cpu.");
 }

@@ -19,6 +19,11 @@ public static class Calls
         ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
         ["log-probs from hidden states"] = large => FromHidden(large),
         ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
+        ["likeliest tokens from hidden states"] = large => TopFromHidden(large),
+        ["vocabulary shards from logits"] = large => ShardsFromLogits(large),
+        ["vocabulary shards from hidden states"] = large => ShardsFromHidden(large),
+        ["log-probs of preference pairs from hidden states"] = large => Answers(large),
+        ["log-probs by sequence"] = large => BySequence(large),
         ["preference loss"] = large => Preference(large, withGradients: true),
         ["preference loss without gradients"] = large => Preference(large, withGradients: false),
         ["policy loss"] = large => Policy(large, TokenReduction.TokenMean),
@@ -166,8 +171,8 @@ public static class Calls
                 Temperature = 1.5f,
                 ValidVocabulary = vocabulary - 2,
             };
-            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3) });
-            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream }, memory.Put("gradient", gradient, rows, vocabulary));
+            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3), MeanLogit = memory.Put("mean", zeros) });
+            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream, SumOfSquares = upstream, MeanLogit = upstream }, memory.Put("gradient", gradient, rows, vocabulary));
         };
     }
 
@@ -195,9 +200,85 @@ public static class Calls
         float[] zeros = new float[tokens], a = Seeded.Normal(tokens, 3), bias = Seeded.Normal(vocabulary, 4), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length], ofBias = new float[vocabulary];
         return (device, memory) => LogProbs.TrainFromHidden(device,
             new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets), Bias = memory.Put("bias", bias) },
-            new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a) }, new() { LogProb = memory.Put("log-prob", zeros) },
+            new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a), SumOfSquares = memory.Put("of squares", a), MeanLogit = memory.Put("of mean", a) },
+            new() { LogProb = memory.Put("log-prob", zeros), MeanLogit = memory.Put("mean", zeros) },
             new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },
             memory.Workspace(device));
+    }
+
+    private static Call TopFromHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        float[] top = new float[5 * tokens];
+        long[] ids = new long[5 * tokens];
+        return (device, memory) => LogProbs.FromHidden(device,
+            new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) },
+            new() { TopLogProbs = memory.Put("top", top, tokens, 5), TopTokens = memory.Put("top tokens", ids, tokens, 5) }, memory.Workspace(device));
+    }
+
+    private static Call ShardsFromLogits(bool large)
+    {
+        (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
+        float[] partials = new float[2 * rows * ShardPartials.Count], whole = new float[rows * ShardPartials.Count], zeros = new float[rows], a = Seeded.Normal(rows, 2);
+        int first = vocabulary / 3;
+        return (device, memory) =>
+        {
+            TensorView z = memory.Put("logits", logits, rows, vocabulary), y = memory.Put("targets", targets), parts = memory.Put("partials", partials, 2, rows, ShardPartials.Count);
+            TensorView merged = memory.Put("merged", whole, rows, ShardPartials.Count), upstream = memory.Put("upstream", a);
+            LogitsProblem one = new() { Logits = z.Slice(1, 0, first), Targets = y }, two = new() { Logits = z.Slice(1, first, vocabulary - first), Targets = y };
+            VocabularyShards.FromLogits(device, one, new(0, vocabulary), parts.Select(0, 0));
+            VocabularyShards.FromLogits(device, two, new(first, vocabulary), parts.Select(0, 1));
+            VocabularyShards.Merge(device, parts, new() { LogProb = memory.Put("log-prob", zeros), Entropy = memory.Put("entropy", zeros) }, merged);
+            VocabularyShards.FromLogitsBackward(device, one, new(0, vocabulary), merged, new() { LogProb = upstream, Entropy = upstream }, one.Logits);
+            VocabularyShards.FromLogitsBackward(device, two, new(first, vocabulary), merged, new() { LogProb = upstream, Entropy = upstream }, two.Logits);
+        };
+    }
+
+    private static Call ShardsFromHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        float[] partials = new float[tokens * ShardPartials.Count], a = Seeded.Normal(tokens, 3), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length];
+        return (device, memory) =>
+        {
+            // The first slice of two; the other one says nothing.
+            HiddenProblem problem = new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) };
+            TensorView parts = memory.Put("partials", partials, tokens, ShardPartials.Count), upstream = memory.Put("upstream", a);
+            VocabularyShards.FromHidden(device, problem, new(7, 2 * vocabulary), parts, memory.Workspace(device));
+            VocabularyShards.FromHiddenBackward(device, problem, new(7, 2 * vocabulary), parts, new() { LogProb = upstream, Entropy = upstream },
+                new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width) }, memory.Workspace(device));
+        };
+    }
+
+    private static Call Answers(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        bool[] mask = Seeded.Mask(tokens, 5);
+        int[] bounds = [0, 1, tokens / 3, tokens / 2, tokens - 1];
+        float[] zeros = new float[2], ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length];
+        return (device, memory) =>
+        {
+            HiddenProblem policy = new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets) };
+            PreferenceProblem problem = new() { Policy = policy, Reference = policy, CumulativeLengths = memory.Put("bounds", bounds), Mask = memory.Put("mask", mask), Reduction = SequenceReduction.Mean };
+            TensorView chosen = memory.Put("chosen", zeros), rejected = memory.Put("rejected", zeros);
+            PreferenceLogProbs.FromHidden(device, problem, new() { Chosen = chosen, Rejected = rejected, ReferenceChosen = memory.Put("reference chosen", zeros) }, memory.Workspace(device));
+            PreferenceLogProbs.FromHiddenBackward(device, problem, new() { Chosen = chosen, Rejected = rejected },
+                new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width) }, memory.Workspace(device));
+        };
+    }
+
+    private static Call BySequence(bool large)
+    {
+        (int sequences, int tokens) = large ? (301, 9001) : (3, 19);
+        float[] values = Seeded.Normal(tokens, 1), zeros = new float[sequences], gradient = new float[tokens];
+        bool[] mask = Seeded.Mask(tokens, 2);
+        int[] bounds = [.. Enumerable.Range(0, sequences + 1).Select(s => (int)((long)s * s * tokens / ((long)sequences * sequences)))];
+        return (device, memory) =>
+        {
+            SequenceLayout layout = new() { CumulativeLengths = memory.Put("bounds", bounds), Mask = memory.Put("mask", mask) };
+            TensorView mean = memory.Put("mean", zeros);
+            SequenceLogProbs.Reduce(device, memory.Put("values", values), layout, new() { Sum = memory.Put("sum", zeros), Mean = mean });
+            SequenceLogProbs.Backward(device, layout, new() { Mean = mean }, memory.Put("gradient", gradient));
+        };
     }
 
     private static Call Preference(bool large, bool withGradients)

@@ -51,6 +51,29 @@ public ref struct HiddenGradients
 
     /// <summary>Whether gradients are added to what the tensors hold; otherwise they are overwritten.</summary>
     public bool Accumulate { get; set; }
+
+    /// <summary>How many tensors there are.</summary>
+    internal const int Count = 3;
+
+    internal readonly TensorView this[int index] => index switch
+    {
+        0 => Hidden,
+        1 => Vocabulary,
+        _ => Bias,
+    };
+
+    internal static string Name(int index) => index switch
+    {
+        0 => "gradients.Hidden",
+        1 => "gradients.Vocabulary",
+        _ => "gradients.Bias",
+    };
+
+    internal readonly void RequireDisjoint(in TensorView other, string name)
+    {
+        for (int i = 0; i < Count; i++)
+            Require.Disjoint(this[i], Name(i), other, name);
+    }
 }
 
 public static partial class LogProbs
@@ -59,7 +82,7 @@ public static partial class LogProbs
     /// <remarks>The workspace takes up to <see cref="FromHiddenWorkspaceBytes"/>, or less if its limit is lower; results don't depend on that, not in one bit.</remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">Hidden states, vocabulary and targets.</param>
-    /// <param name="outputs">What to compute and where to put it, overwritten. The likeliest tokens beyond the first aren't offered.</param>
+    /// <param name="outputs">What to compute and where to put it, overwritten. For the likeliest tokens a chunk keeps its logits, or computes them twice where they don't fit.</param>
     /// <param name="workspace">Scratch memory of the device.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
@@ -70,7 +93,7 @@ public static partial class LogProbs
         device.LogProbsFromHidden(problem, default, outputs, default, backward: false, workspace);
     }
 
-    /// <summary>The gradients of hidden states, vocabulary and bias, from the gradients of log-prob, log-sum-exp and entropy together.</summary>
+    /// <summary>The gradients of hidden states, vocabulary and bias, from the gradients of log-prob, log-sum-exp, entropy, Σ p² and mean logit together.</summary>
     /// <remarks>
     /// dz as in <see cref="FromLogitsBackward"/>; the gradient of hiddenᵢ is Σⱼ dzᵢⱼ vocabularyⱼ, of vocabularyⱼ Σᵢ dzᵢⱼ hiddenᵢ, of biasⱼ Σᵢ dzᵢⱼ, summed in float32, over tokens in
     /// their order. Nothing of the forward pass is needed: logits are computed anew, and with them a normaliser that no storage has rounded.
@@ -109,11 +132,9 @@ public static partial class LogProbs
         CheckGradients(device, problem, upstream, gradients);
         for (int i = 0; i < TokenOutputs.Count; i++)
         {
-            for (int j = 0; j < GradientCount; j++)
-                Require.Disjoint(outputs[i], TokenOutputs.Name(i), Gradient(gradients, j, out string name), name);
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.LogProb, "upstream.LogProb");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.LogSumExp, "upstream.LogSumExp");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), upstream.Entropy, "upstream.Entropy");
+            for (int j = 0; j < HiddenGradients.Count; j++)
+                Require.Disjoint(outputs[i], TokenOutputs.Name(i), gradients[j], HiddenGradients.Name(j));
+            upstream.RequireDisjoint(outputs[i], TokenOutputs.Name(i));
         }
         device.LogProbsFromHidden(problem, upstream, outputs, gradients, backward: true, workspace);
     }
@@ -130,21 +151,13 @@ public static partial class LogProbs
         return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
     }
 
-    private const int GradientCount = 3;
-
-    private static TensorView Gradient(in HiddenGradients gradients, int index, out string name)
-    {
-        name = index switch { 0 => "gradients.Hidden", 1 => "gradients.Vocabulary", _ => "gradients.Bias" };
-        return index switch { 0 => gradients.Hidden, 1 => gradients.Vocabulary, _ => gradients.Bias };
-    }
-
-    private static void Check(ComputeDevice device, in HiddenProblem problem, Workspace workspace)
+    internal static void Check(ComputeDevice device, in HiddenProblem problem, Workspace workspace)
     {
         CheckProblem(device, problem);
         Require.Workspace(device, workspace);
     }
 
-    private static void CheckProblem(ComputeDevice device, in HiddenProblem problem)
+    internal static void CheckProblem(ComputeDevice device, in HiddenProblem problem)
     {
         Require.Device(device);
         ReadOnlySpan<ElementType> storage = [ElementType.Float32, ElementType.Float16, ElementType.BFloat16];
@@ -169,23 +182,22 @@ public static partial class LogProbs
     private static void CheckOutputs(ComputeDevice device, in HiddenProblem problem, in TokenOutputs outputs)
     {
         outputs.Check(device, problem.Hidden.Length(0), problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
-        if (outputs.TopLogProbs.IsPresent)
-            throw new NotSupportedException("The likeliest tokens (outputs.TopLogProbs) aren't offered from hidden states; compute the logits and use FromLogits.");
         for (int i = 0; i < TokenOutputs.Count; i++)
-        {
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Hidden, "problem.Hidden");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Vocabulary, "problem.Vocabulary");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Targets, "problem.Targets");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Bias, "problem.Bias");
-        }
+            RequireDisjoint(outputs[i], TokenOutputs.Name(i), problem);
     }
 
-    private static void CheckGradients(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)
+    internal static void RequireDisjoint(in TensorView written, string name, in HiddenProblem problem)
+    {
+        Require.Disjoint(written, name, problem.Hidden, "problem.Hidden");
+        Require.Disjoint(written, name, problem.Vocabulary, "problem.Vocabulary");
+        Require.Disjoint(written, name, problem.Targets, "problem.Targets");
+        Require.Disjoint(written, name, problem.Bias, "problem.Bias");
+    }
+
+    internal static void CheckGradients(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)
     {
         long tokens = problem.Hidden.Length(0), width = problem.Hidden.Length(1), vocabulary = problem.Vocabulary.Length(0);
-        Require.OptionalInput(device, upstream.LogProb, "upstream.LogProb", tokens);
-        Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", tokens);
-        Require.OptionalInput(device, upstream.Entropy, "upstream.Entropy", tokens);
+        upstream.Check(device, tokens);
         Require.OptionalOutput(device, gradients.Hidden, "gradients.Hidden", tokens, width);
         Require.OptionalOutput(device, gradients.Vocabulary, "gradients.Vocabulary", vocabulary, width);
         Require.OptionalOutput(device, gradients.Bias, "gradients.Bias", vocabulary);
@@ -198,19 +210,13 @@ public static partial class LogProbs
         if (gradients.Bias.IsPresent && !problem.Bias.IsPresent)
             throw new ArgumentException("gradients.Bias is set, but there is no problem.Bias.", "gradients.Bias");
         bool any = false;
-        for (int i = 0; i < GradientCount; i++)
+        for (int i = 0; i < HiddenGradients.Count; i++)
         {
-            TensorView gradient = Gradient(gradients, i, out string name);
-            any |= gradient.IsPresent;
-            Require.Disjoint(gradient, name, problem.Hidden, "problem.Hidden");
-            Require.Disjoint(gradient, name, problem.Vocabulary, "problem.Vocabulary");
-            Require.Disjoint(gradient, name, problem.Targets, "problem.Targets");
-            Require.Disjoint(gradient, name, problem.Bias, "problem.Bias");
-            Require.Disjoint(gradient, name, upstream.LogProb, "upstream.LogProb");
-            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
-            Require.Disjoint(gradient, name, upstream.Entropy, "upstream.Entropy");
-            for (int j = i + 1; j < GradientCount; j++)
-                Require.Disjoint(gradient, name, Gradient(gradients, j, out string other), other);
+            any |= gradients[i].IsPresent;
+            RequireDisjoint(gradients[i], HiddenGradients.Name(i), problem);
+            upstream.RequireDisjoint(gradients[i], HiddenGradients.Name(i));
+            for (int j = i + 1; j < HiddenGradients.Count; j++)
+                Require.Disjoint(gradients[i], HiddenGradients.Name(i), gradients[j], HiddenGradients.Name(j));
         }
         if (!any)
             throw new ArgumentException("gradients asks for nothing; set at least one tensor.", "gradients");

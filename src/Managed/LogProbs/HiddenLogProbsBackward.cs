@@ -30,7 +30,7 @@ internal sealed partial class CpuDevice
                             for (nint r = 0; r < rows; r++)
                                 V.Load(logits + r * stride + at).Store(bent + r * stride + at);
                         }
-                        Differentiate<V>(logits + at, stride, rows, Shift + at, Constant + at, PerLogit + at);
+                        Differentiate<V>(logits + at, stride, rows, Shift + at, Plan.Stride);
                         if (Shape.Bends)
                         {
                             for (nint r = 0; r < rows; r++)
@@ -58,11 +58,12 @@ internal sealed partial class CpuDevice
             }
         }
 
-        // dz = e^t (constant − slope · t), in place.
+        // dz = e^t (a + b t + c (e^t − 1)) + d, in place; the coefficients follow the shift, a row each.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate<V>(float* logits, nint stride, nint rows, float* shift, float* constant, float* perLogit) where V : struct, ILanes<V>
+        private static void Differentiate<V>(float* logits, nint stride, nint rows, float* shift, nint fieldStride) where V : struct, ILanes<V>
         {
-            V lowest = V.From(Exponential.Lowest), shifts = V.Load(shift), a = V.Load(constant), b = V.Load(perLogit);
+            V lowest = V.From(Exponential.Lowest), shifts = V.Load(shift), a = V.Load(shift + fieldStride), b = V.Load(shift + 2 * fieldStride);
+            V c = V.Load(shift + 3 * fieldStride), d = V.Load(shift + 4 * fieldStride), one = V.One;
             nint r = 0;
             for (; r + 4 <= rows; r += 4)
             {
@@ -70,15 +71,15 @@ internal sealed partial class CpuDevice
                 V t0 = V.MaxNative(lowest, V.Load(z) - shifts), t1 = V.MaxNative(lowest, V.Load(z + stride) - shifts);
                 V t2 = V.MaxNative(lowest, V.Load(z + 2 * stride) - shifts), t3 = V.MaxNative(lowest, V.Load(z + 3 * stride) - shifts);
                 Exponential.OfNonPositive(t0, t1, t2, t3, out V e0, out V e1, out V e2, out V e3);
-                (e0 * V.MultiplyAdd(b, t0, a)).Store(z);
-                (e1 * V.MultiplyAdd(b, t1, a)).Store(z + stride);
-                (e2 * V.MultiplyAdd(b, t2, a)).Store(z + 2 * stride);
-                (e3 * V.MultiplyAdd(b, t3, a)).Store(z + 3 * stride);
+                V.MultiplyAdd(e0, V.MultiplyAdd(c, e0 - one, V.MultiplyAdd(b, t0, a)), d).Store(z);
+                V.MultiplyAdd(e1, V.MultiplyAdd(c, e1 - one, V.MultiplyAdd(b, t1, a)), d).Store(z + stride);
+                V.MultiplyAdd(e2, V.MultiplyAdd(c, e2 - one, V.MultiplyAdd(b, t2, a)), d).Store(z + 2 * stride);
+                V.MultiplyAdd(e3, V.MultiplyAdd(c, e3 - one, V.MultiplyAdd(b, t3, a)), d).Store(z + 3 * stride);
             }
             for (; r < rows; r++)
             {
-                V t = V.MaxNative(lowest, V.Load(logits + r * stride) - shifts);
-                (Exponential.OfNonPositive(t) * V.MultiplyAdd(b, t, a)).Store(logits + r * stride);
+                V t = V.MaxNative(lowest, V.Load(logits + r * stride) - shifts), e = Exponential.OfNonPositive(t);
+                V.MultiplyAdd(e, V.MultiplyAdd(c, e - one, V.MultiplyAdd(b, t, a)), d).Store(logits + r * stride);
             }
         }
 

@@ -35,10 +35,10 @@ internal sealed partial class CpuDevice
             }
         }
 
-        // The logits of a block of entries, in rows of the chunk's tokens.
-        private readonly void Logits<V>(nint start, nint rows, float* entries, nint entryStride, nint panelStart, nint vectors, float* logits, nint stride) where V : struct, ILanes<V>
+        // The logits of a block of entries and of some vectors of a panel, in rows of the chunk's tokens.
+        private readonly void Logits<V>(nint start, nint rows, float* entries, nint entryStride, nint lane, nint vectors, float* logits, nint stride) where V : struct, ILanes<V>
         {
-            VocabularyProduct.Set<V>(entries, entryStride, 1, rows, PackedHidden + panelStart * Plan.Width, Plan.Panel, vectors, Plan.Width, logits, stride);
+            VocabularyProduct.Set<V>(entries, entryStride, 1, rows, PackedHidden + lane / Plan.Panel * Plan.Panel * Plan.Width + lane % Plan.Panel, Plan.Panel, vectors, Plan.Width, logits, stride);
             if (Bias != null || Shape.Bends)
                 Bend<V>(start, rows, vectors, logits, stride);
         }
@@ -70,9 +70,9 @@ internal sealed partial class CpuDevice
 
         private readonly void Sum<V>(nint piece, float* scratch) where V : struct, ILanes<V>
         {
-            float* max = Partial(piece, 0), sum = Partial(piece, 1), weighted = Partial(piece, 2), squares = Partial(piece, 3), argmax = Partial(piece, 4);
+            float* max = Partial(piece, 0), sum = Partial(piece, 1), weighted = Partial(piece, 2), squares = Partial(piece, 3), total = Partial(piece, 4), argmax = Partial(piece, 5);
             new Span<float>(max, (int)Plan.Stride).Fill(float.NegativeInfinity);
-            NativeMemory.Clear(sum, (nuint)(4 * Plan.Stride * sizeof(float)));
+            NativeMemory.Clear(sum, (nuint)((HiddenPlan.PartialFields - 1) * Plan.Stride * sizeof(float)));
             float* converted = scratch + Plan.BlockFloats;
             nint stride = Plan.Keeps ? Plan.Stride : Plan.Panel;
             (nint start, nint end) = Plan.Piece(piece);
@@ -91,8 +91,10 @@ internal sealed partial class CpuDevice
                         if ((nuint)row < (nuint)rows)
                             TargetLogit[lane + i] = logits[row * stride + i];
                     }
-                    if (Argmax.IsPresent)
+                    if (Partials.IsPresent || Results.HasArgmax)
                         FindLargest(logits, stride, rows, start, max + lane, (int*)argmax + lane, count);
+                    for (nint at = 0; at < vectors * V.Count && (Partials.IsPresent || Results.HasMeanLogit); at += V.Count)
+                        AddLogits<V>(logits + at, stride, rows, total + lane + at);
                     for (nint v = 0; v < vectors; v++)
                     {
                         nint at = v * V.Count;
@@ -117,6 +119,15 @@ internal sealed partial class CpuDevice
                     }
                 }
             }
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static void AddLogits<V>(float* logits, nint stride, nint rows, float* total) where V : struct, ILanes<V>
+        {
+            V sum = V.Zero;
+            for (nint r = 0; r < rows; r++)
+                sum += V.Load(logits + r * stride);
+            (V.Load(total) + sum).Store(total);
         }
 
         // Online: what was summed moves to the new maximum. The bound leaves −∞ out of the entropy, and keeps ∞ − ∞ from being formed.
@@ -159,44 +170,73 @@ internal sealed partial class CpuDevice
             (V.MultiplyAdd(V.Load(squares), factor * factor, q0 + q1)).Store(squares);
         }
 
+        // The likeliest tokens of a vector of tokens, for as many as there are; their logits stay in the place of log-probs until the sums are known.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private readonly void FindTop<V>(nint item, float* scratch) where V : struct, ILanes<V>
+        {
+            nint lane = item * V.Count, count = Math.Min(V.Count, Count - lane);
+            if (count <= 0)
+                return;
+            TopRows.List* lists = stackalloc TopRows.List[(int)count];
+            for (nint i = 0; i < count; i++)
+                lists[i] = Top.Begin((nint)Tokens[lane + i]);
+            float* thresholds = stackalloc float[V.Count];
+            new Span<float>(thresholds, V.Count).Fill(float.PositiveInfinity);
+            float* converted = scratch + Plan.BlockFloats;
+            for (nint start = 0; start < Plan.Vocabulary; start += HiddenPlan.BlockRows)
+            {
+                nint rows = Math.Min(HiddenPlan.BlockRows, Plan.Vocabulary - start), stride = Plan.Keeps ? Plan.Stride : V.Count;
+                float* logits = Plan.Keeps ? Memory + Plan.Logits + start * stride + lane : scratch;
+                if (!Plan.Keeps)
+                    Logits<V>(start, rows, Entries<V>(start, rows, converted, out nint entryStride), entryStride, lane, 1, logits, stride);
+                for (nint r = 0; r < rows; r++)
+                {
+                    float* z = logits + r * stride;
+                    bool full = start + r >= Top.Count;
+                    if (full && !V.AnyLess(V.Load(thresholds), V.Load(z)))
+                        continue;
+                    for (nint i = 0; i < count; i++)
+                    {
+                        lists[i].Offer(start + r, z[i]);
+                        if (lists[i].IsFull)
+                            thresholds[i] = lists[i].Threshold;
+                    }
+                }
+            }
+        }
+
+        private readonly VocabularySums MergePieces(nint i)
+        {
+            var merge = new VocabularyMerge();
+            for (nint piece = 0; piece < Plan.Pieces; piece++)
+                merge.Look(Partial(piece, 0)[i], ((int*)Partial(piece, 5))[i]);
+            for (nint piece = 0; piece < Plan.Pieces; piece++)
+                merge.Add(new(Partial(piece, 0)[i], Partial(piece, 1)[i], Partial(piece, 2)[i], Partial(piece, 3)[i], Partial(piece, 4)[i], float.NegativeInfinity, 0));
+            VocabularySums whole = merge.Whole;
+            return whole with { Logits = whole.Logits / Shard.Whole, TargetLogit = TargetLogit[i], Argmax = Shard.First + whole.Argmax };
+        }
+
         private readonly void Merge<V>(nint item) where V : struct, ILanes<V>
         {
             for (nint i = item * V.Count; i < (item + 1) * V.Count; i++)
             {
                 if (i >= Count)
                 {
-                    Shift[i] = Constant[i] = PerLogit[i] = AtTarget[i] = 0;
+                    Shift[i] = Constant[i] = PerLogit[i] = PerExponential[i] = Everywhere[i] = AtTarget[i] = 0;
                     continue;
                 }
                 nint token = (nint)Tokens[i];
-                float max = float.NegativeInfinity;
-                nint largest = 0;
-                for (nint piece = 0; piece < Plan.Pieces; piece++)
-                {
-                    if (Partial(piece, 0)[i] > max)
-                        (max, largest) = (Partial(piece, 0)[i], piece);
-                }
-                float shift = float.IsInfinity(max) ? 0 : max;
-                double sum = 0, weighted = 0, squares = 0;
-                for (nint piece = 0; piece < Plan.Pieces; piece++)
-                {
-                    double moved = Math.Max(Partial(piece, 0)[i] - (double)shift, Exponential.Lowest), factor = Math.Exp(moved), part = Partial(piece, 1)[i];
-                    sum += part * factor;
-                    weighted += (Partial(piece, 2)[i] + part * moved) * factor;
-                    squares += Partial(piece, 3)[i] * factor * factor;
-                }
-                var sums = new RowSums(shift, sum, weighted, squares, 0);
-                LogProb.Set(token, (float)((double)TargetLogit[i] - shift - sums.LogSum));
-                LogSumExp.Set(token, shift, sums.LogSum);
-                Entropy.Set(token, (float)sums.Entropy);
-                SumOfSquares.Set(token, (float)(squares / sum / sum));
-                Argmax.Set(token, ((int*)Partial(largest, 4))[i]);
+                VocabularySums whole = Merged.IsPresent ? Merged[token] : MergePieces(i);
+                Results.Set(token, whole);
+                Top.Finish(token, whole.Row.Shift, whole.Row.LogSum);
+                if (Partials.IsPresent)
+                    Partials[token] = whole;
                 if (!Plan.Backward)
                     continue;
-                var slope = new LogitSlope(sums, OfLogProb.OrZero(token), OfLogSumExp.OrZero(token), OfEntropy.OrZero(token));
-                Shift[i] = shift;
-                (Constant[i], PerLogit[i]) = slope.Line;
-                AtTarget[i] = (float)(slope.AtTarget(TargetLogit[i]) * Shape.Slope(TargetLogit[i]));
+                var slope = new LogitSlope(whole.Row, Upstream[token], Shard.Whole);
+                Shift[i] = whole.Row.Shift;
+                (Constant[i], PerLogit[i], PerExponential[i], Everywhere[i]) = slope.Coefficients;
+                AtTarget[i] = (float)(slope.AtTarget(whole.TargetLogit) * Shape.Slope(whole.TargetLogit));
             }
         }
     }

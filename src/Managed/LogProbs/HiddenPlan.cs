@@ -20,11 +20,11 @@ internal readonly struct HiddenPlan
     // What is taken at most if the workspace allows more.
     private const long DefaultBudget = 32_000_000;
 
-    /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, argmax of a piece, for each token.</summary>
-    public const int PartialFields = 5;
+    /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, Σ z, argmax of a piece, for each token.</summary>
+    public const int PartialFields = 6;
 
-    /// <summary>Shift, constant, slope, gradient at the target and the target's logit, for each token.</summary>
-    public const int TokenFields = 5;
+    /// <summary>Shift, the slope's four coefficients, gradient at the target and the target's logit, for each token.</summary>
+    public const int TokenFields = 7;
 
     public readonly nint Tokens, Width, Vocabulary, Lanes, Panel, Chunk, Stride;
     public readonly bool Backward, Keeps, Converts;
@@ -33,7 +33,13 @@ internal readonly struct HiddenPlan
     // In floats, from the start.
     public readonly nint PackedHidden, PackedRows, Partials, PerToken, HiddenParts, Logits, Indices, Scratch;
 
-    public HiddenPlan(in HiddenProblem problem, bool backward, long budget, nint lanes, int threads)
+    /// <param name="problem">Shapes and types.</param>
+    /// <param name="backward">Whether gradients are wanted.</param>
+    /// <param name="keeps">Whether logits are needed a second time, and should be kept if they can.</param>
+    /// <param name="budget">The bytes to stay within if that suffices at all.</param>
+    /// <param name="lanes">Floats of a vector.</param>
+    /// <param name="threads">How many threads have scratch memory of their own.</param>
+    public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
         Tokens = (nint)problem.Hidden.Length(0);
         Width = (nint)problem.Hidden.Length(1);
@@ -44,9 +50,9 @@ internal readonly struct HiddenPlan
         Converts = problem.Vocabulary.Type != ElementType.Float32;
         budget = Math.Min(budget, DefaultBudget);
 
-        // The largest chunk that the budget allows; backward with its logits if it allows that at all, else without.
+        // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
         nint most = RoundUp(Math.Max(Tokens, 1), lanes);
-        (Keeps, Chunk) = (backward, most);
+        (Keeps, Chunk) = (keeps, most);
         for (; Chunk > lanes && Size(threads) > budget; Chunk -= lanes)
         {
         }

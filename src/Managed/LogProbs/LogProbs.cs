@@ -49,14 +49,17 @@ public ref struct TokenOutputs
     /// <summary>[n], int32 or int64: the token with the largest logit, the first of several; the first NaN if there is one.</summary>
     public TensorView Argmax { get; set; }
 
-    /// <summary>[n, k], k at most V: ln p of the k likeliest tokens, the likeliest first. Not from hidden states.</summary>
+    /// <summary>[n, k], k at most V: ln p of the k likeliest tokens, the likeliest first.</summary>
     public TensorView TopLogProbs { get; set; }
 
-    /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first. Not from hidden states.</summary>
+    /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first.</summary>
     public TensorView TopTokens { get; set; }
 
+    /// <summary>Σ z / V, over the vocabulary that counts: what label smoothing needs. −∞ if a logit is.</summary>
+    public TensorView MeanLogit { get; set; }
+
     /// <summary>How many outputs there are.</summary>
-    internal const int Count = 7;
+    internal const int Count = 8;
 
     internal readonly TensorView this[int index] => index switch
     {
@@ -66,7 +69,8 @@ public ref struct TokenOutputs
         3 => SumOfSquares,
         4 => Argmax,
         5 => TopLogProbs,
-        _ => TopTokens,
+        6 => TopTokens,
+        _ => MeanLogit,
     };
 
     internal static string Name(int index) => index switch
@@ -77,7 +81,8 @@ public ref struct TokenOutputs
         3 => "outputs.SumOfSquares",
         4 => "outputs.Argmax",
         5 => "outputs.TopLogProbs",
-        _ => "outputs.TopTokens",
+        6 => "outputs.TopTokens",
+        _ => "outputs.MeanLogit",
     };
 
     /// <summary>Types, shapes, and that no two share memory.</summary>
@@ -100,17 +105,35 @@ public ref struct TokenOutputs
                 throw new ArgumentNullException(Name(5), "outputs.TopLogProbs is required where outputs.TopTokens is set.");
             Require.Output(device, TopTokens, Name(6), indices, tokens, TopLogProbs.Length(1));
         }
+        Require.OptionalOutput(device, MeanLogit, Name(7), tokens);
         if (TopLogProbs.IsPresent && (TopLogProbs.Length(1) < 1 || TopLogProbs.Length(1) > vocabulary))
             throw new ArgumentException($"outputs.TopLogProbs asks for {TopLogProbs.Length(1)} tokens; it must be between 1 and the vocabulary, {vocabulary}.", Name(5));
-        bool any = false;
         for (int i = 0; i < Count; i++)
         {
-            any |= this[i].IsPresent;
             for (int j = i + 1; j < Count; j++)
                 Require.Disjoint(this[i], Name(i), this[j], Name(j));
         }
-        if (!any)
+        if (!IsAnyPresent)
             throw new ArgumentException("outputs asks for nothing; set at least one tensor.", "outputs");
+        if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
+            throw device.Lacks("the mean logit (outputs.MeanLogit)");
+    }
+
+    internal readonly bool IsAnyPresent
+    {
+        get
+        {
+            bool any = false;
+            for (int i = 0; i < Count; i++)
+                any |= this[i].IsPresent;
+            return any;
+        }
+    }
+
+    internal readonly void RequireDisjoint(in TensorView input, string name)
+    {
+        for (int i = 0; i < Count; i++)
+            Require.Disjoint(this[i], Name(i), input, name);
     }
 }
 
@@ -135,6 +158,50 @@ public ref struct TokenUpstream
 
     /// <summary>At the entropy.</summary>
     public TensorView Entropy { get; set; }
+
+    /// <summary>At Σ p².</summary>
+    public TensorView SumOfSquares { get; set; }
+
+    /// <summary>At the mean logit.</summary>
+    public TensorView MeanLogit { get; set; }
+
+    /// <summary>How many upstreams there are.</summary>
+    internal const int Count = 5;
+
+    internal readonly TensorView this[int index] => index switch
+    {
+        0 => LogProb,
+        1 => LogSumExp,
+        2 => Entropy,
+        3 => SumOfSquares,
+        _ => MeanLogit,
+    };
+
+    internal static string Name(int index) => index switch
+    {
+        0 => "upstream.LogProb",
+        1 => "upstream.LogSumExp",
+        2 => "upstream.Entropy",
+        3 => "upstream.SumOfSquares",
+        _ => "upstream.MeanLogit",
+    };
+
+    /// <summary>Types and shapes, and that the device takes them.</summary>
+    internal readonly void Check(ComputeDevice device, long tokens)
+    {
+        for (int i = 0; i < Count; i++)
+            Require.OptionalInput(device, this[i], Name(i), tokens);
+        if (SumOfSquares.IsPresent && !device.OffersAllOfLogProbs)
+            throw device.Lacks("a gradient of the sum of squared probabilities (upstream.SumOfSquares)");
+        if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
+            throw device.Lacks("a gradient of the mean logit (upstream.MeanLogit)");
+    }
+
+    internal readonly void RequireDisjoint(in TensorView written, string name)
+    {
+        for (int i = 0; i < Count; i++)
+            Require.Disjoint(written, name, this[i], Name(i));
+    }
 }
 
 /// <summary>Token log-probabilities, log-sum-exp and entropy, and their gradients: the reduction under every alignment loss.</summary>
@@ -155,12 +222,9 @@ public static partial class LogProbs
         Check(device, problem);
         long tokens = problem.Logits.Length(0);
         outputs.Check(device, tokens, problem.ValidVocabulary ?? problem.Logits.Length(1));
-        for (int i = 0; i < TokenOutputs.Count; i++)
-        {
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Logits, "problem.Logits");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Targets, "problem.Targets");
-            Require.Disjoint(outputs[i], TokenOutputs.Name(i), problem.Bias, "problem.Bias");
-        }
+        outputs.RequireDisjoint(problem.Logits, "problem.Logits");
+        outputs.RequireDisjoint(problem.Targets, "problem.Targets");
+        outputs.RequireDisjoint(problem.Bias, "problem.Bias");
         device.RequireOffered(problem, outputs);
         device.LogProbsFromLogits(problem, outputs);
     }
@@ -188,10 +252,10 @@ public static partial class LogProbs
         FromLogits(ComputeDevice.Cpu, problem, new TokenOutputs { LogProb = TensorView.Of(logProbs), Entropy = entropies.IsEmpty ? default : TensorView.Of(entropies) });
     }
 
-    /// <summary>The gradient of the logits, from the gradients of log-prob, log-sum-exp and entropy together.</summary>
+    /// <summary>The gradient of the logits, from the gradients of log-prob, log-sum-exp, entropy, Σ p² and mean logit together.</summary>
     /// <remarks>
-    /// With p = e^(z − logSumExp) and H the entropy: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H), 1 − p formed in float32, and
-    /// dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
+    /// With p = e^(z − logSumExp), H the entropy and Q = Σ p²: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean / V, 1 − p
+    /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">As in the forward pass.</param>
@@ -210,27 +274,29 @@ public static partial class LogProbs
         else
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
         Require.OptionalInput(device, saved.Entropy, "saved.Entropy", tokens);
-        Require.OptionalInput(device, upstream.LogProb, "upstream.LogProb", tokens);
-        Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", tokens);
-        Require.OptionalInput(device, upstream.Entropy, "upstream.Entropy", tokens);
         if (upstream.Entropy.IsPresent && !saved.Entropy.IsPresent)
             throw new ArgumentNullException(nameof(saved), "saved.Entropy is required where upstream.Entropy is set.");
+        CheckGradient(device, problem, upstream, logitsGradient);
+        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
+        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
+        device.RequireOffered(problem, default);
+        device.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
+    }
+
+    internal static void CheckGradient(ComputeDevice device, in LogitsProblem problem, in TokenUpstream upstream, in TensorView logitsGradient)
+    {
+        long tokens = problem.Logits.Length(0);
+        upstream.Check(device, tokens);
         Require.Output(device, logitsGradient, nameof(logitsGradient), [ElementType.Float32, problem.Logits.Type], tokens, problem.Logits.Length(1));
         CheckRows(logitsGradient, nameof(logitsGradient));
         if (!logitsGradient.IsSameAs(problem.Logits))
             Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Logits, "problem.Logits");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Targets, "problem.Targets");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Bias, "problem.Bias");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), upstream.LogProb, "upstream.LogProb");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), upstream.LogSumExp, "upstream.LogSumExp");
-        Require.Disjoint(logitsGradient, nameof(logitsGradient), upstream.Entropy, "upstream.Entropy");
-        device.RequireOffered(problem, default);
-        device.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
+        upstream.RequireDisjoint(logitsGradient, nameof(logitsGradient));
     }
 
-    private static void Check(ComputeDevice device, in LogitsProblem problem)
+    internal static void Check(ComputeDevice device, in LogitsProblem problem)
     {
         Require.Device(device);
         Require.Input(device, problem.Logits, "problem.Logits", [ElementType.Float32, ElementType.Float16, ElementType.BFloat16], -1, -1);

@@ -2,19 +2,24 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    protected internal override unsafe void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+    protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient) =>
+        FromLogitsBackward(problem, null, saved, default, upstream, logitsGradient);
+
+    protected internal override void LogProbsShardBackward(in LogitsProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient) =>
+        FromLogitsBackward(problem, shard, default, merged, upstream, logitsGradient);
+
+    private unsafe void FromLogitsBackward(in LogitsProblem problem, VocabularyShard? shard, in TokenSaved saved, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient)
     {
         fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logSumExp = saved.LogSumExp, entropy = saved.Entropy, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
-            ofEntropy = upstream.Entropy, gradient = logitsGradient)
+            ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit, gradient = logitsGradient, whole = merged)
         {
             var work = new LogProbsBackwardWork
             {
-                Rows = new(logits, targets, bias, problem),
+                Rows = new(logits, targets, bias, problem, shard),
                 LogSumExp = new(logSumExp, saved.LogSumExp),
                 Entropy = new(entropy, saved.Entropy),
-                OfLogProb = new(ofLogProb, upstream.LogProb),
-                OfLogSumExp = new(ofLogSumExp, upstream.LogSumExp),
-                OfEntropy = new(ofEntropy, upstream.Entropy),
+                Merged = new(whole, merged),
+                Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                 Gradient = new(gradient, logitsGradient),
             };
             Run(work, Groups(CheckTargets(work.Rows)));
@@ -33,7 +38,11 @@ internal sealed partial class CpuDevice
         private const int PrefetchedFloats = 1 << 16;
 
         public LogSumExpVector LogSumExp;
-        public HostVector Entropy, OfLogProb, OfLogSumExp, OfEntropy;
+        public HostVector Entropy;
+        public ArrivingGradients Upstream;
+
+        /// <summary>The sums of the whole vocabulary, if the row is a slice of it.</summary>
+        public PartialRows Merged;
         public GradientRows Gradient;
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
@@ -53,10 +62,13 @@ internal sealed partial class CpuDevice
             }
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
-            float ofEntropy = OfEntropy.OrZero(row);
-            RowSums sums = LogSumExp.HasRemainder ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, ofEntropy == 0 ? Sought.Sum : Sought.Weighted, block);
-            double logit = Rows.At<TLanes>(row, (nint)target);
-            var slope = new LogitSlope(sums, OfLogProb.OrZero(row), OfLogSumExp.OrZero(row), ofEntropy);
+            Arriving arriving = Upstream[row];
+            RowSums sums = Merged.IsPresent ? Merged[row].Row
+                // Saved sums have no squares.
+                : LogSumExp.HasRemainder && arriving.SumOfSquares == 0 ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
+            nint column = Rows.Column(target);
+            double logit = column < 0 ? double.NegativeInfinity : Rows.At<TLanes>(row, column);
+            var slope = new LogitSlope(sums, arriving, Rows.Shard.Whole);
 
             nint start = 0;
             if (Rows.IsPlain && Rows.Type == ElementType.Float32)
@@ -75,8 +87,10 @@ internal sealed partial class CpuDevice
                 Gradient.Write<TLanes>(slopes, row, start, count);
             }
             Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
+            if (column < 0)
+                return;
             *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
-            Gradient.Write<Real32>(slopes, row, (nint)target, 1);
+            Gradient.Write<Real32>(slopes, row, column, 1);
         }
     }
 }

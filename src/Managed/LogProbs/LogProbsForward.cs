@@ -2,21 +2,24 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    protected internal override unsafe void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
+    protected internal override bool OffersAllOfLogProbs => true;
+
+    protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs) => FromLogits(problem, null, outputs, default);
+
+    protected internal override void LogProbsShard(in LogitsProblem problem, VocabularyShard shard, TensorView partials) => FromLogits(problem, shard, default, partials);
+
+    private unsafe void FromLogits(in LogitsProblem problem, VocabularyShard? shard, in TokenOutputs outputs, TensorView partials)
     {
         fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp,
-            entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens)
+            entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens, mean = outputs.MeanLogit, parts = partials)
         {
             var work = new LogProbsWork
             {
-                Rows = new(logits, targets, bias, problem),
-                LogProb = new(logProb, outputs.LogProb),
-                LogSumExp = new(logSumExp, outputs.LogSumExp),
-                Entropy = new(entropy, outputs.Entropy),
-                SumOfSquares = new(squares, outputs.SumOfSquares),
-                Argmax = new(argmax, outputs.Argmax),
+                Rows = new(logits, targets, bias, problem, shard),
+                Results = new(logProb, logSumExp, entropy, squares, argmax, mean, outputs),
+                Partials = new(parts, partials),
                 Top = new(topLogProbs, topTokens, outputs),
-                Sought = Sought.Sum | (outputs.Entropy.IsPresent ? Sought.Weighted : 0) | (outputs.SumOfSquares.IsPresent ? Sought.Squares : 0),
+                Sought = Sought.Sum | (outputs.Entropy.IsPresent || partials.IsPresent ? Sought.Weighted : 0) | (outputs.SumOfSquares.IsPresent || partials.IsPresent ? Sought.Squares : 0),
             };
             Run(work, Groups(CheckTargets(work.Rows)));
         }
@@ -30,25 +33,24 @@ internal sealed partial class CpuDevice
     private static nint CheckTargets(in LogitRows rows)
     {
         for (nint row = 0; row < rows.Count; row++)
-            CheckTarget(row, rows.Target(row), rows.Vocabulary, rows.IgnoreTarget);
+            CheckTarget(row, rows.Target(row), rows.Shard.Whole, rows.IgnoreTarget);
         return rows.Count;
     }
 
-    private static void CheckTarget(nint row, long target, nint vocabulary, long ignoreTarget)
+    private static void CheckTarget(nint row, long target, long vocabulary, long ignoreTarget, string name = "problem.Targets")
     {
         if (target != ignoreTarget && (target < 0 || target >= vocabulary))
         {
-            throw new ArgumentOutOfRangeException("problem.Targets", target,
-                $"problem.Targets[{row}] is {target}; it must lie between 0 and {vocabulary - 1}, or be {ignoreTarget} to ignore the token.");
+            throw new ArgumentOutOfRangeException(name, target,
+                $"{name}[{row}] is {target}; it must lie between 0 and {vocabulary - 1}, or be {ignoreTarget} to ignore the token.");
         }
     }
 
     private unsafe struct LogProbsWork : IWork
     {
         public LogitRows Rows;
-        public HostVector LogProb, Entropy, SumOfSquares;
-        public LogSumExpVector LogSumExp;
-        public TokenVector Argmax;
+        public TokenResults Results;
+        public PartialRows Partials;
         public TopRows Top;
         public Sought Sought;
 
@@ -65,22 +67,29 @@ internal sealed partial class CpuDevice
             long target = Rows.Target(row);
             if (target == Rows.IgnoreTarget)
             {
-                LogProb.Set(row, 0);
-                LogSumExp.Set(row, 0, 0);
-                Entropy.Set(row, 0);
-                SumOfSquares.Set(row, 0);
-                Argmax.Set(row, 0);
+                Results.Clear(row);
+                if (Partials.IsPresent)
+                    Partials[row] = default;
                 Top.Clear(row);
                 return;
             }
             RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block);
-            double logSum = sums.LogSum;
-            LogProb.Set(row, (float)((double)Rows.At<TLanes>(row, (nint)target) - sums.Shift - logSum));
-            LogSumExp.Set(row, sums.Shift, logSum);
-            Entropy.Set(row, (float)(logSum + sums.MinusMean)); // Σ p (ln S − t), with p = e^t / S
-            SumOfSquares.Set(row, (float)(sums.Squares / sums.Sum / sums.Sum));
-            if (Argmax.IsPresent)
-                Argmax.Set(row, FirstLargest<TLanes>(row, sums, block));
+            bool all = Partials.IsPresent;
+            nint column = Rows.Column(target);
+            var whole = new VocabularySums
+            {
+                // Where no sums could be formed the shift is 0.
+                Max = sums.Sum == 0 ? float.NegativeInfinity : double.IsFinite(sums.Sum) ? sums.Shift : (float)sums.Sum,
+                Sum = sums.Sum,
+                Weighted = sums.Weighted,
+                Squares = sums.Squares,
+                Logits = all || Results.HasMeanLogit ? Rows.Total<TLanes>(row, block) / Rows.Shard.Whole : 0,
+                TargetLogit = column < 0 ? float.NegativeInfinity : Rows.At<TLanes>(row, column),
+                Argmax = all || Results.HasArgmax ? Rows.Shard.First + FirstLargest<TLanes>(row, sums, block) : 0,
+            };
+            Results.Set(row, whole);
+            if (all)
+                Partials[row] = whole;
             if (Top.Count > 0)
                 FindTop<TLanes>(row, sums, block);
         }

@@ -26,7 +26,10 @@ internal sealed partial class CpuDevice
         /// <summary>Whether the logits count as they stand in memory.</summary>
         public readonly bool IsPlain;
 
-        public LogitRows(byte* logits, byte* targets, byte* bias, in LogitsProblem problem)
+        /// <summary>Where the columns lie in the vocabulary that targets are of.</summary>
+        public readonly VocabularyShard Shard;
+
+        public LogitRows(byte* logits, byte* targets, byte* bias, in LogitsProblem problem, VocabularyShard? shard = null)
         {
             this.logits = logits;
             this.targets = targets;
@@ -41,6 +44,7 @@ internal sealed partial class CpuDevice
             Tail = (nint)problem.Logits.Length(1) - Vocabulary;
             IgnoreTarget = problem.IgnoreTarget;
             IsPlain = bias == null && !shape.Bends;
+            Shard = shard ?? new(0, Vocabulary);
         }
 
         public LogitShape Shape => shape;
@@ -48,6 +52,9 @@ internal sealed partial class CpuDevice
         public byte* Row(nint row) => logits + row * rowStride;
 
         public long Target(nint row) => targetsAreLong ? ((long*)targets)[row * targetStride] : ((int*)targets)[row * targetStride];
+
+        /// <summary>The column of a target; −1 if it lies in another slice of the vocabulary.</summary>
+        public nint Column(long target) => target >= Shard.First && target < Shard.First + Vocabulary ? (nint)(target - Shard.First) : -1;
 
         /// <summary>Computes the logits of a part of a row, −∞ behind them up to a whole vector. Returns the largest; NaN may be passed over.</summary>
         public float Prepare<V>(nint row, nint start, nint count, float* prepared) where V : struct, ILanes<V> => (Type, IsPlain) switch
@@ -93,6 +100,24 @@ internal sealed partial class CpuDevice
                 largest = V.MaxNative(largest, V.From(last));
             }
             return largest.Largest();
+        }
+
+        /// <summary>Σ z over a row: vectors of a block in float32, everything else in double.</summary>
+        public double Total<V>(nint row, float* block) where V : struct, ILanes<V>
+        {
+            double total = 0;
+            for (nint start = 0; start < Vocabulary; start += LogitSums<V>.Block)
+            {
+                nint count = Math.Min(LogitSums<V>.Block, Vocabulary - start), whole = count - count % V.Count;
+                Prepare<V>(row, start, count, block);
+                V sum = V.Zero;
+                for (nint i = 0; i < whole; i += V.Count)
+                    sum += V.Load(block + i);
+                total += LogitSums<V>.Total(sum);
+                for (nint i = whole; i < count; i++)
+                    total += block[i];
+            }
+            return total;
         }
 
         /// <summary>A single logit, computed as all of them are.</summary>

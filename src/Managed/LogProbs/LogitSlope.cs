@@ -4,37 +4,47 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    /// <summary>dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) over a row whose sums are known.</summary>
-    /// <remarks>With t = z − shift and p = e^t / S it is e^t (u_logSumExp − u_logProb − u_entropy (t − mean)) / S wherever the target isn't, mean = Σ p t.</remarks>
+    /// <summary>dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean / V over a row whose sums are known.</summary>
+    /// <remarks>
+    /// With t = z − shift and p = e^t / S it is e^t (a + b t + c (e^t − 1)) + d wherever the target isn't: a = (u_logSumExp − u_logProb + u_entropy Σ p t + 2 u_squares (1 / S − Q)) / S,
+    /// b = −u_entropy / S, c = 2 u_squares / S², d = u_mean / V. Where e^t is 1, p − Q is so formed in double.
+    /// </remarks>
     private readonly unsafe struct LogitSlope
     {
-        private readonly double logSum, entropy, ofLogProb, ofLogSumExp, ofEntropy;
-        private readonly float shift, constant, perLogit;
+        private readonly Arriving of;
+        private readonly double logSum, entropy, squares;
+        private readonly float shift, constant, perLogit, perExponential, everywhere;
         private readonly bool isUniform;
 
-        public LogitSlope(in RowSums sums, float ofLogProb, float ofLogSumExp, float ofEntropy)
+        public LogitSlope(in RowSums sums, in Arriving arriving, long entries)
         {
-            (this.ofLogProb, this.ofLogSumExp, this.ofEntropy) = (ofLogProb, ofLogSumExp, ofEntropy);
+            of = arriving;
             shift = sums.Shift;
             logSum = sums.LogSum;
             entropy = sums.Entropy;
+            squares = sums.SumOfSquares;
             // No distribution, no gradient.
             bool any = sums.Sum > 0 && sums.Sum < double.PositiveInfinity;
-            isUniform = ofEntropy == 0;
-            constant = any ? (float)(((double)ofLogSumExp - ofLogProb - (isUniform ? 0 : ofEntropy * sums.MinusMean)) / sums.Sum) : float.NaN;
-            perLogit = any ? (float)(ofEntropy / sums.Sum) : float.NaN;
+            isUniform = of.Entropy == 0;
+            double ofPeak = of.SumOfSquares == 0 ? 0 : 2 * of.SumOfSquares * (1 / sums.Sum - squares);
+            constant = any ? (float)(((double)of.LogSumExp - of.LogProb - (isUniform ? 0 : of.Entropy * sums.MinusMean) + ofPeak) / sums.Sum) : float.NaN;
+            perLogit = any ? (float)(of.Entropy / sums.Sum) : float.NaN;
+            perExponential = any ? (float)(2 * of.SumOfSquares / sums.Sum / sums.Sum) : float.NaN;
+            everywhere = of.MeanLogit / entries;
         }
 
-        /// <summary>a and b of e^t (a + b t).</summary>
-        public (float Constant, float PerLogit) Line => (constant, -perLogit);
+        /// <summary>a, b, c and d.</summary>
+        public (float Constant, float PerLogit, float PerExponential, float Everywhere) Coefficients => (constant, -perLogit, perExponential, everywhere);
 
         /// <summary>The gradient at the target. There p − 1 is what counts: from the logarithm in double, it keeps its digits where p is nearly 1.</summary>
         public double AtTarget(double logit)
         {
             double logP = logit - shift - logSum, bounded = Math.Max(logP, Exponential.Lowest);
             // Without a distribution it is NaN.
-            double ofP = isUniform ? ofLogSumExp + 0 * constant : ofLogSumExp - ofEntropy * (bounded + entropy);
-            return -ofLogProb * Real64.Expm1(new(logP)).Value + Math.Exp(logP) * ofP;
+            double p = Math.Exp(logP), ofP = isUniform ? of.LogSumExp + 0 * constant : of.LogSumExp - of.Entropy * (bounded + entropy);
+            if (of.SumOfSquares != 0)
+                ofP += 2 * of.SumOfSquares * (p - squares);
+            return -of.LogProb * Real64.Expm1(new(logP)).Value + p * ofP + everywhere;
         }
 
         /// <summary>The gradient of whole vectors of logits as if none were the target; in place if both are one.</summary>
@@ -44,6 +54,11 @@ internal sealed partial class CpuDevice
         /// <param name="next">So many floats that will be needed soon, from here; null for none.</param>
         public void Differentiate<V>(float* logits, float* gradient, nint count, float* next = null) where V : struct, ILanes<V>
         {
+            if (of.SumOfSquares != 0 || of.MeanLogit != 0)
+            {
+                DifferentiateAll<V>(logits, gradient, count);
+                return;
+            }
             nint eights = HasManyRegisters ? count - count % (8 * V.Count) : 0;
             if (isUniform)
             {
@@ -97,6 +112,18 @@ internal sealed partial class CpuDevice
             {
                 V t = V.MaxNative(lowest, V.Load(logits + i) - shift);
                 (Exponential.OfNonPositive(t) * Factor<V, TUniform>(t, a, b)).Store(gradient + i);
+            }
+        }
+
+        // With all four coefficients.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private void DifferentiateAll<V>(float* logits, float* gradient, nint count) where V : struct, ILanes<V>
+        {
+            V lowest = V.From(Exponential.Lowest), a = V.From(constant), b = V.From(-perLogit), c = V.From(perExponential), d = V.From(everywhere);
+            for (nint i = 0; i < count; i += V.Count)
+            {
+                V t = V.MaxNative(lowest, V.Load(logits + i) - shift), e = Exponential.OfNonPositive(t);
+                V.MultiplyAdd(e, V.MultiplyAdd(c, e - 1f, V.MultiplyAdd(b, t, a)), d).Store(gradient + i);
             }
         }
 

@@ -16,6 +16,8 @@ internal sealed partial class CpuDevice
         public double MinusMean => -Weighted / Sum;
 
         public double Entropy => LogSum + MinusMean;
+
+        public double SumOfSquares => Squares / Sum / Sum;
     }
 
     private static bool HasManyRegisters => Avx512F.IsSupported || AdvSimd.IsSupported;
@@ -161,7 +163,7 @@ internal sealed partial class CpuDevice
         }
 
         // Summed in double: beside a 1 the small lanes of a peaked row still count.
-        private static double Total(V lanes)
+        public static double Total(V lanes)
         {
             float* each = stackalloc float[V.Count];
             lanes.Store(each);

@@ -32,6 +32,13 @@ internal readonly unsafe struct TopRows
         }
     }
 
+    /// <summary>Makes log-probs of the logits that a list has left in a row.</summary>
+    public void Finish(nint row, float shift, double logSum)
+    {
+        if (Count > 0)
+            Begin(row).Finish(shift, logSum);
+    }
+
     public List Begin(nint row) => new(logProbs.From(row * logProbStride), tokens.From(row * tokenStride), Count);
 
     /// <summary>The largest logits of a row so far, in place of the log-probs that they become; of equal ones the first comes first.</summary>

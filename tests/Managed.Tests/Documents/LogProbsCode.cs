@@ -58,4 +58,58 @@ public class LogProbsCode
         double[] expected = [-0.25 * Math.Log(3), 0, 1.25, 1, 0.75, 1];
         Assert.All(expected.Zip(dh.Concat(dv)), pair => Assert.Equal(pair.First, pair.Second, 1e-5));
     }
+
+    [Fact]
+    public void Slices_of_a_vocabulary_are_merged_and_differentiated()
+    {
+        ComputeDevice device = ComputeDevice.Cpu;
+        using var workspace = new Workspace(device);
+        const int slice = 2, rank = 1;
+        float[] h = [1], v = [0, MathF.Log(2), MathF.Log(3), MathF.Log(4)], all = new float[2 * ShardPartials.Count], sums = new float[ShardPartials.Count], p = new float[1], H = new float[1], arriving = [1], dh = [0], dv = new float[2];
+        HiddenProblem Of(int rank) => new() { Hidden = TensorView.Of(h, 1, 1), Vocabulary = TensorView.Of(v, 4, 1).Slice(0, rank * slice, slice), Targets = TensorView.Of((int[])[3]) };
+        TensorView gathered = TensorView.Of(all, 2, 1, ShardPartials.Count), partials = gathered.Select(0, rank), merged = TensorView.Of(sums, 1, ShardPartials.Count);
+        TensorView logProb = TensorView.Of(p), entropy = TensorView.Of(H), hiddenPart = TensorView.Of(dh, 1, 1), vocabularyGradient = TensorView.Of(dv, 2, 1);
+        var upstream = new TokenUpstream { LogProb = TensorView.Of(arriving) };
+        VocabularyShards.FromHidden(device, Of(0), new(0, 2 * slice), gathered.Select(0, 0), workspace);
+        HiddenProblem problem = Of(rank);
+        // snippet: logprobs-shards
+        var shard = new VocabularyShard(First: rank * slice, Whole: 2 * slice);
+        VocabularyShards.FromHidden(device, problem, shard, partials, workspace);               // targets are indices in the whole vocabulary
+        // ... gather the partials of all slices, in their order: [slices, n, 8] ...
+        VocabularyShards.Merge(device, gathered, new TokenOutputs { LogProb = logProb, Entropy = entropy }, merged);
+        VocabularyShards.FromHiddenBackward(device, problem, shard, merged, upstream, new HiddenGradients { Hidden = hiddenPart, Vocabulary = vocabularyGradient }, workspace);
+        // snippet ends
+
+        Assert.Equal(Math.Log(0.4), p[0], 1e-6);
+        Assert.Equal(-0.1 * Math.Log(0.1) - 0.2 * Math.Log(0.2) - 0.3 * Math.Log(0.3) - 0.4 * Math.Log(0.4), H[0], 1e-6);
+        Assert.Equal(-0.3, dv[0], 1e-6);
+        Assert.Equal(0.6, dv[1], 1e-6);
+        Assert.Equal(-0.3 * Math.Log(3) + 0.6 * Math.Log(4), dh[0], 1e-6);
+    }
+
+    [Fact]
+    public void Dpo_goes_from_hidden_states_to_their_gradients()
+    {
+        ComputeDevice device = ComputeDevice.Cpu;
+        using var workspace = new Workspace(device);
+        float[] h = [1, 1], old = [0, 0], v = [0, MathF.Log(3)], dh = new float[2], numbers = new float[6], measured = new float[PreferenceMetrics.Count];
+        HiddenProblem Of(float[] hidden) => new() { Hidden = TensorView.Of(hidden, 2, 1), Vocabulary = TensorView.Of(v, 2, 1), Targets = TensorView.Of((int[])[1, 0]) };
+        HiddenProblem policy = Of(h), reference = Of(old);
+        TensorView cumulativeLengths = TensorView.Of((int[])[0, 1, 2]), answerTokens = TensorView.Of((bool[])[true, true]), metrics = TensorView.Of(measured), all = TensorView.Of(numbers, 6, 1);
+        TensorView chosen = all.Select(0, 0), rejected = all.Select(0, 1), referenceChosen = all.Select(0, 2), referenceRejected = all.Select(0, 3), ofChosen = all.Select(0, 4), ofRejected = all.Select(0, 5);
+        var gradients = new HiddenGradients { Hidden = TensorView.Of(dh, 2, 1) };
+        // snippet: logprobs-preference
+        // 2n sequences: first the chosen answers, then the rejected ones. Tokens outside the answers are dropped before any product.
+        var problem = new PreferenceProblem { Policy = policy, Reference = reference, CumulativeLengths = cumulativeLengths, Mask = answerTokens };
+        PreferenceLogProbs.FromHidden(device, problem, new PreferenceOutputs { Chosen = chosen, Rejected = rejected, ReferenceChosen = referenceChosen, ReferenceRejected = referenceRejected }, workspace);
+        PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = rejected, ReferenceChosen = referenceChosen, ReferenceRejected = referenceRejected },
+            new DpoSigmoid(beta: 0.1f), new PairOutputs { Chosen = ofChosen, Rejected = ofRejected }, metrics, workspace);
+        PreferenceLogProbs.FromHiddenBackward(device, problem, new PreferenceUpstream { Chosen = ofChosen, Rejected = ofRejected }, gradients, workspace);
+        // snippet ends
+
+        Assert.Equal([Math.Log(0.75), Math.Log(0.25), Math.Log(0.5), Math.Log(0.5)], numbers[..4].Select(x => (double)x), (expected, actual) => Math.Abs(expected - actual) < 1e-6);
+        double slope = -0.1 / (1 + Math.Pow(3, 0.1));
+        Assert.Equal(slope * 0.25 * Math.Log(3), dh[0], 1e-6);
+        Assert.Equal(slope * 0.75 * Math.Log(3), dh[1], 1e-6);
+    }
 }

@@ -23,82 +23,10 @@ public class HiddenLogProbsTests
         return shapes;
     }
 
-    // Ignored tokens and padding hold NaN.
-    private sealed class Example
-    {
-        public Example(int tokens, int width, int vocabulary, string options)
-        {
-            (Tokens, Width, Vocabulary) = (tokens, width, vocabulary);
-            HiddenType = options.Contains("float16") && !options.Contains("bfloat16") ? ElementType.Float16 : options.Contains("bfloat16") ? ElementType.BFloat16 : ElementType.Float32;
-            VocabularyType = options.Contains("hidden in") ? ElementType.Float32 : HiddenType;
-            int valid = options.Contains("padded") ? Math.Max(1, vocabulary - 3) : vocabulary;
-            Shaping = new(options.Contains("bias") ? Array.ConvertAll(Seeded.Normal(vocabulary, 3), x => (double)x) : null,
-                options.Contains("softcap") ? 3 : 0, options.Contains("temperature") ? 0.75 : 1, options.Contains("padded") ? valid : null);
-            Hidden = [.. Seeded.Normal(tokens * width, 1).Select(x => Round(x, HiddenType))];
-            Entries = [.. Seeded.Normal(vocabulary * width, 2, 2 / MathF.Sqrt(width)).Select(x => Round(x, VocabularyType))];
-            var random = new Random(tokens);
-            Targets = [.. Enumerable.Range(0, tokens).Select(i => options.Contains("ignored") && i % 3 == 1 ? -100L : random.Next(valid))];
-            for (int i = 0; i < Hidden.Length; i++)
-                Hidden[i] = Targets[i / width] == -100 ? float.NaN : Hidden[i];
-            for (int i = valid * width; i < Entries.Length; i++)
-                Entries[i] = float.NaN;
-        }
-
-        public int Tokens { get; }
-        public int Width { get; }
-        public int Vocabulary { get; }
-        public ElementType HiddenType { get; }
-        public ElementType VocabularyType { get; }
-        public float[] Hidden { get; }
-        public float[] Entries { get; }
-        public long[] Targets { get; }
-        public LogitShaping Shaping { get; }
-        public float[] Upstream1 => Seeded.Normal(Tokens, 5);
-        public float[] Upstream2 => Seeded.Normal(Tokens, 6);
-        public float[] Upstream3 => Seeded.Normal(Tokens, 7);
-
-        public HiddenProblem Problem => new()
-        {
-            Hidden = Stored(Hidden, HiddenType, Tokens, Width),
-            Vocabulary = Stored(Entries, VocabularyType, Vocabulary, Width),
-            Targets = TensorView.Of(Targets),
-            Bias = Shaping.Bias is null ? default : TensorView.Of(Array.ConvertAll(Shaping.Bias, x => (float)x)),
-            Softcap = (float)Shaping.Softcap,
-            Temperature = (float)Shaping.Temperature,
-            ValidVocabulary = Shaping.Valid,
-        };
-
-        public TokenUpstream Upstream => new() { LogProb = TensorView.Of(Upstream1), LogSumExp = TensorView.Of(Upstream2), Entropy = TensorView.Of(Upstream3) };
-
-        public TokenResult<T> Forward<T>() where T : System.Numerics.IFloatingPointIeee754<T> =>
-            HiddenLogProbsOracle.Forward<T>(Grid.Of(Hidden, Tokens, Width), Grid.Of(Entries, Vocabulary, Width), Targets, shaping: Shaping);
-
-        public HiddenGradient<T> Backward<T>() where T : System.Numerics.IFloatingPointIeee754<T> =>
-            HiddenLogProbsOracle.Backward<T>(Grid.Of(Hidden, Tokens, Width), Grid.Of(Entries, Vocabulary, Width), Targets,
-                Array.ConvertAll(Upstream1, x => (double)x), Array.ConvertAll(Upstream2, x => (double)x), Array.ConvertAll(Upstream3, x => (double)x), shaping: Shaping);
-
-        private static float Round(float x, ElementType type) => type switch
-        {
-            ElementType.Float16 => (float)(Half)x,
-            ElementType.BFloat16 => BitConverter.UInt32BitsToSingle(BitConverter.SingleToUInt32Bits(x) & 0xffff0000),
-            _ => x,
-        };
-
-        private static TensorView Stored(float[] values, ElementType type, int rows, int columns) => type switch
-        {
-            ElementType.Float16 => TensorView.Of(Array.ConvertAll(values, x => (Half)x), rows, columns),
-            ElementType.BFloat16 => TensorView.Of(Array.ConvertAll(values, x => new BFloat16((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16))), rows, columns),
-            _ => TensorView.Of(values, rows, columns),
-        };
-
-        // Any two bytes of this name will do.
-        private readonly record struct BFloat16(ushort Bits);
-    }
-
     // Everything that a call writes.
-    private sealed record Written(float[] LogProb, float[] LogSumExp, float[] Entropy, float[] SumOfSquares, int[] Argmax, float[] Hidden, float[] Vocabulary, float[] Bias)
+    private sealed record Written(float[] LogProb, float[] LogSumExp, float[] Entropy, float[] SumOfSquares, float[] MeanLogit, int[] Argmax, float[] Hidden, float[] Vocabulary, float[] Bias)
     {
-        public Written(Example example) : this(new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new int[example.Tokens],
+        public Written(HiddenExample example) : this(new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new float[example.Tokens], new int[example.Tokens],
             Filled(example.Tokens * example.Width), Filled(example.Vocabulary * example.Width), Filled(example.Vocabulary))
         {
         }
@@ -109,10 +37,11 @@ public class HiddenLogProbsTests
             LogSumExp = TensorView.Of(LogSumExp),
             Entropy = TensorView.Of(Entropy),
             SumOfSquares = TensorView.Of(SumOfSquares),
+            MeanLogit = TensorView.Of(MeanLogit),
             Argmax = TensorView.Of(Argmax),
         };
 
-        public HiddenGradients Gradients(Example example, bool accumulate = false) => new()
+        public HiddenGradients Gradients(HiddenExample example, bool accumulate = false) => new()
         {
             Hidden = TensorView.Of(Hidden, example.Tokens, example.Width),
             Vocabulary = TensorView.Of(Vocabulary, example.Vocabulary, example.Width),
@@ -128,6 +57,7 @@ public class HiddenLogProbsTests
                 Assert.Equal(LogSumExp, other.LogSumExp);
                 Assert.Equal(Entropy, other.Entropy);
                 Assert.Equal(SumOfSquares, other.SumOfSquares);
+                Assert.Equal(MeanLogit, other.MeanLogit);
                 Assert.Equal(Argmax, other.Argmax);
             }
             Assert.Equal(Hidden, other.Hidden);
@@ -147,7 +77,7 @@ public class HiddenLogProbsTests
     [MemberData(nameof(Shapes))]
     public void Results_and_gradients_keep_the_contract(int tokens, int width, int vocabulary, string options)
     {
-        var example = new Example(tokens, width, vocabulary, options);
+        var example = new HiddenExample(tokens, width, vocabulary, options);
         var forward = new Written(example);
         using var workspace = new Workspace(Device);
         LogProbs.FromHidden(Device, example.Problem, forward.Outputs, workspace);
@@ -158,6 +88,9 @@ public class HiddenLogProbsTests
         Contract.Check(forward.Entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
         Contract.Check(forward.SumOfSquares, oracle.SumOfSquares, naive.SumOfSquares, Contract.Forward, "Σp²");
         Grid<double> logits = HiddenLogProbsOracle.Logits<double>(Grid.Of(example.Hidden, tokens, width), Grid.Of(example.Entries, vocabulary, width), example.Targets, -100, example.Shaping);
+        // A sum of everything is as large as its terms.
+        double magnitude = Enumerable.Range(0, tokens).Max(i => example.Shaping.Apply<double>(logits).Row(i).ToArray().Average(Math.Abs));
+        Contract.Check(forward.MeanLogit, oracle.MeanLogit, naive.MeanLogit, Contract.Forward, "mean logit", magnitude: magnitude);
         Assert.Equal(LogProbsOracle.Top(logits, example.Targets, 1, shaping: example.Shaping), forward.Argmax.Select(token => (long)token));
 
         var pairs = new float[2 * tokens];
@@ -194,7 +127,7 @@ public class HiddenLogProbsTests
     [InlineData(40, 50, 3000, "bfloat16 ignored")]
     public void Threads_and_workspace_change_no_bit(int tokens, int width, int vocabulary, string options)
     {
-        var example = new Example(tokens, width, vocabulary, options);
+        var example = new HiddenExample(tokens, width, vocabulary, options);
         var expected = new Written(example);
         using var workspace = new Workspace(Device);
         LogProbs.TrainFromHidden(Device, example.Problem, example.Upstream, expected.Outputs, expected.Gradients(example), workspace);
@@ -223,7 +156,7 @@ public class HiddenLogProbsTests
     [Fact]
     public void What_is_of_one_token_does_not_depend_on_the_others()
     {
-        var example = new Example(60, 20, 700, "bias");
+        var example = new HiddenExample(60, 20, 700, "bias");
         var all = new Written(example);
         using var workspace = new Workspace(Device);
         LogProbs.TrainFromHidden(Device, example.Problem, example.Upstream, all.Outputs, all.Gradients(example), workspace);
@@ -233,7 +166,8 @@ public class HiddenLogProbsTests
             HiddenProblem alone = example.Problem;
             alone.Hidden = alone.Hidden.Slice(0, token, 1);
             alone.Targets = alone.Targets.Slice(0, token, 1);
-            LogProbs.TrainFromHidden(Device, alone, new() { LogProb = TensorView.Of(example.Upstream1[token..(token + 1)]), LogSumExp = TensorView.Of(example.Upstream2[token..(token + 1)]), Entropy = TensorView.Of(example.Upstream3[token..(token + 1)]) },
+            LogProbs.TrainFromHidden(Device, alone, new() { LogProb = TensorView.Of(example.Upstream1[token..(token + 1)]), LogSumExp = TensorView.Of(example.Upstream2[token..(token + 1)]), Entropy = TensorView.Of(example.Upstream3[token..(token + 1)]),
+                    SumOfSquares = TensorView.Of(example.Upstream4[token..(token + 1)]), MeanLogit = TensorView.Of(example.Upstream5[token..(token + 1)]) },
                 new() { LogProb = TensorView.Of(logProb), Entropy = TensorView.Of(entropy) }, new() { Hidden = TensorView.Of(gradient, 1, 20) }, workspace);
             Assert.Equal((all.LogProb[token], all.Entropy[token]), (logProb[0], entropy[0]));
             Assert.Equal(all.Hidden[(token * 20)..(token * 20 + 20)], gradient);
@@ -245,7 +179,7 @@ public class HiddenLogProbsTests
     [InlineData("bias padded ignored")]
     public void Gradients_are_added_to_what_is_there_if_asked(string options)
     {
-        var example = new Example(9, 21, 200, options);
+        var example = new HiddenExample(9, 21, 200, options);
         var plain = new Written(example);
         var added = new Written(example);
         using var workspace = new Workspace(Device);
@@ -265,7 +199,7 @@ public class HiddenLogProbsTests
     {
         foreach (int tokens in (int[])[0, 4])
         {
-            var example = new Example(Math.Max(1, tokens), 6, 30, "bias");
+            var example = new HiddenExample(Math.Max(1, tokens), 6, 30, "bias");
             Array.Fill(example.Targets, -100);
             HiddenProblem problem = example.Problem;
             if (tokens == 0)
@@ -288,7 +222,7 @@ public class HiddenLogProbsTests
     [Fact]
     public void Gradients_match_finite_differences_of_the_oracle()
     {
-        var example = new Example(4, 5, 11, "bias softcap temperature padded ignored");
+        var example = new HiddenExample(4, 5, 11, "bias softcap temperature padded ignored");
         var written = new Written(example);
         using var workspace = new Workspace(Device);
         LogProbs.FromHiddenBackward(Device, example.Problem, example.Upstream, written.Gradients(example), workspace);
@@ -299,7 +233,8 @@ public class HiddenLogProbsTests
         double Loss()
         {
             TokenResult<double> result = HiddenLogProbsOracle.Forward<double>(hidden, vocabulary, example.Targets, shaping: example.Shaping);
-            return Enumerable.Range(0, 4).Sum(i => example.Upstream1[i] * result.LogProb[i] + example.Upstream2[i] * result.LogSumExp[i] + example.Upstream3[i] * result.Entropy[i]);
+            return Enumerable.Range(0, 4).Sum(i => example.Upstream1[i] * result.LogProb[i] + example.Upstream2[i] * result.LogSumExp[i] + example.Upstream3[i] * result.Entropy[i]
+                + example.Upstream4[i] * result.SumOfSquares[i] + example.Upstream5[i] * result.MeanLogit[i]);
         }
         foreach ((double[] expected, float[] ours) in ((double[], float[])[])[(FiniteDifferences.Gradient(hidden.Data, Loss), written.Hidden),
             (FiniteDifferences.Gradient(vocabulary.Data, Loss), written.Vocabulary), (FiniteDifferences.Gradient(bias, Loss), written.Bias)])
@@ -312,7 +247,7 @@ public class HiddenLogProbsTests
     [Fact]
     public void Infinities_and_NaN_surface_in_their_token_only()
     {
-        var example = new Example(5, 8, 90, "bias");
+        var example = new HiddenExample(5, 8, 90, "bias");
         example.Hidden[8] = float.NaN;
         example.Shaping.Bias![3] = double.NegativeInfinity;
         var written = new Written(example);
@@ -344,7 +279,6 @@ public class HiddenLogProbsTests
         Assert.Throws<ArgumentException>("workspace", () => LogProbs.FromHidden(Device, Good(), new() { LogProb = TensorView.Of(out4) }, foreign));
         Assert.Throws<ArgumentException>("outputs", () => LogProbs.FromHidden(Device, Good(), default, workspace));
         Assert.Throws<ArgumentException>("outputs.LogProb", () => LogProbs.FromHidden(Device, Good(), new() { LogProb = TensorView.Of(hidden, 4) }, workspace));
-        Assert.StartsWith("The likeliest tokens (outputs.TopLogProbs)", Assert.Throws<NotSupportedException>(() => LogProbs.FromHidden(Device, Good(), new() { TopLogProbs = TensorView.Of(new float[8], 4, 2) }, workspace)).Message);
         Assert.Throws<ArgumentException>("gradients", () => LogProbs.FromHiddenBackward(Device, Good(), default, default, workspace));
         Assert.Throws<ArgumentException>("gradients.Hidden", () => LogProbs.FromHiddenBackward(Device, Good(), default, new() { Hidden = TensorView.Of(hidden, 4, 3) }, workspace));
         Assert.Throws<ArgumentException>("gradients.Vocabulary", () => LogProbs.FromHiddenBackward(Device, Good(), default, new() { Vocabulary = TensorView.Of(wide, 5, 3, 2).Select(2, 0) }, workspace));

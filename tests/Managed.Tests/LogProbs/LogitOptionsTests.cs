@@ -101,7 +101,7 @@ public class LogitOptionsTests
     public void Every_output_keeps_the_contract(ElementType type, int vocabulary, string options)
     {
         var example = new Example(type, vocabulary, options);
-        float[] logProb = new float[Tokens], logSumExp = new float[Tokens], entropy = new float[Tokens], squares = new float[Tokens];
+        float[] logProb = new float[Tokens], logSumExp = new float[Tokens], entropy = new float[Tokens], squares = new float[Tokens], mean = new float[Tokens];
         int[] argmax = new int[Tokens];
         LogProbs.FromLogits(Device, example.Problem(), new()
         {
@@ -110,6 +110,7 @@ public class LogitOptionsTests
             Entropy = TensorView.Of(entropy),
             SumOfSquares = TensorView.Of(squares),
             Argmax = TensorView.Of(argmax),
+            MeanLogit = TensorView.Of(mean),
         });
         TokenResult<double> oracle = LogProbsOracle.Forward<double>(example.Logits, example.Targets, shaping: example.Shaping);
         TokenResult<float> naive = LogProbsOracle.Forward<float>(example.Logits, example.Targets, shaping: example.Shaping);
@@ -117,6 +118,9 @@ public class LogitOptionsTests
         Contract.Check(logSumExp, oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp");
         Contract.Check(entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
         Contract.Check(squares, oracle.SumOfSquares, naive.SumOfSquares, Contract.Forward, "Σp²");
+        // A sum of everything is as large as its terms.
+        double magnitude = example.Shaping.Apply<double>(example.Logits).Data.Where(double.IsFinite).Sum(Math.Abs) / Tokens / (example.Shaping.Valid ?? vocabulary);
+        Contract.Check(mean, oracle.MeanLogit, naive.MeanLogit, Contract.Forward, "mean logit", magnitude: magnitude);
         if (!options.Contains("softcap")) // which makes equals of what differs in double only
             Assert.Equal(LogProbsOracle.Top(example.Logits, example.Targets, 1, shaping: example.Shaping), argmax.Select(token => (long)token));
 
@@ -128,6 +132,8 @@ public class LogitOptionsTests
         Assert.Equal(entropy, alone);
         LogProbs.FromLogits(Device, example.Problem(), new() { SumOfSquares = TensorView.Of(alone) });
         Assert.Equal(squares, alone);
+        LogProbs.FromLogits(Device, example.Problem(), new() { MeanLogit = TensorView.Of(alone) });
+        Assert.Equal(mean, alone);
     }
 
     [Theory]
@@ -135,16 +141,26 @@ public class LogitOptionsTests
     public void Gradient_keeps_the_contract_in_place_and_elsewhere(ElementType type, int vocabulary, string options)
     {
         var example = new Example(type, vocabulary, options);
-        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), saved = new float[Tokens], pairs = new float[2 * Tokens], entropy = new float[Tokens];
+        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), c = Seeded.Normal(Tokens, 3), d = Seeded.Normal(Tokens, 4), e = Seeded.Normal(Tokens, 5), saved = new float[Tokens], pairs = new float[2 * Tokens], entropy = new float[Tokens];
         LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(saved), Entropy = TensorView.Of(entropy) });
         LogProbs.FromLogits(Device, example.Problem(), new() { LogSumExp = TensorView.Of(pairs, Tokens, 2) });
-        foreach ((bool withEntropy, bool keepsRemainder) in ((bool, bool)[])[(false, false), (true, false), (false, true), (true, true)])
+        for (int which = 0; which < 8; which++)
         {
-            var upstream = new TokenUpstream { LogProb = TensorView.Of(a), LogSumExp = TensorView.Of(b), Entropy = withEntropy ? TensorView.Of(c) : default };
+            (bool withEntropy, bool withOthers, bool keepsRemainder) = ((which & 1) != 0, (which & 2) != 0, (which & 4) != 0);
+            var upstream = new TokenUpstream
+            {
+                LogProb = TensorView.Of(a),
+                LogSumExp = TensorView.Of(b),
+                Entropy = withEntropy ? TensorView.Of(c) : default,
+                SumOfSquares = withOthers ? TensorView.Of(d) : default,
+                MeanLogit = withOthers ? TensorView.Of(e) : default,
+            };
             var state = new TokenSaved { LogSumExp = keepsRemainder ? TensorView.Of(pairs, Tokens, 2) : TensorView.Of(saved), Entropy = TensorView.Of(entropy) };
             double[] A = Array.ConvertAll(a, x => (double)x), B = Array.ConvertAll(b, x => (double)x), C = Array.ConvertAll(c, x => (double)x);
-            double[] oracle = LogProbsOracle.Backward<double>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping).Data;
-            float[] naive = LogProbsOracle.Backward<float>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping).Data;
+            double[] D = Array.ConvertAll(d, x => (double)x), E = Array.ConvertAll(e, x => (double)x), oracle = Backward<double>();
+            float[] naive = Backward<float>();
+            T[] Backward<T>() where T : System.Numerics.IFloatingPointIeee754<T> => LogProbsOracle.Backward<T>(example.Logits, example.Targets, A, B, withEntropy ? C : null, shaping: example.Shaping,
+                squaresUpstream: withOthers ? D : null, meanUpstream: withOthers ? E : null).Data;
 
             float[] wide = new float[Tokens * vocabulary];
             Array.Fill(wide, 7f);
@@ -156,6 +172,72 @@ public class LogitOptionsTests
             float[] inPlace = type == ElementType.Float32 ? MemoryMarshal.Cast<byte, float>(Bytes(copy.Logits)).ToArray() : example.Read(MemoryMarshal.Cast<byte, ushort>(Bytes(copy.Logits)).ToArray());
             Assert.Equal(wide.Select(example.Round), inPlace);
         }
+    }
+
+    [Fact]
+    public void Gradients_of_squares_and_mean_match_finite_differences_of_the_oracle()
+    {
+        var example = new Example(ElementType.Float32, 9, "bias softcap temperature padded");
+        Grid<double> z = example.Logits;
+        for (int i = 0; i < z.Data.Length; i++)
+            z.Data[i] = double.IsNaN(z.Data[i]) ? 0.5 : z.Data[i];
+        float[] a = Seeded.Normal(Tokens, 1), b = Seeded.Normal(Tokens, 2), saved = new float[Tokens], gradient = new float[Tokens * 9];
+        double[] expected = FiniteDifferences.Gradient(z.Data, () =>
+        {
+            TokenResult<double> result = LogProbsOracle.Forward<double>(z, example.Targets, shaping: example.Shaping);
+            return Enumerable.Range(0, Tokens).Sum(row => a[row] * result.SumOfSquares[row] + b[row] * result.MeanLogit[row]);
+        });
+        LogProbs.FromLogitsBackward(Device, example.Problem(), new() { LogSumExp = TensorView.Of(saved) }, new() { SumOfSquares = TensorView.Of(a), MeanLogit = TensorView.Of(b) }, TensorView.Of(gradient, Tokens, 9));
+        for (int i = 0; i < gradient.Length; i++)
+            Assert.Equal(expected[i], gradient[i], 2e-6);
+    }
+
+    [Fact]
+    public void A_peaked_row_keeps_the_gradient_of_its_squares()
+    {
+        // p − Σp² of the peak is 2e-9: in float32 both are 1.
+        float[] logits = [.. Enumerable.Repeat(0f, 40)], saved = new float[1], gradient = new float[40];
+        logits[3] = 20;
+        LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(logits, 1, 40), Targets = TensorView.Of((int[])[5]) }, new() { LogSumExp = TensorView.Of(saved) },
+            new() { SumOfSquares = TensorView.Of((float[])[1]) }, TensorView.Of(gradient, 1, 40));
+        double[] expected = LogProbsOracle.Backward<double>(TransformerKernels.Oracle.Grid.Of(logits, 1, 40), [5], null, null, null, squaresUpstream: [1]).Data;
+        for (int i = 0; i < 40; i++)
+            Assert.Equal(expected[i], gradient[i], 1e-5 * Math.Abs(expected[i]));
+    }
+
+    [Fact]
+    public void Label_smoothing_is_a_gradient_at_the_mean_logit()
+    {
+        const float smoothing = 0.1f;
+        const int vocabulary = 12;
+        float[] logits = Seeded.Normal(vocabulary, 1), logProb = new float[1], mean = new float[1], logSumExp = new float[1], gradient = new float[vocabulary];
+        LogitsProblem problem = new() { Logits = TensorView.Of(logits, 1, vocabulary), Targets = TensorView.Of((int[])[4]) };
+        LogProbs.FromLogits(Device, problem, new() { LogProb = TensorView.Of(logProb), LogSumExp = TensorView.Of(logSumExp), MeanLogit = TensorView.Of(mean) });
+        LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = TensorView.Of(logSumExp) },
+            new() { LogProb = TensorView.Of((float[])[smoothing - 1]), LogSumExp = TensorView.Of((float[])[smoothing]), MeanLogit = TensorView.Of((float[])[-smoothing]) }, TensorView.Of(gradient, 1, vocabulary));
+        double loss = 0;
+        double[] all = [.. Enumerable.Range(0, vocabulary).Select(j => LogProbsOracle.Forward<double>(TransformerKernels.Oracle.Grid.Of(logits, 1, vocabulary), [j]).LogProb[0])];
+        for (int j = 0; j < vocabulary; j++)
+        {
+            double share = smoothing / vocabulary + (j == 4 ? 1 - smoothing : 0);
+            loss -= share * all[j];
+            Assert.Equal(Math.Exp(all[j]) - share, gradient[j], 1e-6);
+        }
+        Assert.Equal(loss, -(1 - smoothing) * logProb[0] - smoothing * (mean[0] - logSumExp[0]), 1e-6);
+    }
+
+    [Fact]
+    public void What_a_device_lacks_is_refused_by_name()
+    {
+        var foreign = new ForeignDevice();
+        LogitsProblem Problem() => new() { Logits = TensorView.FromPointer(foreign, 8192, ElementType.Float32, 2, 3), Targets = TensorView.FromPointer(foreign, 12288, ElementType.Int32, 2) };
+        TensorView Saved() => TensorView.FromPointer(foreign, 16384, ElementType.Float32, 2);
+        void Lacks(string what, Action call) => Assert.Equal($"The device a foreign device doesn't offer {what} yet; use ComputeDevice.Cpu.", Assert.Throws<NotSupportedException>(call).Message);
+        Lacks("the mean logit (outputs.MeanLogit)", () => LogProbs.FromLogits(foreign, Problem(), new() { MeanLogit = foreign.View(2) }));
+        Lacks("a gradient of the sum of squared probabilities (upstream.SumOfSquares)",
+            () => LogProbs.FromLogitsBackward(foreign, Problem(), new() { LogSumExp = Saved() }, new() { SumOfSquares = foreign.View(2) }, Problem().Logits));
+        Lacks("a gradient of the mean logit (upstream.MeanLogit)",
+            () => LogProbs.FromLogitsBackward(foreign, Problem(), new() { LogSumExp = Saved() }, new() { MeanLogit = foreign.View(2) }, Problem().Logits));
     }
 
     private static unsafe ReadOnlySpan<byte> Bytes(TensorView view)

@@ -28,13 +28,14 @@ public static class HiddenLogProbsOracle
         where T : IFloatingPointIeee754<T> =>
         LogProbsOracle.Forward<T>(Logits<T>(hidden, vocabulary, targets, ignoreTarget, shaping ?? LogitShaping.None), targets, ignoreTarget, shaping);
 
-    /// <summary>The gradient of Σ uL·logProb + uS·logSumExp + uH·entropy; a null upstream is 0.</summary>
+    /// <summary>The gradient of Σ uL·logProb + uS·logSumExp + uH·entropy + uQ·Σp² + uM·meanLogit; a null upstream is 0.</summary>
     public static HiddenGradient<T> Backward<T>(Grid<double> hidden, Grid<double> vocabulary, ReadOnlySpan<long> targets, double[]? logProbUpstream, double[]? logSumExpUpstream,
-        double[]? entropyUpstream, long ignoreTarget = -100, LogitShaping? shaping = null) where T : IFloatingPointIeee754<T>
+        double[]? entropyUpstream, long ignoreTarget = -100, LogitShaping? shaping = null, double[]? squaresUpstream = null, double[]? meanUpstream = null) where T : IFloatingPointIeee754<T>
     {
         shaping ??= LogitShaping.None;
         Grid<T> h = hidden.To<T>(), v = vocabulary.To<T>();
-        Grid<T> slopes = LogProbsOracle.Backward<T>(Logits<T>(hidden, vocabulary, targets, ignoreTarget, shaping), targets, logProbUpstream, logSumExpUpstream, entropyUpstream, ignoreTarget, shaping);
+        Grid<T> slopes = LogProbsOracle.Backward<T>(Logits<T>(hidden, vocabulary, targets, ignoreTarget, shaping), targets, logProbUpstream, logSumExpUpstream, entropyUpstream, ignoreTarget, shaping,
+            squaresUpstream, meanUpstream);
         var gradient = new HiddenGradient<T>(Grid.Zeros<T>(hidden.Shape), Grid.Zeros<T>(vocabulary.Shape), new T[vocabulary.Shape[0]]);
         for (int i = 0; i < targets.Length; i++)
         {

@@ -3,7 +3,11 @@ using System.Numerics;
 namespace TransformerKernels.Oracle;
 
 /// <summary>What a row of logits gives of its target and of itself.</summary>
-public sealed record TokenResult<T>(T[] LogProb, T[] LogSumExp, T[] Entropy, T[] SumOfSquares);
+public sealed record TokenResult<T>(T[] LogProb, T[] LogSumExp, T[] Entropy, T[] SumOfSquares)
+{
+    /// <summary>Σ z / V.</summary>
+    public T[] MeanLogit { get; init; } = [];
+}
 
 /// <summary>What becomes of a stored logit x before it counts: z = c tanh((x + bias) / c) / temperature over the first columns; the others don't exist.</summary>
 /// <param name="Bias">[V] or null.</param>
@@ -71,7 +75,7 @@ public static class LogProbsOracle
     {
         Grid<T> z = (shaping ?? LogitShaping.None).Apply<T>(logits);
         int tokens = targets.Length;
-        var result = new TokenResult<T>(new T[tokens], new T[tokens], new T[tokens], new T[tokens]);
+        var result = new TokenResult<T>(new T[tokens], new T[tokens], new T[tokens], new T[tokens]) { MeanLogit = new T[tokens] };
         for (int row = 0; row < tokens; row++)
         {
             if (targets[row] == ignoreTarget)
@@ -81,6 +85,9 @@ public static class LogProbsOracle
             result.Entropy[row] = Entropy(logP);
             foreach (T value in logP)
                 result.SumOfSquares[row] += T.Exp(value) * T.Exp(value);
+            foreach (T logit in z.Row(row))
+                result.MeanLogit[row] += logit;
+            result.MeanLogit[row] /= T.CreateTruncating(z.Shape[1]);
             if (T.IsInfinity(result.LogSumExp[row]))
                 result.SumOfSquares[row] = T.NaN;
         }
@@ -102,10 +109,10 @@ public static class LogProbsOracle
         return top;
     }
 
-    /// <summary>The gradient of Σ uL·logProb + uS·logSumExp + uH·entropy; a null upstream is 0.</summary>
-    /// <remarks>dz = uL (1[target] − p) + uS p − uH p (ln p + H).</remarks>
+    /// <summary>The gradient of Σ uL·logProb + uS·logSumExp + uH·entropy + uQ·Σp² + uM·meanLogit; a null upstream is 0.</summary>
+    /// <remarks>dz = uL (1[target] − p) + uS p − uH p (ln p + H) + 2 uQ p (p − Σp²) + uM / V.</remarks>
     public static Grid<T> Backward<T>(Grid<double> logits, ReadOnlySpan<long> targets, double[]? logProbUpstream, double[]? logSumExpUpstream,
-        double[]? entropyUpstream, long ignoreTarget = -100, LogitShaping? shaping = null) where T : IFloatingPointIeee754<T>
+        double[]? entropyUpstream, long ignoreTarget = -100, LogitShaping? shaping = null, double[]? squaresUpstream = null, double[]? meanUpstream = null) where T : IFloatingPointIeee754<T>
     {
         shaping ??= LogitShaping.None;
         Grid<T> z = shaping.Apply<T>(logits);
@@ -122,10 +129,13 @@ public static class LogProbsOracle
             }
             T entropy = Entropy(logP);
             T uL = T.CreateTruncating(logProbUpstream?[row] ?? 0), uS = T.CreateTruncating(logSumExpUpstream?[row] ?? 0), uH = T.CreateTruncating(entropyUpstream?[row] ?? 0);
+            T uQ = T.CreateTruncating(2 * (squaresUpstream?[row] ?? 0)), everywhere = T.CreateTruncating(meanUpstream?[row] ?? 0) / T.CreateTruncating(logP.Length), squares = T.Zero;
+            foreach (T value in logP)
+                squares += T.Exp(value) * T.Exp(value);
             for (int j = 0; j < logP.Length; j++)
             {
                 T p = T.Exp(logP[j]), hit = j == targets[row] ? T.One : T.Zero;
-                gradient[row, j] = uL * (hit - p) + uS * p - (p == T.Zero ? T.Zero : uH * p * (logP[j] + entropy));
+                gradient[row, j] = uL * (hit - p) + uS * p - (p == T.Zero ? T.Zero : uH * p * (logP[j] + entropy)) + uQ * p * (p - squares) + everywhere;
             }
         }
         Grid<T> ofStored = shaping.Undo(logits, gradient);

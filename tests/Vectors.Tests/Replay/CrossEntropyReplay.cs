@@ -3,12 +3,16 @@ using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>Cross-entropy: −log-prob + z·log-sum-exp², weighted and reduced here, its gradient by the upstreams of log-prob and log-sum-exp.</summary>
+/// <summary>Cross-entropy: −(1 − ε) log-prob − ε (mean logit − log-sum-exp) + z·log-sum-exp², weighted and reduced here, its gradient by the upstreams of the three.</summary>
 public sealed class CrossEntropyReplay : IReplay
 {
     public bool Owns(VectorCase vector) => vector.Folder == "logprobs" && vector.File == "cross-entropy.json"
         || vector.Folder == "supervised" && vector.File == "causal-lm-loss.json"
-        || vector.Folder == "openrlhf" && vector.File == "supervised-and-statistics.json" && vector.Name.StartsWith("gptlm-", StringComparison.Ordinal);
+        || vector.Folder == "openrlhf" && vector.File == "supervised-and-statistics.json" && vector.Name.StartsWith("gptlm-", StringComparison.Ordinal)
+        || IsChunked(vector);
+
+    // torchtune's, whose chunks change nothing; labels are aligned.
+    private static bool IsChunked(VectorCase vector) => vector.Folder == "openrlhf" && vector.File == "torchtune.json" && vector.Name.StartsWith("chunked-cross-entropy", StringComparison.Ordinal);
 
     public Results<float> Library(VectorCase vector) => Run<float>(vector, library: true);
 
@@ -16,13 +20,17 @@ public sealed class CrossEntropyReplay : IReplay
 
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given"],
+        vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given", "num_output_chunks"],
             ["logits", "targets", "upstream", "weight", "labels", "shift_labels"]);
-        vector.Requires("label_smoothing", 0.0);
+        if (vector.Input("weight") is not null)
+            vector.Requires("label_smoothing", 0.0); // that would be a weighted mean of the logits
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
-        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? Shifted(labels, ignored)
+        var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? IsChunked(vector) ? labels.Integers : Shifted(labels, ignored)
             : (vector.Input("shift_labels") ?? vector.Need("targets")).Integers, ignored);
         long[] targets = tokens.Targets;
+        // Megatron spreads its smoothing over the other tokens only, and rounds what the target keeps to float32 in the gradient.
+        bool megatron = vector.Name.StartsWith("megatron", StringComparison.Ordinal);
+        double smoothing = (vector.Number("label_smoothing") ?? 0) * (megatron ? tokens.Vocabulary / (tokens.Vocabulary - 1.0) : 1), kept = megatron ? (float)(1 - smoothing) : 1 - smoothing;
         double zLoss = vector.Number("z_loss") ?? 0;
         bool[] counts = [.. targets.Select(target => target != ignored)];
         double[]? classWeights = vector.Input("weight")?.Data;
@@ -33,14 +41,17 @@ public sealed class CrossEntropyReplay : IReplay
         double[] share = [.. targets.Select((_, t) => upstream[upstream.Length == 1 ? 0 : t] / divisor)];
 
         TokenResult<T> forward = tokens.Forward<T>(library);
+        double[] logSumExp = Array.ConvertAll(forward.LogSumExp, double.CreateTruncating);
+        double[] smoothed = smoothing == 0 ? logSumExp : [.. tokens.MeanLogit<T>(library).Select((mean, t) => logSumExp[t] - double.CreateTruncating(mean))];
         double[] losses = [.. targets.Select((_, t) => counts[t]
-            ? -weights[t] * double.CreateTruncating(forward.LogProb[t]) + zLoss * Math.Pow(double.CreateTruncating(forward.LogSumExp[t]), 2) : 0)];
+            ? -(1 - smoothing) * weights[t] * double.CreateTruncating(forward.LogProb[t]) + smoothing * weights[t] * smoothed[t] + zLoss * Math.Pow(logSumExp[t], 2) : 0)];
         var results = new Results<T>();
         results.Output("loss", vector.Text("reduction") == "none" ? Array.ConvertAll(losses, T.CreateTruncating) : [T.CreateTruncating(losses.Sum() / divisor)]);
         results.Output("predicted", [T.CreateTruncating(counts.Count(counted => counted))]);
-        double[] logProbUpstream = [.. weights.Select((weight, t) => -weight * share[t])];
-        double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? 2 * zLoss * double.CreateTruncating(forward.LogSumExp[t]) * share[t] : 0)];
-        results.Gradient("logits", tokens.Backward<T>(library, logProbUpstream, logSumExpUpstream, null));
+        double[] logProbUpstream = [.. weights.Select((weight, t) => -kept * weight * share[t])];
+        double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? (2 * zLoss * logSumExp[t] + (1 - kept) * weights[t]) * share[t] : 0)];
+        double[]? meanUpstream = smoothing == 0 ? null : [.. weights.Select((weight, t) => -smoothing * weight * share[t])];
+        results.Gradient("logits", tokens.Backward<T>(library, logProbUpstream, logSumExpUpstream, null, meanLogit: meanUpstream));
         return results;
     }
 

@@ -24,9 +24,9 @@ public sealed class HiddenLogProbsReplay : IReplay
         if (vector.Parameter("seed") is not null)
             return Large<T>(vector, library);
         // Chunks change nothing.
-        vector.KnowsOnly(["temperature", "softcap", "ignoreIndex", "ignore_index", "validVocabulary", "storage", "chunk_size", "return_entropy"],
+        vector.KnowsOnly(["temperature", "softcap", "ignoreIndex", "ignore_index", "validVocabulary", "storage", "chunk_size", "return_entropy", "selected_token_ids"],
             ["hidden", "vocabulary", "bias", "targets", "upstreamLogprob", "upstreamLse", "upstreamEntropy", "hidden_states", "vocab_weights", "input_ids", "upstream_log_probs", "upstream_entropy",
-                "input", "weight", "target", "upstream_nll"]);
+                "input", "weight", "target", "upstream_nll", "upstream_selected"]);
         VectorTensor hidden = vector.Input("hidden") ?? vector.Input("hidden_states") ?? vector.Need("input"), entries = vector.Input("vocabulary") ?? vector.Input("vocab_weights") ?? vector.Need("weight");
         long[] targets = (vector.Input("targets") ?? vector.Input("input_ids") ?? vector.Need("target")).Integers;
         int width = hidden.Shape[^1];
@@ -46,12 +46,29 @@ public sealed class HiddenLogProbsReplay : IReplay
 
         double[]? ofLogProb = (vector.Input("upstreamLogprob") ?? vector.Input("upstream_log_probs"))?.Data ?? vector.Input("upstream_nll")?.Data.Select(x => -x).ToArray();
         HiddenGradient<T> gradient = tokens.Backward<T>(library, ofLogProb, vector.Input("upstreamLse")?.Data, (vector.Input("upstreamEntropy") ?? vector.Input("upstream_entropy"))?.Data);
+        if (vector.Parameter("selected_token_ids") is { } ids)
+        {
+            // The same tokens of every row: a call for each; their gradients add up.
+            int[] selected = [.. ids.EnumerateArray().Select(id => id.GetInt32())];
+            double[] arriving = vector.Need("upstream_selected").Data;
+            T[][] ranks = new T[selected.Length][];
+            for (int rank = 0; rank < selected.Length; rank++)
+            {
+                TokenHidden of = tokens with { Targets = [.. targets.Select(target => target == tokens.IgnoreTarget ? target : selected[rank])] };
+                ranks[rank] = of.Forward<T>(library).LogProb;
+                HiddenGradient<T> part = of.Backward<T>(library, [.. arriving.Where((_, i) => i % selected.Length == rank)], null, null);
+                gradient = new(Sum(gradient.Hidden, part.Hidden), Sum(gradient.Vocabulary, part.Vocabulary), gradient.Bias);
+            }
+            results.Output("selected_log_probs", [.. Enumerable.Range(0, arriving.Length).Select(i => ranks[i % selected.Length][i / selected.Length])]);
+        }
         foreach (string name in (string[])["hidden", "hidden_states", "input"])
             results.Gradient(name, gradient.Hidden.Data);
         foreach (string name in (string[])["vocabulary", "vocab_weights", "weight"])
             results.Gradient(name, gradient.Vocabulary.Data);
         results.Gradient("bias", gradient.Bias);
         return results;
+
+        static Grid<T> Sum(Grid<T> a, Grid<T> b) => new([.. a.Data.Zip(b.Data, (x, y) => x + y)], a.Shape);
     }
 
     // Made again from a seed: targets, hidden states, vocabulary and three upstreams are its streams 0 to 5.

@@ -3,7 +3,7 @@ using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>Cross-entropies of Liger from logits and from hidden states, and torch's linear_cross_entropy: −log-prob + z·log-sum-exp², weighted and reduced here.</summary>
+/// <summary>Cross-entropies of Liger from logits and from hidden states, and torch's linear_cross_entropy: −(1 − ε) log-prob − ε (mean logit − log-sum-exp) + z·log-sum-exp², weighted and reduced here.</summary>
 public sealed class LigerCrossEntropyReplay : IReplay
 {
     public bool Owns(VectorCase vector) => vector.Folder == "liger" && vector.File == "cross-entropy.json"
@@ -17,7 +17,6 @@ public sealed class LigerCrossEntropyReplay : IReplay
     {
         vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "lse_square_scale", "softcap", "use_token_scaling"],
             ["logits", "input", "hidden", "weight", "vocabulary", "bias", "ce_weight", "target", "targets", "upstream"]);
-        vector.Requires("label_smoothing", 0.0);
         bool fromHidden = vector.Input("logits") is null;
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
         long[] targets = (vector.Input("target") ?? vector.Need("targets")).Integers;
@@ -26,6 +25,10 @@ public sealed class LigerCrossEntropyReplay : IReplay
         TokenHidden? hidden = !fromHidden ? null
             : new((vector.Input("input") ?? vector.Need("hidden")).Grid, (vector.Input("vocabulary") ?? vector.Need("weight")).Grid, targets, ignored) { Shaping = shaping };
         double[]? classWeights = (vector.Input("ce_weight") ?? (fromHidden && vector.Input("vocabulary") is null ? null : vector.Input("weight")))?.Data;
+
+        if (classWeights is not null)
+            vector.Requires("label_smoothing", 0.0); // that would be a weighted mean of the logits
+        double smoothing = vector.Number("label_smoothing") ?? 0;
 
         TokenResult<T> forward = logits?.Forward<T>(library) ?? hidden!.Forward<T>(library);
         long[] argmax = logits?.Argmax(library) ?? hidden!.Argmax(library);
@@ -39,7 +42,9 @@ public sealed class LigerCrossEntropyReplay : IReplay
         double[] upstream = vector.Input("upstream")?.Data ?? [1];
         double Arriving(int t) => upstream[upstream.Length == 1 ? 0 : t];
         double[] zLosses = [.. targets.Select((_, t) => counts[t] ? z * Math.Pow(double.CreateTruncating(forward.LogSumExp[t]), 2) / zDivisor : 0)];
-        double[] losses = [.. targets.Select((_, t) => counts[t] ? -weights[t] * double.CreateTruncating(forward.LogProb[t]) / divisor + zLosses[t] : 0)];
+        T[]? means = smoothing == 0 ? null : logits?.MeanLogit<T>(library) ?? hidden!.MeanLogit<T>(library);
+        double Smoothed(int t) => means is null ? 0 : smoothing * (double.CreateTruncating(forward.LogSumExp[t]) - double.CreateTruncating(means[t]));
+        double[] losses = [.. targets.Select((_, t) => counts[t] ? weights[t] * (Smoothed(t) - (1 - smoothing) * double.CreateTruncating(forward.LogProb[t])) / divisor + zLosses[t] : 0)];
 
         var results = new Results<T>();
         T[] Reduced(double[] terms) => none ? Array.ConvertAll(terms, T.CreateTruncating) : [T.CreateTruncating(terms.Sum())];
@@ -49,14 +54,15 @@ public sealed class LigerCrossEntropyReplay : IReplay
         results.Output("token_accuracy", none ? hits : [T.CreateTruncating(hits.Count(hit => hit == T.One) / (double)counts.Count(x => x))]);
         results.Output("predicted_tokens", [.. argmax.Select((token, t) => T.CreateTruncating(counts[t] ? token : -1))]);
 
-        double[] ofLogProb = [.. weights.Select((weight, t) => -weight / divisor * Arriving(t))];
-        double[] ofLogSumExp = [.. targets.Select((_, t) => counts[t] ? 2 * z * double.CreateTruncating(forward.LogSumExp[t]) / zDivisor * Arriving(t) : 0)];
+        double[] ofLogProb = [.. weights.Select((weight, t) => -(1 - smoothing) * weight / divisor * Arriving(t))];
+        double[] ofLogSumExp = [.. targets.Select((_, t) => counts[t] ? (2 * z * double.CreateTruncating(forward.LogSumExp[t]) / zDivisor + smoothing * weights[t] / divisor) * Arriving(t) : 0)];
+        double[]? ofMean = smoothing == 0 ? null : [.. weights.Select((weight, t) => -smoothing * weight / divisor * Arriving(t))];
         if (logits is not null)
         {
-            results.Gradient("logits", logits.Backward<T>(library, ofLogProb, ofLogSumExp, null));
+            results.Gradient("logits", logits.Backward<T>(library, ofLogProb, ofLogSumExp, null, meanLogit: ofMean));
             return results;
         }
-        HiddenGradient<T> gradient = hidden!.Backward<T>(library, ofLogProb, ofLogSumExp, null);
+        HiddenGradient<T> gradient = hidden!.Backward<T>(library, ofLogProb, ofLogSumExp, null, ofMean);
         results.Gradient(vector.Input("input") is null ? "hidden" : "input", gradient.Hidden.Data);
         results.Gradient(vector.Input("vocabulary") is null ? "weight" : "vocabulary", gradient.Vocabulary.Data);
         results.Gradient("bias", gradient.Bias);

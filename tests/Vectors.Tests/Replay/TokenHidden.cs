@@ -46,15 +46,26 @@ public sealed record TokenHidden(Grid<double> Hidden, Grid<double> Vocabulary, l
         return tokens;
     }
 
-    /// <summary>The gradients; null upstreams are 0.</summary>
-    public HiddenGradient<T> Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy) where T : unmanaged, IFloatingPointIeee754<T>
+    /// <summary>Σ z / V of each token.</summary>
+    public T[] MeanLogit<T>(bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
         if (!library)
-            return HiddenLogProbsOracle.Backward<T>(Hidden, Vocabulary, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping);
+            return HiddenLogProbsOracle.Forward<T>(Hidden, Vocabulary, Targets, IgnoreTarget, Shaping).MeanLogit;
+        var mean = new float[Tokens];
+        using var workspace = new Workspace(ComputeDevice.Cpu);
+        LogProbs.FromHidden(ComputeDevice.Cpu, Problem(), new() { MeanLogit = TensorView.Of(mean) }, workspace);
+        return (T[])(object)mean;
+    }
+
+    /// <summary>The gradients; null upstreams are 0.</summary>
+    public HiddenGradient<T> Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy, double[]? meanLogit = null) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (!library)
+            return HiddenLogProbsOracle.Backward<T>(Hidden, Vocabulary, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping, meanUpstream: meanLogit);
         Grid<float> hidden = Grid.Zeros<float>(Hidden.Shape), vocabulary = Grid.Zeros<float>(Vocabulary.Shape);
         float[] bias = new float[Vocabulary.Shape[0]];
         using var workspace = new Workspace(ComputeDevice.Cpu);
-        LogProbs.FromHiddenBackward(ComputeDevice.Cpu, Problem(), new() { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy) }, new()
+        LogProbs.FromHiddenBackward(ComputeDevice.Cpu, Problem(), new() { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy), MeanLogit = View(meanLogit) }, new()
         {
             Hidden = TensorView.Of(hidden.Data, Tokens, Hidden.Shape[1]),
             Vocabulary = TensorView.Of(vocabulary.Data, Vocabulary.Shape[0], Vocabulary.Shape[1]),
@@ -62,6 +73,38 @@ public sealed record TokenHidden(Grid<double> Hidden, Grid<double> Vocabulary, l
         }, workspace);
         return new((Grid<T>)(object)hidden, (Grid<T>)(object)vocabulary, (T[])(object)bias);
     }
+
+    /// <summary>The log-probs of so many answers of equal length: Σ log-prob of their tokens, or the mean.</summary>
+    public T[] Answers<T>(bool library, int answers, bool mean) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (!library)
+            return AnswerOracle.Forward<T>(Hidden, Vocabulary, Targets, Bounds(answers), mean, Shaping);
+        float[] chosen = new float[answers / 2], rejected = new float[answers / 2];
+        using var workspace = new Workspace(ComputeDevice.Cpu);
+        PreferenceLogProbs.FromHidden(ComputeDevice.Cpu, Pairs(mean), new() { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) }, workspace);
+        return (T[])(object)(float[])[.. chosen, .. rejected];
+    }
+
+    /// <summary>The gradients of Σ u·answer.</summary>
+    public HiddenGradient<T> AnswersBackward<T>(bool library, int answers, bool mean, double[] upstream) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (!library)
+            return AnswerOracle.Backward<T>(Hidden, Vocabulary, Targets, Bounds(answers), mean, upstream, Shaping);
+        Grid<float> hidden = Grid.Zeros<float>(Hidden.Shape), vocabulary = Grid.Zeros<float>(Vocabulary.Shape);
+        float[] bias = new float[Vocabulary.Shape[0]];
+        using var workspace = new Workspace(ComputeDevice.Cpu);
+        PreferenceLogProbs.FromHiddenBackward(ComputeDevice.Cpu, Pairs(mean), new() { Chosen = View(upstream[..(answers / 2)]), Rejected = View(upstream[(answers / 2)..]) }, new()
+        {
+            Hidden = TensorView.Of(hidden.Data, Tokens, Hidden.Shape[1]),
+            Vocabulary = TensorView.Of(vocabulary.Data, Vocabulary.Shape[0], Vocabulary.Shape[1]),
+            Bias = Shaping.Bias is null ? default : TensorView.Of(bias),
+        }, workspace);
+        return new((Grid<T>)(object)hidden, (Grid<T>)(object)vocabulary, (T[])(object)bias);
+    }
+
+    private long[] Bounds(int answers) => [.. Enumerable.Range(0, answers + 1).Select(answer => (long)answer * Tokens / answers)];
+
+    private PreferenceProblem Pairs(bool mean) => new() { Policy = Problem(), Reduction = mean ? SequenceReduction.Mean : SequenceReduction.Sum };
 
     private HiddenProblem Problem() => new()
     {

@@ -66,17 +66,29 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         return tokens;
     }
 
+    /// <summary>Σ z / V of each row.</summary>
+    public T[] MeanLogit<T>(bool library) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (!library)
+            return LogProbsOracle.Forward<T>(Stored, Targets, IgnoreTarget, Shaping).MeanLogit;
+        var mean = new float[Tokens];
+        LogProbs.FromLogits(DeviceUnderTest.Device, Problem(StoredLogits()), new TokenOutputs { MeanLogit = TensorView.Of(mean) });
+        return (T[])(object)mean;
+    }
+
     /// <summary>The gradient of the logits [n, V]; null upstreams are 0.</summary>
     /// <param name="library">Whose.</param>
     /// <param name="logProb">Upstream of the log-probs.</param>
     /// <param name="logSumExp">Upstream of the log-sum-exps.</param>
     /// <param name="entropy">Upstream of the entropies.</param>
     /// <param name="rounded">Whether it is rounded to how the logits are stored.</param>
-    public T[] Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy, bool rounded = false) where T : unmanaged, IFloatingPointIeee754<T>
+    /// <param name="squares">Upstream of Σ p².</param>
+    /// <param name="meanLogit">Upstream of the mean logits.</param>
+    public T[] Backward<T>(bool library, double[]? logProb, double[]? logSumExp, double[]? entropy, bool rounded = false, double[]? squares = null, double[]? meanLogit = null) where T : unmanaged, IFloatingPointIeee754<T>
     {
         if (library)
-            return (T[])(object)LibraryBackward(logProb, logSumExp, entropy, rounded);
-        T[] gradient = LogProbsOracle.Backward<T>(Stored, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping).Data;
+            return (T[])(object)LibraryBackward(new() { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy), SumOfSquares = View(squares), MeanLogit = View(meanLogit) }, rounded);
+        T[] gradient = LogProbsOracle.Backward<T>(Stored, Targets, logProb, logSumExp, entropy, IgnoreTarget, Shaping, squares, meanLogit).Data;
         return rounded ? Array.ConvertAll(gradient, x => T.CreateTruncating(Round(double.CreateTruncating(x)))) : gradient;
     }
 
@@ -119,12 +131,11 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         ValidVocabulary = Shaping.Valid,
     };
 
-    private float[] LibraryBackward(double[]? logProb, double[]? logSumExp, double[]? entropy, bool rounded)
+    private float[] LibraryBackward(in TokenUpstream upstream, bool rounded)
     {
         Array logits = StoredLogits();
         TokenResult<float> saved = Forward<float>(library: true);
         var state = new TokenSaved { LogSumExp = TensorView.Of(saved.LogSumExp, Tokens), Entropy = TensorView.Of(saved.Entropy, Tokens) };
-        var upstream = new TokenUpstream { LogProb = View(logProb), LogSumExp = View(logSumExp), Entropy = View(entropy) };
         if (!rounded)
         {
             var gradient = new float[logits.Length];
