@@ -8,10 +8,10 @@ namespace TransformerKernels.Tests;
 public sealed class AttentionReplay : IReplay
 {
     private static readonly string[] Parameters =
-        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets"];
+        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets", "table_2d_height", "table_2d_width"];
 
     private static readonly string[] Inputs =
-        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain"];
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "table_2d", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
@@ -34,6 +34,8 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("distance_vector", backward.DistanceBias.Data);
         if (backward.BucketTable is not null)
             results.Gradient("t5_table", backward.BucketTable.Data, magnitude: Largest(backward.BucketTableMagnitude!));
+        if (backward.CellTable is not null)
+            results.Gradient("table_2d", backward.CellTable.Data, magnitude: Largest(backward.CellTableMagnitude!));
         if (backward.DenseBias is not null)
             results.Gradient("dense_bias", backward.DenseBias.Data, magnitude: Largest(backward.DenseBiasMagnitude!));
         if (backward.RowBias is not null)
@@ -80,6 +82,7 @@ public sealed class AttentionReplay : IReplay
             DistanceBias = View(inputs.DistanceBias),
             DistanceCentre = inputs.DistanceCentre,
             BucketedBias = inputs.BucketTable is null ? default : new(View(inputs.BucketTable), inputs.MaximumDistance, inputs.IsBidirectional),
+            GridBias = inputs.CellTable is null ? default : new(View(inputs.CellTable), inputs.WindowHeight, inputs.WindowWidth),
             DenseBias = View(inputs.DenseBias),
             RowBias = View(inputs.RowBias),
             ColumnBias = View(inputs.ColumnBias),
@@ -105,7 +108,7 @@ public sealed class AttentionReplay : IReplay
 
         float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
         float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
-        float[] table = New(inputs.BucketTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
+        float[] table = New(inputs.BucketTable?.Shape ?? [0]), cells = New(inputs.CellTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
         float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
         var gradients = new AttentionGradients
         {
@@ -115,6 +118,7 @@ public sealed class AttentionReplay : IReplay
             Slopes = inputs.Slopes is null ? default : View(slopes, inputs.Slopes.Shape),
             DistanceBias = inputs.DistanceBias is null ? default : View(bias, inputs.DistanceBias.Shape),
             BucketedBias = inputs.BucketTable is null ? default : View(table, inputs.BucketTable.Shape),
+            GridBias = inputs.CellTable is null ? default : View(cells, inputs.CellTable.Shape),
             DenseBias = inputs.DenseBias is null ? default : View(dense, inputs.DenseBias.Shape),
             RowBias = inputs.RowBias is null ? default : View(rows, inputs.RowBias.Shape),
             ColumnBias = inputs.ColumnBias is null ? default : View(columns, inputs.ColumnBias.Shape),
@@ -130,6 +134,7 @@ public sealed class AttentionReplay : IReplay
         results.Gradient("alibi_slopes", slopes);
         results.Gradient("distance_vector", bias, 1, inputs.DistanceBias?.Shape[0] ?? 1);
         results.Gradient("t5_table", table);
+        results.Gradient("table_2d", cells);
         results.Gradient("dense_bias", dense);
         results.Gradient("row_bias", rows);
         results.Gradient("column_bias", columns);
@@ -174,6 +179,9 @@ public sealed class AttentionReplay : IReplay
             BucketTable = vector.Input("t5_table")?.Grid,
             MaximumDistance = (int)(vector.Number("t5_max_distance") ?? 128),
             IsBidirectional = vector.Flag("t5_bidirectional"),
+            CellTable = vector.Input("table_2d")?.Grid,
+            WindowHeight = (int)(vector.Number("table_2d_height") ?? 0),
+            WindowWidth = (int)(vector.Number("table_2d_width") ?? 0),
             DenseBias = vector.Input("dense_bias")?.Grid,
             RowBias = PerHead(vector.Input("row_bias")?.Grid),
             ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
