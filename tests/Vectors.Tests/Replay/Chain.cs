@@ -33,9 +33,8 @@ public sealed record Chain(string Name, int Count, IReadOnlyList<(int Target, st
                 sums[target] += term;
                 magnitudes[target] += Math.Abs(term);
             }
-            double magnitude = chain.Terms.Count == chain.Count ? 0 : magnitudes.Append(0).Max();
-            foreach (string source in chain.Terms.Select(term => term.Source).Distinct())
-                magnitude = Math.Max(magnitude, results.Gradients[source].Magnitude * (chain.Terms.Count == chain.Count ? chain.Terms[0].Factor : 0));
+            // One term a number is the bias's gradient by another name.
+            double magnitude = chain.Terms.Count > chain.Count ? magnitudes.Max() : chain.Terms.Select(term => Math.Abs(term.Factor) * results.Gradients[term.Source].Magnitude).Append(0).Max();
             chained.Gradient(chain.Name, Array.ConvertAll(sums, T.CreateTruncating), magnitude: magnitude);
         }
         return chained;
