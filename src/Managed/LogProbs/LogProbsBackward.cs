@@ -29,7 +29,8 @@ internal sealed partial class CpuDevice
     /// <summary>The gradient of one row, in place or not.</summary>
     /// <remarks>
     /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
-    /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again.
+    /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again. Where each power of e
+    /// counts only as it is, the first reading leaves the powers where the gradient goes.
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
@@ -63,6 +64,11 @@ internal sealed partial class CpuDevice
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
             Arriving arriving = Upstream[row];
+            if (KeepsPowers(row, arriving))
+            {
+                DifferentiatePowers<TLanes>(row, (nint)target, arriving, slopes);
+                return;
+            }
             RowSums sums = Merged.IsPresent ? Merged[row].Row
                 // Saved sums have no squares.
                 : LogSumExp.HasRemainder && arriving.SumOfSquares == 0 ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
@@ -91,6 +97,32 @@ internal sealed partial class CpuDevice
                 return;
             *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
             Gradient.Write<Real32>(slopes, row, column, 1);
+        }
+
+        // Whether each power of e counts only as it is.
+        private readonly bool KeepsPowers(nint row, in Arriving arriving) =>
+            !Merged.IsPresent && !LogSumExp.HasRemainder && float.IsFinite(LogSumExp[row]) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 }
+            && Rows.IsPlain && Rows.Type == ElementType.Float32;
+
+        private readonly void DifferentiatePowers<TLanes>(nint row, nint target, in Arriving arriving, float* tail) where TLanes : struct, ILanes<TLanes>
+        {
+            float* logits = (float*)Rows.Row(row), gradient = Gradient.Row(row);
+            float shift = LogSumExp[row], logit = logits[target];
+            nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count, rest = Rows.Vocabulary - whole;
+            // Beside the target's power the others' sum would lose its digits, and where p is nearly 1 they are what p − 1 is made of.
+            double sum = ExponentialRow.Form<TLanes>(logits, gradient, whole, shift, target);
+            if (rest > 0)
+            {
+                Rows.Prepare<TLanes>(row, whole, rest, tail);
+                sum += ExponentialRow.Form<TLanes>(tail, tail, TLanes.Count, shift, target - whole);
+            }
+            sum += Math.Exp((double)logit - shift);
+            var slope = new LogitSlope(new RowSums(shift, sum, 0, 0, 0), arriving, Rows.Shard.Whole);
+            ExponentialRow.Multiply<TLanes>(gradient, whole, slope.Coefficients.Constant);
+            ExponentialRow.Multiply<TLanes>(tail, rest > 0 ? TLanes.Count : 0, slope.Coefficients.Constant);
+            Gradient.Write<TLanes>(tail, row, whole, rest);
+            Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
+            gradient[target] = (float)slope.AtTarget(logit);
         }
     }
 }

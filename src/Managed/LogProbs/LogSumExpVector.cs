@@ -20,6 +20,9 @@ internal sealed partial class CpuDevice
 
         public readonly bool HasRemainder;
 
+        /// <summary>As it was rounded.</summary>
+        public float this[nint index] => data[index * row];
+
         /// <summary>Writes shift + logSum unless the tensor is absent.</summary>
         public void Set(nint index, double shift, double logSum)
         {

@@ -63,12 +63,12 @@ internal sealed partial class CpuDevice
             if (isUniform)
             {
                 Differentiate8<V, Yes>(logits, gradient, eights, shift, constant, perLogit, next);
-                Differentiate1<V, Yes>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit);
+                DifferentiateRest<V, Yes>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit, eights == 0 ? next : null);
             }
             else
             {
                 Differentiate8<V, No>(logits, gradient, eights, shift, constant, perLogit, next);
-                Differentiate1<V, No>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit);
+                DifferentiateRest<V, No>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit, eights == 0 ? next : null);
             }
         }
 
@@ -104,11 +104,24 @@ internal sealed partial class CpuDevice
         }
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate1<V, TUniform>(float* logits, float* gradient, nint count, float shift, float constant, float perLogit)
+        private static void DifferentiateRest<V, TUniform>(float* logits, float* gradient, nint count, float shift, float constant, float perLogit, float* next)
             where V : struct, ILanes<V> where TUniform : struct, IChoice
         {
+            nint w = V.Count, i = 0;
             V lowest = V.From(Exponential.Lowest), a = V.From(constant), b = V.From(-perLogit);
-            for (nint i = 0; i < count; i += V.Count)
+            for (; i + 4 * w <= count; i += 4 * w)
+            {
+                if (next != null)
+                    Prefetch.Four<V>(next + i);
+                V t0 = V.MaxNative(lowest, V.Load(logits + i) - shift), t1 = V.MaxNative(lowest, V.Load(logits + i + w) - shift);
+                V t2 = V.MaxNative(lowest, V.Load(logits + i + 2 * w) - shift), t3 = V.MaxNative(lowest, V.Load(logits + i + 3 * w) - shift);
+                Exponential.OfNonPositive(t0, t1, t2, t3, out V e0, out V e1, out V e2, out V e3);
+                (e0 * Factor<V, TUniform>(t0, a, b)).Store(gradient + i);
+                (e1 * Factor<V, TUniform>(t1, a, b)).Store(gradient + i + w);
+                (e2 * Factor<V, TUniform>(t2, a, b)).Store(gradient + i + 2 * w);
+                (e3 * Factor<V, TUniform>(t3, a, b)).Store(gradient + i + 3 * w);
+            }
+            for (; i < count; i += w)
             {
                 V t = V.MaxNative(lowest, V.Load(logits + i) - shift);
                 (Exponential.OfNonPositive(t) * Factor<V, TUniform>(t, a, b)).Store(gradient + i);
