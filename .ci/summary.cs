@@ -13,7 +13,7 @@ var skipped = new List<(string What, string? Test)>();
 var failed = new List<string>();
 var ran = new HashSet<string>();
 int passed = 0;
-Console.WriteLine($"\n{"leg",-12}{"minutes",8}{"passed",8}{"failed",8}{"skipped",9}");
+Console.WriteLine($"\n{"leg",-14}{"minutes",8}{"passed",8}{"failed",8}{"skipped",9}");
 foreach (string line in File.ReadLines(Path.Combine(folder, "legs")))
 {
     string[] fields = line.Split('\t');
@@ -55,7 +55,7 @@ foreach (string line in File.ReadLines(Path.Combine(folder, "legs")))
         passedHere++;
     passed += passedHere;
     Console.WriteLine(string.Create(CultureInfo.InvariantCulture,
-        $"{leg,-12}{seconds / 60,8:F1}{passedHere,8}{failed.Count - failedBefore,8}{skipped.Count - skippedBefore,9}"));
+        $"{leg,-14}{seconds / 60,8:F1}{passedHere,8}{failed.Count - failedBefore,8}{skipped.Count - skippedBefore,9}"));
 }
 int elsewhere = skipped.RemoveAll(skip => skip.Test is not null && ran.Contains(skip.Test));
 if (elsewhere > 0)

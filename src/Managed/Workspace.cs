@@ -79,12 +79,8 @@ public sealed class Workspace : IDisposable
             return;
         if (bytes > Limit)
             throw new ArgumentException($"This needs {bytes} bytes of workspace; the workspace's limit is {Limit}.", "workspace");
-        if (buffer is not null)
-        {
-            Device.Synchronize(); // queued work may still use it
-            buffer.Dispose();
-            buffer = null;
-        }
+        buffer?.Dispose(); // queued work may still use it: it's handed to what is queued later
+        buffer = null;
         buffer = Device.Allocate(ElementType.Bool, bytes);
     }
 

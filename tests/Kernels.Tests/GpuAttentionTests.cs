@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 using TransformerKernels.Oracle;
 using Xunit;
 
@@ -124,12 +126,13 @@ public class GpuAttentionTests(GpuUnderTest gpu, ITestOutputHelper output)
     {
         gpu.NeedsOpenCl();
         const int heads = 8, length = 512, size = 64;
+        string instructions = Vector512.IsHardwareAccelerated ? " (AVX-512)" : Avx2.IsSupported ? " (AVX2)" : "";
         float[][] numbers = [.. Enumerable.Range(0, 4).Select(seed => Seeded.Normal(heads * length * size, seed))];
         foreach (bool causal in (bool[])[false, true])
         {
             (double forward, double backward) = Time(gpu.Device);
             (double cpuForward, double cpuBackward) = Time(ComputeDevice.Cpu);
-            output.WriteLine($"attention [1, {heads}, {length}, {size}]{(causal ? ", causal" : "")}: forward {forward:F1} ms, backward {backward:F1} ms on {gpu.Device.Name}; {cpuForward:F1} ms, {cpuBackward:F1} ms on {ComputeDevice.Cpu.Name}");
+            output.WriteLine($"attention [1, {heads}, {length}, {size}]{(causal ? ", causal" : "")}: forward {forward:F1} ms, backward {backward:F1} ms on {gpu.Device.Name}; {cpuForward:F1} ms, {cpuBackward:F1} ms on {ComputeDevice.Cpu.Name}{instructions}");
 
             (double, double) Time(ComputeDevice device)
             {

@@ -45,6 +45,51 @@ public class GpuFaultTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void A_device_lost_within_an_operation_says_so_and_what_it_holds_can_be_disposed()
+    {
+        Breaking? queue = null;
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => queue = new Breaking(context, accelerator));
+        using TensorBuffer chosen = device.Upload<float>([1, 2]), losses = device.Upload<float>([7, 7]);
+        using var workspace = new Workspace(device);
+        queue!.LaunchError = CLError.CL_DEVICE_NOT_AVAILABLE;
+        Assert.Throws<DeviceLostException>(() => PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = chosen }, new DpoSigmoid(), new PairOutputs { Loss = losses }, default, workspace));
+        Assert.NotEqual(0, workspace.Bytes); // and no call holds it
+        Assert.Throws<DeviceLostException>(() => workspace.Reserve(1 << 20));
+        Assert.Equal(0, workspace.Bytes);
+    }
+
+    [Fact]
+    public void A_device_lost_while_idle_memory_goes_back_says_so()
+    {
+        Breaking? queue = null;
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => queue = new Breaking(context, accelerator));
+        device.Allocate(ElementType.Bool, 1000).Dispose();
+        queue!.Broken = true;
+        Assert.Throws<DeviceLostException>(device.Trim);
+        queue.Broken = false;
+        Assert.Throws<DeviceLostException>(() => device.Allocate(ElementType.Bool, 1000));
+    }
+
+    [Fact]
+    public void A_second_handle_can_be_disposed_while_its_work_is_queued_and_the_first_goes_on()
+    {
+        gpu.NeedsOpenCl();
+        const int rows = 1000, columns = 1000;
+        float[] ones = new float[rows * columns];
+        Array.Fill(ones, 1f);
+        using var source = new CancellationTokenSource();
+        using TensorBuffer values = gpu.Device.Upload<float>(ones, rows, columns);
+        var scaling = new Scaling { Values = gpu.Device.Tensor<float>(values), Factor = 2f, Rows = rows, Columns = columns };
+        using (var second = (GpuDevice)gpu.Device.With(source.Token))
+        {
+            for (int launch = 0; launch < 10; launch++)
+                second.Launch(UserKernels.Scale, rows * columns / 64, 64, scaling);
+        }
+        gpu.Device.Launch(UserKernels.Scale, rows * columns / 64, 64, scaling);
+        Assert.All(values.ToArray<float>(), value => Assert.Equal(2048f, value));
+    }
+
+    [Fact]
     public void A_launch_that_the_driver_refuses_writes_nothing_and_loses_nothing()
     {
         Breaking? queue = null;
@@ -130,6 +175,13 @@ public class GpuFaultTests(GpuUnderTest gpu)
             if (Broken)
                 throw new CLException(CLError.CL_OUT_OF_RESOURCES);
             base.Wait();
+        }
+
+        protected override void Run<T1, T2>(Action<T1, T2> kernel, KernelConfig size, T1 first, T2 second)
+        {
+            if (LaunchError is { } error)
+                throw new CLException(error);
+            base.Run(kernel, size, first, second);
         }
 
         protected override void Run<T>(Action<T> kernel, KernelConfig size, T argument)

@@ -46,6 +46,48 @@ public class GpuMemoryTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void A_workspace_grows_without_waiting_and_idle_memory_waits_before_it_goes_back_to_the_driver()
+    {
+        int waits = 0;
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => new WaitingDevice(context, accelerator, () => waits++));
+        using TensorBuffer model = device.Allocate(ElementType.Bool, 100_000); // what the workspace leaves idle stays within a quarter of this
+        using var workspace = new Workspace(device);
+        foreach (int bytes in (int[])[1000, 2000, 20_000])
+            workspace.Reserve(bytes);
+        Assert.Equal(0, waits);
+        Assert.InRange(device.Memory.CachedBytes, 3000, 3600);
+        device.Trim();
+        Assert.Equal(1, waits);
+        Assert.Equal(0, device.Memory.CachedBytes);
+    }
+
+    [Fact]
+    public void A_workspace_that_grows_while_work_is_queued_on_it_spoils_none()
+    {
+        gpu.NeedsOpenCl();
+        const int few = 50_000, many = 300_000;
+        float[] margins = Seeded.Normal(many, 1);
+        using TensorBuffer chosen = gpu.Device.Upload<float>(margins), rejected = gpu.Device.Allocate(ElementType.Float32, many);
+        using TensorBuffer reserved = gpu.Device.Allocate(ElementType.Float32, PreferenceMetrics.Count), first = gpu.Device.Allocate(ElementType.Float32, PreferenceMetrics.Count);
+        using TensorBuffer second = gpu.Device.Allocate(ElementType.Float32, PreferenceMetrics.Count);
+        using (var workspace = new Workspace(gpu.Device))
+            Evaluate(few, reserved, workspace);
+        float[] expected = reserved.ToArray<float>();
+        for (int time = 0; time < 20; time++)
+        {
+            using var workspace = new Workspace(gpu.Device);
+            Evaluate(few, first, workspace);
+            long before = workspace.Bytes;
+            Evaluate(many, second, workspace);
+            Assert.True(workspace.Bytes > before);
+            Assert.Equal(expected, first.ToArray<float>());
+        }
+
+        void Evaluate(int pairs, TensorBuffer metrics, Workspace workspace) => PreferenceLoss.Evaluate(gpu.Device,
+            new PairBatch { Chosen = chosen.View.Slice(0, 0, pairs), Rejected = rejected.View.Slice(0, 0, pairs) }, new DpoSigmoid(), default, metrics, workspace);
+    }
+
+    [Fact]
     public void What_is_held_stays_within_a_quarter_more_than_what_was_needed_and_trim_gives_it_back()
     {
         using GpuDevice device = GpuUnderTest.OpenSimulator();
@@ -94,6 +136,26 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         Assert.Contains("holds 65536 in 1 tensors", thrown.Message);
         held.Clear();
         device.Synchronize();
+    }
+
+    [Fact]
+    public void A_workspace_that_finds_no_memory_is_empty_and_usable()
+    {
+        using GpuDevice device = GpuUnderTest.OpenSimulator((context, accelerator) => new SmallDevice(context, accelerator, capacity: 100_000));
+        using TensorBuffer losses = device.Upload<float>([7, 7]), chosen = device.Upload<float>([1, 2]);
+        using var workspace = new Workspace(device);
+        workspace.Reserve(30_000);
+        GpuMemory before = device.Memory;
+        for (int time = 0; time < 100; time++)
+        {
+            Assert.Contains("has no room for 200000 bytes", Assert.Throws<InsufficientMemoryException>(() => workspace.Reserve(200_000)).Message);
+            Assert.Equal(0, workspace.Bytes);
+            workspace.Reserve(30_000);
+        }
+        Assert.Equal(before.Tensors, device.Memory.Tensors);
+        Assert.Equal(before.TensorBytes, device.Memory.TensorBytes);
+        PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = chosen }, new DpoSigmoid(), new PairOutputs { Loss = losses }, default, workspace);
+        Assert.Equal(MathF.Log(2), losses.ToArray<float>()[0], 1e-6f);
     }
 
     [Fact]
@@ -175,6 +237,16 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         Assert.Equal(new GpuCounts(1, 0, 4 * pairs), device.Counts - start);
         using ComputeDevice cancellable = device.With(CancellationToken.None);
         Assert.Equal(device.Counts, ((GpuDevice)cancellable).Counts);
+    }
+
+    /// <summary>A device that tells when it is waited for.</summary>
+    private sealed class WaitingDevice(Context context, Accelerator accelerator, Action waits) : GpuQueue(context, accelerator)
+    {
+        protected override void Wait()
+        {
+            waits();
+            base.Wait();
+        }
     }
 
     /// <summary>A device whose driver gives no more than so many bytes in all.</summary>

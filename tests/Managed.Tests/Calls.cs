@@ -61,8 +61,10 @@ public static class Calls
     {
         (int batch, int heads, int keyHeads, int queries, int keys, int size, int valueSize) = large ? (2, 4, 2, 100, 530, 20, 12) : (2, 2, 1, 5, 7, 3, 5);
         const int buckets = 12;
+        (int height, int width) = large ? (20, 27) : (2, 4);
+        int cells = (2 * height - 1) * (2 * width - 1);
         int[] lengths = [keys, keys / 2];
-        long[] offsets = [keys - queries, keys - queries - 3];
+        long[] offsets = [keys - queries, keys - queries - 1];
         bool[] mask = [.. Enumerable.Range(0, batch * queries * keys).Select(n => n * 7 % 11 != 0 || n % keys < 64)];
         var made = new ConcurrentDictionary<string, float[]>();
         float[] Made(string name, int seed, ReadOnlySpan<long> shape)
@@ -81,12 +83,13 @@ public static class Calls
                 Causal = true, Softcap = 5, Sinks = Input("sinks", 13, heads), KeyLengths = memory.Put("lengths", lengths),
                 QueryOffsets = memory.Put("offsets", offsets), Mask = memory.Put("mask", mask, batch, 1, queries, keys),
                 Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys + 2), BucketedBias = new(Input("table", 6, buckets, heads), 40),
+                GridBias = new(Input("cells", 14, cells, heads), height, width),
                 DenseBias = Input("dense", 7, 1, heads, queries, keys), RowBias = Input("row", 8, batch, heads, queries), ColumnBias = Input("column", 9, batch, 1, keys),
             };
             var gradients = new AttentionGradients
             {
                 Query = Output("of query", batch, heads, queries, size), Key = Output("of key", batch, keyHeads, keys, size), Value = Output("of value", batch, keyHeads, keys, valueSize),
-                Slopes = Output("of slopes", heads), DistanceBias = Output("of distance", heads, queries + keys + 2), BucketedBias = Output("of table", buckets, heads),
+                Slopes = Output("of slopes", heads), DistanceBias = Output("of distance", heads, queries + keys + 2), BucketedBias = Output("of table", buckets, heads), GridBias = Output("of cells", cells, heads),
                 DenseBias = Output("of dense", 1, heads, queries, keys), RowBias = Output("of row", batch, heads, queries), ColumnBias = Output("of column", batch, 1, keys), Sinks = Output("of sinks", heads),
             };
             if (hasRule)

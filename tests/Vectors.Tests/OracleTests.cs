@@ -12,7 +12,7 @@ public class OracleTests
 
     public static TheoryData<string> Attentions => ["plain", "causal", "grouped", "offset", "slopes", "slopes per batch", "distance", "distance shared", "everything",
         "checkerboard", "squared", "leaky", "by head", "by distance", "by absolute distance", "by query", "by key", "by pair", "log-length", "more queries",
-        "dense", "dense shared", "row and column", "softcap", "buckets", "buckets both ways", "sinks", "mask", "key lengths", "offsets"];
+        "dense", "dense shared", "row and column", "softcap", "buckets", "buckets both ways", "sinks", "cells", "mask", "key lengths", "offsets"];
 
     [Theory]
     [MemberData(nameof(Attentions))]
@@ -42,6 +42,8 @@ public class OracleTests
             Same(inputs.DistanceBias, gradient.DistanceBias!, Loss);
         if (inputs.BucketTable is not null)
             Same(inputs.BucketTable, gradient.BucketTable!, Loss);
+        if (inputs.CellTable is not null)
+            Same(inputs.CellTable, gradient.CellTable!, Loss);
         if (inputs.DenseBias is not null)
             Same(inputs.DenseBias, gradient.DenseBias!, Loss);
         if (inputs.RowBias is not null)
@@ -205,6 +207,9 @@ public class OracleTests
             BucketTable = what == "buckets" ? Noise(3, h) : what == "buckets both ways" ? Noise(6, h) : null,
             MaximumDistance = 3,
             IsBidirectional = what == "buckets both ways",
+            CellTable = what == "cells" ? Noise(15, h) : null,
+            WindowHeight = 2,
+            WindowWidth = 3,
             DenseBias = what is "dense" or "softcap" ? Noise(b, h, sq, sk) : what == "dense shared" ? Noise(1, 1, sq, sk) : null,
             RowBias = what == "row and column" ? Noise(b, 1, sq) : null,
             ColumnBias = what == "row and column" ? Noise(1, h, sk) : null,

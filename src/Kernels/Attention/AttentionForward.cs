@@ -17,7 +17,8 @@ namespace TransformerKernels;
 // 4 · (2d + dv) bytes, in the small tile four times as much as in the large one.
 //
 // Tried: indices of 32 bits for shared memory (no immediate offsets, 1 FFMA in 2.2 instructions of the products' loop instead of 1 in 1.6); writing the
-// output from the register tiles (its addresses lived in registers across the loop: the backward pass spilled).
+// output from the register tiles (its addresses lived in registers across the loop: the backward pass spilled); stepping through what is staged instead of finding
+// each element anew (up to 20 registers more on sm_80 and sm_90, and no faster on PoCL).
 //
 // Shared memory 38 KB, in the small tile 7 KB. No workspace.
 public sealed partial class GpuDevice

@@ -369,7 +369,7 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
 
     void GpuPool.ISource.Free(IReadOnlyList<MemoryBuffer1D<byte, Stride1D.Dense>> memory)
     {
-        stream.Synchronize();
+        Wait();
         foreach (MemoryBuffer1D<byte, Stride1D.Dense> each in memory)
             each.Dispose();
     }
@@ -377,7 +377,7 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
     /// <summary>Asks the driver for memory. Tests put a small device here.</summary>
     protected virtual MemoryBuffer1D<byte, Stride1D.Dense> AllocateMemory(long bytes) => accelerator.Allocate1D<byte>(bytes);
 
-    /// <summary>Waits for the stream. Tests let the device break here.</summary>
+    /// <summary>Waits for the stream. Tests count it, and let the device break here.</summary>
     protected virtual void Wait() => stream.Synchronize();
 
     /// <summary>Hands a kernel to the accelerator. Tests put an interpreter of its PTX here.</summary>

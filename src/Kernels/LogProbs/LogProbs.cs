@@ -10,7 +10,7 @@ namespace TransformerKernels;
 // row is cut into slices. A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-25, and every probability with it; at logits around 10,000 that is a
 // thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps the first 7,168 logits in shared memory, writes the gradient,
 // and reads again only what lies beyond those, the last first, which a cache still holds. A row of up to 7,168 logits costs one reading and one writing;
-// a longer one at most half as much again, counted without caches: V = 32,000 1.39 times, of which the second-level cache serves what fits it.
+// a longer one at most half as much again, counted without caches: V = 32,000 1.40 times, of which the second-level cache serves what fits it.
 // More shared memory than 32 KB isn't there on every OpenCL device, and an eighth of a multiprocessor's for each of its groups keeps it full.
 public sealed partial class GpuDevice
 {

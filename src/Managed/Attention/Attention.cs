@@ -112,6 +112,14 @@ public static class Attention
             Require.Input(device, problem.BucketedBias.Table, "problem.BucketedBias", -1, heads);
             BucketedBias.Check(problem.BucketedBias.Table.Length(0), problem.BucketedBias.MaximumDistance, problem.BucketedBias.IsBidirectional, "problem.BucketedBias", "problem.BucketedBias");
         }
+        if (problem.GridBias.IsPresent)
+        {
+            if (problem.GridBias.Height < 1 || problem.GridBias.Width < 1)
+                throw new ArgumentException($"problem.GridBias has a window of {problem.GridBias.Height} x {problem.GridBias.Width} positions; both must be at least 1.", "problem.GridBias");
+            Require.Input(device, problem.GridBias.Table, "problem.GridBias", problem.GridBias.Cells, heads);
+            if (!problem.QueryOffsets.IsPresent)
+                problem.GridBias.CheckPositions(queries, keys, AttentionShape.Of(problem).QueryOffset);
+        }
         CheckShared(device, problem.DenseBias, "problem.DenseBias", ElementType.Float32, batch, heads, queries, keys);
         CheckShared(device, problem.RowBias, "problem.RowBias", ElementType.Float32, batch, heads, queries);
         CheckShared(device, problem.ColumnBias, "problem.ColumnBias", ElementType.Float32, batch, heads, keys);
@@ -210,6 +218,7 @@ public static class Attention
         CheckLike(device, gradients.Slopes, "gradients.Slopes", problem.Slopes, "problem.Slopes");
         CheckLike(device, gradients.DistanceBias, "gradients.DistanceBias", problem.DistanceBias, "problem.DistanceBias");
         CheckLike(device, gradients.BucketedBias, "gradients.BucketedBias", problem.BucketedBias.Table, "problem.BucketedBias");
+        CheckLike(device, gradients.GridBias, "gradients.GridBias", problem.GridBias.Table, "problem.GridBias");
         CheckLike(device, gradients.DenseBias, "gradients.DenseBias", problem.DenseBias, "problem.DenseBias");
         CheckLike(device, gradients.RowBias, "gradients.RowBias", problem.RowBias, "problem.RowBias");
         CheckLike(device, gradients.ColumnBias, "gradients.ColumnBias", problem.ColumnBias, "problem.ColumnBias");
@@ -236,7 +245,7 @@ public static class Attention
         }
     }
 
-    private const int GradientCount = 14;
+    private const int GradientCount = 15;
 
     private static TensorView Gradient(in AttentionGradients gradients, int index, out string name)
     {
@@ -248,13 +257,14 @@ public static class Attention
             case 3: name = "gradients.Slopes"; return gradients.Slopes;
             case 4: name = "gradients.DistanceBias"; return gradients.DistanceBias;
             case 5: name = "gradients.BucketedBias"; return gradients.BucketedBias;
-            case 6: name = "gradients.DenseBias"; return gradients.DenseBias;
-            case 7: name = "gradients.RowBias"; return gradients.RowBias;
-            case 8: name = "gradients.ColumnBias"; return gradients.ColumnBias;
-            case 9: name = "gradients.Sinks"; return gradients.Sinks;
-            case 10: name = "gradients.Captured0"; return gradients.Captured0;
-            case 11: name = "gradients.Captured1"; return gradients.Captured1;
-            case 12: name = "gradients.Captured2"; return gradients.Captured2;
+            case 6: name = "gradients.GridBias"; return gradients.GridBias;
+            case 7: name = "gradients.DenseBias"; return gradients.DenseBias;
+            case 8: name = "gradients.RowBias"; return gradients.RowBias;
+            case 9: name = "gradients.ColumnBias"; return gradients.ColumnBias;
+            case 10: name = "gradients.Sinks"; return gradients.Sinks;
+            case 11: name = "gradients.Captured0"; return gradients.Captured0;
+            case 12: name = "gradients.Captured1"; return gradients.Captured1;
+            case 13: name = "gradients.Captured2"; return gradients.Captured2;
             default: name = "gradients.Captured3"; return gradients.Captured3;
         }
     }
@@ -280,6 +290,7 @@ public static class Attention
         Require.Disjoint(written, name, problem.Slopes, "problem.Slopes");
         Require.Disjoint(written, name, problem.DistanceBias, "problem.DistanceBias");
         Require.Disjoint(written, name, problem.BucketedBias.Table, "problem.BucketedBias");
+        Require.Disjoint(written, name, problem.GridBias.Table, "problem.GridBias");
         Require.Disjoint(written, name, problem.DenseBias, "problem.DenseBias");
         Require.Disjoint(written, name, problem.RowBias, "problem.RowBias");
         Require.Disjoint(written, name, problem.ColumnBias, "problem.ColumnBias");

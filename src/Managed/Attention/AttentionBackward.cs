@@ -26,7 +26,7 @@ internal sealed partial class CpuDevice
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = saved.Output, l = saved.LogSumExp)
         fixed (byte* upstreamO = upstream.Output, upstreamL = upstream.LogSumExp, dQuery = gradients.Query, dKey = gradients.Key, dValue = gradients.Value)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, dSlopes = gradients.Slopes, dDistanceBias = gradients.DistanceBias)
-        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, dBucketedBias = gradients.BucketedBias, dSinks = gradients.Sinks, keyLengths = problem.KeyLengths)
+        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, gridBias = problem.GridBias.Table, dBucketedBias = gradients.BucketedBias, dGridBias = gradients.GridBias, dSinks = gradients.Sinks, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* dDenseBias = gradients.DenseBias, dRowBias = gradients.RowBias, dColumnBias = gradients.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
@@ -35,8 +35,8 @@ internal sealed partial class CpuDevice
             float* partials = (float*)(scratch + ThreadCount * plan.ScratchBytes);
             var addresses = new ScoringAddresses
             {
-                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, Mask = mask,
-                QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, GridBias = gridBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias,
+                Sinks = sinks, Mask = mask, QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
             CheckSequences(problem, scoring, shape);
@@ -99,6 +99,8 @@ internal sealed partial class CpuDevice
                 fold.Slopes((float*)dSlopes, gradients.Slopes);
             if (gradients.BucketedBias.IsPresent)
                 fold.Buckets((float*)dBucketedBias, gradients.BucketedBias);
+            if (gradients.GridBias.IsPresent)
+                fold.Grid((float*)dGridBias, gradients.GridBias);
             if (gradients.Sinks.IsPresent)
             {
                 double* sums = (double*)(scratch + ThreadCount * plan.ScratchBytes + plan.SinkPartial);
@@ -261,7 +263,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                     Differentiate<V, NoneHidden>(bias, tileKeys, 0f);
                 if (Plan.WantsLine)
                     AddToLine<V>(i0, j0, tileKeys, first);
-                AddBiases<V>(head, i0, j0, rows, tileKeys, first);
+                AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
                 if (ruled)
                 {
                     for (int capture = 0; capture < CapturedSet.Count; capture++)

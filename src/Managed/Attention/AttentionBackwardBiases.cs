@@ -67,6 +67,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
     private void BeginGradients<V>(nint head, nint first, nint count, ref float* scratch) where V : struct, ILanes<V>
     {
         nint line = (nint)Plan.LineLength;
+        if (Plan.WantsGrid)
+            Clear(Partials + Plan.GridPartial(Shape, batch, head, chunk), (nint)Shape.GridCells);
         if (Plan.WantsLine)
         {
             lineGradient = Take(ref scratch, AttentionBackwardPlan.LineCopies * line);
@@ -200,9 +202,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         Accumulate || (batch > 0 && TensorGradients[tensor].IsSharedByBatch(Shape)) || (head > 0 && TensorGradients[tensor].IsSharedByHeads(Shape));
 
     // The gradients of biases that are added to the scores are sums of dz itself.
-    private readonly void AddBiases<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    private readonly void AddBiases<V>(in HeadScores scores, nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
+        if (Plan.WantsGrid)
+            scores.AddToGrid<V>(Scoring, dS, j0, rows, tileKeys, Partials + Plan.GridPartial(Shape, batch, head, chunk));
         for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
         {
             if (!TensorGradients[c].IsPresent)

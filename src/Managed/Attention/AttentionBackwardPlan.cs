@@ -23,11 +23,12 @@ internal struct AttentionBackwardPlan
 
     public bool WantsQuery { get; private set; }
     public bool WantsLine { get; private set; }
+    public bool WantsGrid { get; private set; }
 
     /// <summary>The scratch memory of a thread.</summary>
     public long ScratchBytes { get; private set; }
 
-    private long queryFloats, lineFloats, logSumExpFloats, sinks;
+    private long queryFloats, lineFloats, gridFloats, logSumExpFloats, sinks;
     private CapturedFloats capturedFloats;
 
     [InlineArray(PairTensors.Count)]
@@ -51,10 +52,12 @@ internal struct AttentionBackwardPlan
             LineLength = shape.Queries + Math.Min(chunk, shape.Keys) + AttentionTiles.WidestBlock,
             WantsQuery = gradients.Query.IsPresent,
             WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent || gradients.BucketedBias.IsPresent,
+            WantsGrid = gradients.GridBias.IsPresent,
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
         plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
         plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
+        plan.gridFloats = plan.WantsGrid ? perHeadAndChunk * shape.GridCells : 0;
         for (int c = 0; c < PairTensors.Count; c++)
             plan.capturedFloats[c] = perHeadAndChunk * Partial(Gradient(problem, gradients, c), shape, plan);
 
@@ -80,7 +83,7 @@ internal struct AttentionBackwardPlan
     {
         get
         {
-            long start = queryFloats + lineFloats;
+            long start = queryFloats + lineFloats + gridFloats;
             foreach (long captured in capturedFloats)
                 start += captured;
             return start;
@@ -98,10 +101,14 @@ internal struct AttentionBackwardPlan
     public readonly long LinePartial(in AttentionShape shape, long batch, long head, long chunk) =>
         queryFloats + ((batch * shape.Heads + head) * Chunks + chunk) * LineLength;
 
+    /// <summary>Where the partial gradient of a head's table by two coordinates begins.</summary>
+    public readonly long GridPartial(in AttentionShape shape, long batch, long head, long chunk) =>
+        queryFloats + lineFloats + ((batch * shape.Heads + head) * Chunks + chunk) * shape.GridCells;
+
     /// <summary>Where the partial gradient of a captured tensor begins for a head and chunk.</summary>
     public readonly long CapturedPartial(in AttentionShape shape, int capture, long batch, long head, long chunk)
     {
-        long start = queryFloats + lineFloats;
+        long start = queryFloats + lineFloats + gridFloats;
         for (int c = 0; c < capture; c++)
             start += capturedFloats[c];
         long each = capturedFloats[capture] / Math.Max(1, shape.Batch * shape.Heads * Chunks);

@@ -25,14 +25,14 @@ internal sealed partial class CpuDevice
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
         fixed (byte* slopes = problem.Slopes, distanceBias = problem.DistanceBias, l = logSumExp)
-        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, keyLengths = problem.KeyLengths)
+        fixed (byte* mask = problem.Mask, queryOffsets = problem.QueryOffsets, sinks = problem.Sinks, bucketedBias = problem.BucketedBias.Table, gridBias = problem.GridBias.Table, keyLengths = problem.KeyLengths)
         fixed (byte* denseBias = problem.DenseBias, rowBias = problem.RowBias, columnBias = problem.ColumnBias)
         fixed (byte* captured0 = problem.Captured0.Values, captured1 = problem.Captured1.Values, captured2 = problem.Captured2.Values, captured3 = problem.Captured3.Values)
         {
             var addresses = new ScoringAddresses
             {
-                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias, Sinks = sinks, Mask = mask,
-                QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
+                Slopes = slopes, DistanceBias = distanceBias, BucketedBias = bucketedBias, GridBias = gridBias, DenseBias = denseBias, RowBias = rowBias, ColumnBias = columnBias,
+                Sinks = sinks, Mask = mask, QueryOffsets = queryOffsets, KeyLengths = keyLengths, Captured0 = captured0, Captured1 = captured1, Captured2 = captured2, Captured3 = captured3,
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
             CheckSequences(problem, scoring, shape);
@@ -63,6 +63,8 @@ internal sealed partial class CpuDevice
                 throw new ArgumentOutOfRangeException("problem.KeyLengths", length, $"Sequence {batch} has {length} keys; there are 0 to {shape.Keys}.");
             if (problem.QueryOffsets.IsPresent && problem.DistanceBias.IsPresent && shape.Queries > 0 && shape.Keys > 0)
                 Attention.CheckDistances(problem.DistanceBias, shape, scoring.QueryOffset(batch));
+            if (problem.QueryOffsets.IsPresent && problem.GridBias.IsPresent)
+                problem.GridBias.CheckPositions(shape.Queries, shape.Keys, scoring.QueryOffset(batch));
         }
     }
 

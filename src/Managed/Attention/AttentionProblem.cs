@@ -41,6 +41,9 @@ public ref struct AttentionProblem
     /// <summary>T5's bias: a table [buckets, h] read at the bucket of the pair's distance.</summary>
     public BucketedBias BucketedBias { get; set; }
 
+    /// <summary>Swin's bias: a table [(2H − 1)(2W − 1), h] read at the differences of the pair's rows and columns in a window of H x W positions.</summary>
+    public GridBias GridBias { get; set; }
+
     /// <summary>A bias for every pair, [b, h, Sq, Sk]; any axis may have length 1, which shares the values along it. −∞ hides the pair.</summary>
     public TensorView DenseBias { get; set; }
 
@@ -76,7 +79,7 @@ public ref struct AttentionProblem
 
     /// <summary>The first property that is set and that a device without <see cref="ComputeDevice.OffersAllOfAttention"/> lacks; null if there is none.</summary>
     internal readonly string? FirstBeyondTheBasics =>
-        BucketedBias.IsPresent ? nameof(BucketedBias) : DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
+        BucketedBias.IsPresent ? nameof(BucketedBias) : GridBias.IsPresent ? nameof(GridBias) : DenseBias.IsPresent ? nameof(DenseBias) : RowBias.IsPresent ? nameof(RowBias) : ColumnBias.IsPresent ? nameof(ColumnBias) :
         Sinks.IsPresent ? nameof(Sinks) : Mask.IsPresent ? nameof(Mask) : QueryOffsets.IsPresent ? nameof(QueryOffsets) : KeyLengths.IsPresent ? nameof(KeyLengths) : Softcap is not null ? nameof(Softcap) : null;
 }
 
@@ -124,6 +127,9 @@ public ref struct AttentionGradients
 
     /// <summary>As the table of <see cref="AttentionProblem.BucketedBias"/>, summed over the batch.</summary>
     public TensorView BucketedBias { get; set; }
+
+    /// <summary>As the table of <see cref="AttentionProblem.GridBias"/>, summed over the batch.</summary>
+    public TensorView GridBias { get; set; }
 
     /// <summary>As <see cref="AttentionProblem.DenseBias"/>, summed over what it is shared along.</summary>
     public TensorView DenseBias { get; set; }

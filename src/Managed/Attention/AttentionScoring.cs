@@ -3,7 +3,7 @@ namespace TransformerKernels;
 /// <summary>The addresses of the tensors that change scores, pinned while a call runs; null where there is none.</summary>
 internal unsafe struct ScoringAddresses
 {
-    public byte* Slopes, DistanceBias, BucketedBias, DenseBias, RowBias, ColumnBias, Sinks, Mask, QueryOffsets, KeyLengths, Captured0, Captured1, Captured2, Captured3;
+    public byte* Slopes, DistanceBias, BucketedBias, GridBias, DenseBias, RowBias, ColumnBias, Sinks, Mask, QueryOffsets, KeyLengths, Captured0, Captured1, Captured2, Captured3;
 }
 
 /// <summary>The tensors that change scores, as pointers while a call runs.</summary>
@@ -23,6 +23,8 @@ internal readonly unsafe struct AttentionScoring
     private readonly byte* offsets, lengths;
     private readonly nint offsetStep, lengthStep, offset, keys;
     private readonly bool hasLongOffsets, hasLongLengths;
+
+    public readonly GridTable Grid;
 
     public readonly BooleanMask Mask;
 
@@ -62,6 +64,7 @@ internal readonly unsafe struct AttentionScoring
             sinks = (float*)at.Sinks;
             sinkStep = (nint)problem.Sinks.Stride(0);
         }
+        Grid = new GridTable(at.GridBias, problem.GridBias);
         Mask = new BooleanMask(at.Mask, problem.Mask);
         keys = (nint)problem.Key.Length(2);
         offset = (nint)AttentionShape.Of(problem).QueryOffset;
@@ -89,7 +92,7 @@ internal readonly unsafe struct AttentionScoring
     /// <summary>The memory that a problem's scoring takes of its own.</summary>
     public static long Bytes(in AttentionProblem problem) => problem.BucketedBias.IsPresent ? AttentionTiles.RoundUp(problem.BucketedBias.Table.Length(0) * sizeof(int), sizeof(double)) : 0;
 
-    public bool HasAdded => Tensors[PairTensors.DenseBias].IsPresent || Tensors[PairTensors.RowBias].IsPresent || Tensors[PairTensors.ColumnBias].IsPresent;
+    public bool HasAdded => Grid.IsPresent || Tensors[PairTensors.DenseBias].IsPresent || Tensors[PairTensors.RowBias].IsPresent || Tensors[PairTensors.ColumnBias].IsPresent;
 
     public bool HasLine => slopes != null || distanceBias != null || table != null;
 

@@ -17,6 +17,9 @@ internal readonly record struct AttentionShape
     /// <summary>The index of distance 0 in the distance bias.</summary>
     public long DistanceCentre { get; private init; }
 
+    /// <summary>The entries a head of the table by two coordinates; 0 without one.</summary>
+    public long GridCells { get; private init; }
+
     public float Scale { get; private init; }
 
     public bool Causal { get; private init; }
@@ -48,6 +51,7 @@ internal readonly record struct AttentionShape
             ValueSize = problem.Value.Length(3),
             QueryOffset = offset,
             DistanceCentre = problem.DistanceCentre ?? keys - 1,
+            GridCells = problem.GridBias.IsPresent ? problem.GridBias.Table.Length(0) : 0,
             Scale = problem.Scale ?? (float)(1 / Math.Sqrt(headSize)),
             Causal = problem.Causal,
         };

@@ -122,6 +122,24 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
         }
     }
 
+    /// <summary>The gradient of the table by two coordinates.</summary>
+    public void Grid(float* gradient, in TensorView view)
+    {
+        for (long head = 0; head < shape.Heads; head++)
+        {
+            for (long cell = 0; cell < shape.GridCells; cell++)
+            {
+                double sum = 0;
+                for (long batch = 0; batch < shape.Batch; batch++)
+                {
+                    for (long chunk = 0; chunk < plan.Chunks; chunk++)
+                        sum += partials[plan.GridPartial(shape, batch, head, chunk) + cell];
+                }
+                Store(gradient + cell * view.Stride(0) + head * view.Stride(1), sum);
+            }
+        }
+    }
+
     /// <summary>The gradient of the sinks.</summary>
     public void Sinks(float* gradient, in TensorView view, double* sums)
     {

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 /// <summary>What changes the scores of one query head: the bias by distance, and the captured values of the rule, as rows of lanes.</summary>
@@ -8,7 +10,8 @@ namespace TransformerKernels;
 internal unsafe struct HeadScores
 {
     private nint batch, head, queries, keys, offset;
-    private float* zeros, tile, queryBiases, maskTiles;
+    private float* zeros, tile, queryBiases, maskTiles, cells;
+    private nint* places;
     private bool hasAdded;
 
     /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
@@ -19,9 +22,10 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor, one for the biases and two for the mask, a block of zeros and one of biases a query.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor, one for the biases and two for the mask, the head's table by two coordinates, a block of zeros and one of biases a query.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
-        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (3 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock;
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (3 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock
+        + (shape.GridCells > 0 ? AttentionTiles.RoundUp(shape.GridCells, 2) + AttentionTiles.WidestBlock * (sizeof(nint) / sizeof(float)) : 0);
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
     public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, ref float* scratch)
@@ -39,6 +43,12 @@ internal unsafe struct HeadScores
         tile = Take(ref scratch, AttentionTiles.Keys * block);
         maskTiles = Take(ref scratch, 2 * AttentionTiles.Keys * block);
         hasAdded = scoring.HasAdded;
+        if (scoring.Grid.IsPresent)
+        {
+            cells = Take(ref scratch, (nint)AttentionTiles.RoundUp(scoring.Grid.Cells, 2));
+            places = (nint*)Take(ref scratch, block * (sizeof(nint) / sizeof(float)));
+            scoring.Grid.Read(head, cells);
+        }
 
         // Query i and key j stand at line[i − j]: from the last key's first query to the first key's last query, and a block of spare lanes.
         nint first = query - (key + keys - 1), length = queries + keys - 1 + block;
@@ -81,6 +91,8 @@ internal unsafe struct HeadScores
     {
         if (hasAdded)
             new Span<float>(queryBiases, (int)AttentionTiles.Block<V>()).Clear();
+        for (nint lane = 0; lane < AttentionTiles.Block<V>() && scoring.Grid.IsPresent; lane++)
+            places[lane] = scoring.Grid.Place(Math.Min(i0 + lane, queries - 1) + offset) + scoring.Grid.Centre;
         for (int c = 0; c < PairTensors.Count; c++)
         {
             ref readonly Captured tensor = ref scoring.Tensors[c];
@@ -183,6 +195,11 @@ internal unsafe struct HeadScores
                 new Span<float>(tile, (int)(keyCount * block)).Clear();
             MatrixCopy.Run(dense.At(batch, head, i0, j0, 0), dense.QueryStep, dense.KeyStep, tile, 1, block, count, keyCount);
         }
+        if (scoring.Grid.IsPresent)
+        {
+            ReadGrid<V>(scoring, j0, keyCount, add: perPair);
+            perPair = true;
+        }
         V none = V.From(float.NegativeInfinity), least = V.Zero;
         for (nint row = 0; row < keyCount; row++)
         {
@@ -205,6 +222,40 @@ internal unsafe struct HeadScores
             }
         }
         return V.AnyEqual(least, none);
+    }
+
+    // The table's entries of a tile, in its memory or added to what is there.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void ReadGrid<V>(in AttentionScoring scoring, nint j0, nint keyCount, bool add) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        float* to = tile;
+        for (nint row = 0; row < keyCount; row++, to += block)
+        {
+            float* from = cells - scoring.Grid.Place(j0 + row);
+            if (add)
+            {
+                for (nint lane = 0; lane < block; lane++)
+                    to[lane] += from[places[lane]];
+            }
+            else
+            {
+                for (nint lane = 0; lane < block; lane++)
+                    to[lane] = from[places[lane]];
+            }
+        }
+    }
+
+    /// <summary>Adds a tile's dz to the gradient of the head's table by two coordinates.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    public readonly void AddToGrid<V>(in AttentionScoring scoring, float* dz, nint j0, nint queryCount, nint keyCount, float* gradient) where V : struct, ILanes<V>
+    {
+        for (nint row = 0; row < keyCount; row++, dz += AttentionTiles.Block<V>())
+        {
+            float* to = gradient - scoring.Grid.Place(j0 + row);
+            for (nint lane = 0; lane < queryCount; lane++)
+                to[places[lane]] += dz[lane];
+        }
     }
 
     private static float* Take(ref float* scratch, nint floats)

@@ -47,8 +47,8 @@ internal sealed partial class CpuDevice
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {
-            nint end = Math.Min((item + 1) * RowsPerItem, Rows.Count);
-            for (nint row = item * RowsPerItem; row < end; row++)
+            nint rows = RowsPerItem(Rows.Count), end = Math.Min((item + 1) * rows, Rows.Count);
+            for (nint row = item * rows; row < end; row++)
                 Differentiate<TLanes>(row, row + 1 < end);
         }
 

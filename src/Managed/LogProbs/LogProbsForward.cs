@@ -25,10 +25,10 @@ internal sealed partial class CpuDevice
         }
     }
 
-    // So many rows one after the other: what is asked for ahead, or fetched while one is computed, is the next row's.
-    private const int RowsPerItem = 4;
+    // So many rows one after the other: what is asked for ahead, or fetched while one is computed, is the next row's. Few rows are shared out one by one.
+    private static nint RowsPerItem(nint rows) => Math.Clamp(rows / 64, 1, 16);
 
-    private static nint Groups(nint rows) => (rows + RowsPerItem - 1) / RowsPerItem;
+    private static nint Groups(nint rows) => (rows + RowsPerItem(rows) - 1) / RowsPerItem(rows);
 
     private static nint CheckTargets(in LogitRows rows)
     {
@@ -57,7 +57,8 @@ internal sealed partial class CpuDevice
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {
             float* block = stackalloc float[LogitSums<TLanes>.Block];
-            for (nint row = item * RowsPerItem; row < Math.Min((item + 1) * RowsPerItem, Rows.Count); row++)
+            nint rows = RowsPerItem(Rows.Count);
+            for (nint row = item * rows; row < Math.Min((item + 1) * rows, Rows.Count); row++)
                 Reduce<TLanes>(row, block);
         }
 

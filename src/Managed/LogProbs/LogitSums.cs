@@ -181,9 +181,8 @@ internal sealed partial class CpuDevice
             byte* end = logits + count * TStorage.Size;
             for (; logits <= end - 2 * w; logits += 2 * w)
             {
-                TStorage.Load(logits, out V x, out V y);
-                a = V.MaxNative(a, x);
-                b = V.MaxNative(b, y);
+                Prefetch.Bytes(logits + PrefetchBytes, 2 * w);
+                AddLargest<TStorage>(logits, ref a, ref b);
             }
             if (logits < end)
                 a = V.MaxNative(a, TStorage.Load<V>(logits));

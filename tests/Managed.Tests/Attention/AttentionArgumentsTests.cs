@@ -98,6 +98,19 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.BucketedBias", "even number", (ref p) => p.BucketedBias = new(Tensor(7, Heads), 128, bidirectional: true));
         Refuses<ArgumentException>("problem.BucketedBias", "at least 2", (ref p) => p.BucketedBias = new(Tensor(1, Heads)));
         Refuses<ArgumentOutOfRangeException>("problem.BucketedBias", "beyond the 16 buckets", (ref p) => p.BucketedBias = new(Tensor(32, Heads), 16));
+        Refuses<ArgumentException>("problem.GridBias", "[15, 4]", (ref p) => p.GridBias = new(Tensor(16, Heads), 2, 3));
+        Refuses<ArgumentException>("problem.GridBias", "at least 1", (ref p) => p.GridBias = new(Tensor(1, Heads), 0, 1));
+        Refuses<ArgumentException>("problem.GridBias", "2 x 2 = 4 positions; there are 5 keys", (ref p) => p.GridBias = new(Tensor(9, Heads), 2, 2));
+        Refuses<ArgumentException>("problem.GridBias", "queries stand at 4 to 6", (ref p) =>
+        {
+            p.QueryOffset = 4;
+            p.GridBias = new(Tensor(15, Heads), 2, 3);
+        });
+        Refuses<ArgumentException>("problem.GridBias", "queries stand at -1 to 1", (ref p) =>
+        {
+            p.QueryOffsets = TensorView.Of((int[])[0, -1], Batch);
+            p.GridBias = new(Tensor(15, Heads), 2, 3);
+        });
         Refuses<ArgumentException>("problem.Sinks", "[4]", (ref p) => p.Sinks = Tensor(KeyHeads));
         Refuses<ArgumentException>("problem.Mask", "Bool", (ref p) => p.Mask = Tensor(Batch, Heads, Queries, Keys));
         Refuses<ArgumentException>("problem.Mask", "[1, 4, 3, 5]", (ref p) => p.Mask = TensorView.Of(new bool[Queries * KeyHeads * Keys], 1, KeyHeads, Queries, Keys));
@@ -134,6 +147,7 @@ public class AttentionArgumentsTests
             Assert.Contains($"a foreign device doesn't offer attention with problem.{property} yet", message);
         }
         Refused("BucketedBias", (ref p) => p.BucketedBias = new(At(device, 32, Heads)));
+        Refused("GridBias", (ref p) => p.GridBias = new(At(device, 15, Heads), 2, 3));
         Refused("DenseBias", (ref p) => p.DenseBias = At(device, 1, 1, Queries, Keys));
         Refused("RowBias", (ref p) => p.RowBias = At(device, 1, Heads, Queries));
         Refused("ColumnBias", (ref p) => p.ColumnBias = At(device, 1, Heads, Keys));

@@ -3,7 +3,7 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>What GPUs don't offer yet: bucketed table, dense, row and column biases, sinks, boolean masks, offsets and lengths of each sequence and softcap.</summary>
+/// <summary>What GPUs don't offer yet: bucketed and two-dimensional tables, dense, row and column biases, sinks, boolean masks, offsets and lengths of each sequence and softcap.</summary>
 public class AttentionBiasTests
 {
     private static ComputeDevice Device => DeviceUnderTest.Device;
@@ -72,6 +72,39 @@ public class AttentionBiasTests
             AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
             for (int i = 0; i < fresh.BucketTable.Length; i++)
                 Assert.Equal(1 + fresh.BucketTable[i], added.BucketTable[i], 2e-6 * (1 + Math.Abs(fresh.BucketTable[i])));
+        }
+    }
+
+    [Theory]
+    [InlineData(1, 1)]
+    [InlineData(2, 3)]
+    [InlineData(7, 7)]
+    [InlineData(5, 16)]
+    [InlineData(1, 70)]
+    [InlineData(70, 1)]
+    [InlineData(9, 33)]
+    public void A_table_by_two_coordinates_agrees_with_the_definition(int height, int width)
+    {
+        int positions = height * width, cells = (2 * height - 1) * (2 * width - 1);
+        foreach ((int queries, int keys, int? offset, bool causal) in ((int, int, int?, bool)[])[(positions, positions, null, false), ((positions + 2) / 3, (positions + 1) / 2, positions / 4, true)])
+        {
+            foreach (bool full in (bool[])[false, true])
+            {
+                Grid<double> table = AttentionCase.Numbers(4, 1, cells, 4);
+                if (full && cells > 20)
+                    table[7, 1] = double.NegativeInfinity;
+                var problem = new AttentionCase
+                {
+                    Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, QueryOffset = offset, HasLogSumExpUpstream = true,
+                    CellTable = table, WindowHeight = height, WindowWidth = width,
+                    DenseBias = full ? AttentionCase.Numbers(3, 1, 2, 1, queries, keys) : null, Slopes = full ? AttentionCase.Numbers(1, 0.1f, 4) : null,
+                    Mask = full ? RandomMask(0.7f, 1, 1, queries, keys) : null, ColumnBias = causal ? AttentionCase.Numbers(6, 1, 1, 4, keys) : null,
+                };
+                problem.Check(Device, default(PlainScore));
+                AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+                for (int i = 0; i < fresh.CellTable.Length; i++)
+                    Assert.Equal(1 + fresh.CellTable[i], added.CellTable[i], 2e-6 * (1 + Math.Abs(fresh.CellTable[i])));
+            }
         }
     }
 

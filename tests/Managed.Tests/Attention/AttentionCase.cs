@@ -33,6 +33,9 @@ public sealed class AttentionCase
     public Grid<double>? BucketTable { get; init; }
     public int MaximumDistance { get; init; } = 128;
     public bool IsBidirectional { get; init; }
+    public Grid<double>? CellTable { get; init; }
+    public int WindowHeight { get; init; }
+    public int WindowWidth { get; init; }
     public Grid<double>? DenseBias { get; init; }
     public Grid<double>? RowBias { get; init; }
     public Grid<double>? ColumnBias { get; init; }
@@ -45,7 +48,7 @@ public sealed class AttentionCase
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
-    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{Shapes("mask", Mask)}{(QueryOffsets is null ? "" : $" offsets {string.Join(',', QueryOffsets)}")}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
+    public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("cells", CellTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{Shapes("mask", Mask)}{(QueryOffsets is null ? "" : $" offsets {string.Join(',', QueryOffsets)}")}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
     private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
 
@@ -79,6 +82,7 @@ public sealed class AttentionCase
                 Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = Scale ?? (float)(1 / Math.Sqrt(HeadSize)), Causal = Causal, QueryOffset = QueryOffset,
                 Slopes = Slopes, DistanceBias = DistanceBias, DistanceCentre = DistanceCentre, Formula = formula, Captured = Captured,
                 BucketTable = BucketTable, MaximumDistance = MaximumDistance, IsBidirectional = IsBidirectional,
+                CellTable = CellTable, WindowHeight = WindowHeight, WindowWidth = WindowWidth,
                 DenseBias = DenseBias, RowBias = RowBias, ColumnBias = ColumnBias, Sinks = Sinks, Mask = Mask, QueryOffsets = QueryOffsets, Softcap = Softcap, KeyLengths = KeyLengths,
             };
             AttentionResult<double> forward = AttentionOracle.Forward<double>(inputs);
@@ -97,6 +101,7 @@ public sealed class AttentionCase
                 Add("dDistance", ours.DistanceBias, backward.DistanceBias!.Data, naiveBackward.DistanceBias!.Data, Contract.Gradient, DistanceBias.Shape[0], 1);
             // A gradient that sums over more than its own axes is judged by the size of its terms.
             AddBias("dBuckets", BucketTable, ours.BucketTable, backward.BucketTable, naiveBackward.BucketTable, backward.BucketTableMagnitude);
+            AddBias("dCells", CellTable, ours.CellTable, backward.CellTable, naiveBackward.CellTable, backward.CellTableMagnitude);
             AddBias("dDense", DenseBias, ours.DenseBias, backward.DenseBias, naiveBackward.DenseBias, backward.DenseBiasMagnitude);
             AddBias("dRow", RowBias, ours.RowBias, backward.RowBias, naiveBackward.RowBias, backward.RowBiasMagnitude);
             AddBias("dColumn", ColumnBias, ours.ColumnBias, backward.ColumnBias, naiveBackward.ColumnBias, backward.ColumnBiasMagnitude);
@@ -146,6 +151,12 @@ public sealed class AttentionCase
         {
             problem.BucketedBias = new(View(BucketTable), MaximumDistance, IsBidirectional);
             gradients.BucketedBias = TensorView.Of(dTable, Shape(BucketTable));
+        }
+        float[] dCells = Fresh(CellTable, start);
+        if (CellTable is not null)
+        {
+            problem.GridBias = new(View(CellTable), WindowHeight, WindowWidth);
+            gradients.GridBias = TensorView.Of(dCells, Shape(CellTable));
         }
         float[] dDense = Fresh(DenseBias, start), dRow = Fresh(RowBias, start), dColumn = Fresh(ColumnBias, start);
         float[] dSinks = Fresh(Sinks, start);
@@ -200,7 +211,7 @@ public sealed class AttentionCase
             logSumExp[i] = pairs[2 * i];
         return new(RowMajor(output), logSumExp, RowMajor(dQuery), RowMajor(dKey), RowMajor(dValue), dSlopes, dDistance, dCaptured,
             [Dense(query), Dense(key), Dense(value), Dense(upstream), Grid.Of(upstreamL, Batch, Heads, Queries)])
-        { BucketTable = dTable, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn, Sinks = dSinks };
+        { BucketTable = dTable, CellTable = dCells, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn, Sinks = dSinks };
     }
 
     private Strided Tensor(int heads, int positions, int size) => new([Batch, heads, positions, size], Order, Gap);
@@ -249,10 +260,11 @@ public sealed class AttentionCase
     public sealed record Results(float[] Output, float[] LogSumExp, float[] Query, float[] Key, float[] Value, float[] Slopes, float[] DistanceBias, float[][] Captured, Grid<double>[] Inputs)
     {
         public float[] BucketTable { get; init; } = [];
+        public float[] CellTable { get; init; } = [];
         public float[] DenseBias { get; init; } = [];
         public float[] RowBias { get; init; } = [];
         public float[] ColumnBias { get; init; } = [];
         public float[] Sinks { get; init; } = [];
-        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, BucketTable, DenseBias, RowBias, ColumnBias, Sinks, .. Captured];
+        public IEnumerable<float[]> All => [Output, LogSumExp, Query, Key, Value, Slopes, DistanceBias, BucketTable, CellTable, DenseBias, RowBias, ColumnBias, Sinks, .. Captured];
     }
 }

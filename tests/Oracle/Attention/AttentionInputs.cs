@@ -44,6 +44,15 @@ public sealed class AttentionInputs
     /// <summary>Whether keys ahead have buckets of their own.</summary>
     public bool IsBidirectional { get; init; }
 
+    /// <summary>[(2H − 1)(2W − 1), h], read at the differences of rows and columns in a window of H x W positions: query minus key.</summary>
+    public Grid<double>? CellTable { get; init; }
+
+    /// <summary>H.</summary>
+    public int WindowHeight { get; init; }
+
+    /// <summary>W.</summary>
+    public int WindowWidth { get; init; }
+
     /// <summary>[b, h, Sq, Sk], any axis may have length 1.</summary>
     public Grid<double>? DenseBias { get; init; }
 
@@ -118,13 +127,15 @@ public sealed record AttentionGradient<T>(Grid<T> Query, Grid<T> Key, Grid<T> Va
     where T : INumberBase<T>
 {
     public Grid<T>? BucketTable { get; init; }
+    public Grid<T>? CellTable { get; init; }
     public Grid<T>? DenseBias { get; init; }
     public Grid<T>? RowBias { get; init; }
     public Grid<T>? ColumnBias { get; init; }
     public Grid<T>? Sinks { get; init; }
 
-    /// <summary>Σ |terms| of the gradients of bucketed table, dense, row and column bias, and sinks: their sums may cancel.</summary>
+    /// <summary>Σ |terms| of the gradients of both tables, dense, row and column bias, and sinks: their sums may cancel.</summary>
     public Grid<T>? BucketTableMagnitude { get; init; }
+    public Grid<T>? CellTableMagnitude { get; init; }
     public Grid<T>? DenseBiasMagnitude { get; init; }
     public Grid<T>? RowBiasMagnitude { get; init; }
     public Grid<T>? ColumnBiasMagnitude { get; init; }

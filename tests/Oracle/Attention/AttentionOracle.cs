@@ -44,6 +44,7 @@ public static class AttentionOracle
         Grid<T>? dBias = inputs.DistanceBias is null ? null : Grid.Zeros<T>(inputs.DistanceBias.Shape);
         Grid<T>[] dCaptured = [.. inputs.Captured.Select(captured => Grid.Zeros<T>(captured.Values.Shape))], capturedMagnitude = [.. dCaptured.Select(grid => grid.To<T>())];
         Grid<T>? dTable = Like<T>(inputs.BucketTable), tableMagnitude = Like<T>(inputs.BucketTable);
+        Grid<T>? dCells = Like<T>(inputs.CellTable), cellsMagnitude = Like<T>(inputs.CellTable);
         Grid<T>? dSinks = Like<T>(inputs.Sinks), sinksMagnitude = Like<T>(inputs.Sinks);
         Grid<T>? dDense = Like<T>(inputs.DenseBias), dRow = Like<T>(inputs.RowBias), dColumn = Like<T>(inputs.ColumnBias);
         Grid<T>? denseMagnitude = Like<T>(inputs.DenseBias), rowMagnitude = Like<T>(inputs.RowBias), columnMagnitude = Like<T>(inputs.ColumnBias);
@@ -83,6 +84,11 @@ public static class AttentionOracle
                             dTable[problem.Bucket(distance), h] += dz;
                             tableMagnitude![problem.Bucket(distance), h] += T.Abs(dz);
                         }
+                        if (dCells is not null)
+                        {
+                            dCells[problem.Cell(b, i, j), h] += dz;
+                            cellsMagnitude![problem.Cell(b, i, j), h] += T.Abs(dz);
+                        }
                         if (dDense is not null)
                         {
                             dDense[b, h, i, j] += dz;
@@ -118,7 +124,7 @@ public static class AttentionOracle
         }
         return new(dQuery, dKey, dValue, dSlopes, dBias, dCaptured, slopesMagnitude, capturedMagnitude)
         {
-            Sinks = dSinks, SinksMagnitude = sinksMagnitude, BucketTable = dTable, BucketTableMagnitude = tableMagnitude, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
+            CellTable = dCells, CellTableMagnitude = cellsMagnitude, Sinks = dSinks, SinksMagnitude = sinksMagnitude, BucketTable = dTable, BucketTableMagnitude = tableMagnitude, DenseBias = dDense, RowBias = dRow, ColumnBias = dColumn,
             DenseBiasMagnitude = denseMagnitude, RowBiasMagnitude = rowMagnitude, ColumnBiasMagnitude = columnMagnitude,
         };
     }
@@ -160,7 +166,7 @@ public static class AttentionOracle
     private sealed class Problem<T> where T : IFloatingPointIeee754<T>
     {
         private readonly AttentionInputs inputs;
-        private readonly Grid<T>? slopes, bias, table, dense, rows, columns, sinks;
+        private readonly Grid<T>? slopes, bias, table, cells, dense, rows, columns, sinks;
         private readonly Grid<T>[] captured;
 
         public Problem(AttentionInputs inputs)
@@ -173,6 +179,7 @@ public static class AttentionOracle
             bias = inputs.DistanceBias?.To<T>();
             table = inputs.BucketTable?.To<T>();
             sinks = inputs.Sinks?.To<T>();
+            cells = inputs.CellTable?.To<T>();
             dense = inputs.DenseBias?.To<T>();
             rows = inputs.RowBias?.To<T>();
             columns = inputs.ColumnBias?.To<T>();
@@ -217,6 +224,13 @@ public static class AttentionOracle
 
         public int Bucket(int distance) => AttentionOracle.Bucket(distance, inputs.BucketTable!.Shape[0], inputs.MaximumDistance, inputs.IsBidirectional);
 
+        /// <summary>The row of the table by two coordinates.</summary>
+        public int Cell(int batch, int query, int key)
+        {
+            int height = inputs.WindowHeight, width = inputs.WindowWidth, at = Position(batch, query);
+            return (at / width - key / width + height - 1) * (2 * width - 1) + at % width - key % width + width - 1;
+        }
+
         /// <summary>The derivative of the softcap at a pair whose score before the formula is this.</summary>
         public T CapSlope(T score, int b, int h, int i, int j)
         {
@@ -244,6 +258,8 @@ public static class AttentionOracle
                     added += bias[h, distance + Centre];
                 if (table is not null)
                     added += table[Bucket(distance), h];
+                if (cells is not null)
+                    added += cells[Cell(b, i, j), h];
                 if (dense is not null)
                     added += dense[b, h, i, j];
                 if (rows is not null)

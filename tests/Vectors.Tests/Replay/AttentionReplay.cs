@@ -8,16 +8,20 @@ namespace TransformerKernels.Tests;
 public sealed class AttentionReplay : IReplay
 {
     private static readonly string[] Parameters =
-        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets"];
+        ["source", "checked", "naive_error", "scale", "query_offset", "is_causal", "alibi_form", "distance_centre", "score_rule", "visible_nan", "softcap", "seqused_k", "full_case", "t5_bidirectional", "t5_max_distance", "t5_num_buckets", "table_2d_height", "table_2d_width",
+            "kerple_form", "prefix_length", "leftpad_k", "chunk_size", "dilation", "natten_size", "natten_kernel"];
 
     private static readonly string[] Inputs =
-        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain"];
+        ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "table_2d", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain",
+            "dense_bias_2", "forget_logits", "lookup_table", "lookup_index", "kerple_p", "kerple_a", "document_ids"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
-    public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T>
+    public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T> => Oracle<T>(Read(vector));
+
+    /// <summary>Forward, and backward if there is an upstream gradient, by the oracle.</summary>
+    internal static Results<T> Oracle<T>(Case read) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        Case read = Read(vector);
         var results = new Results<T>();
         AttentionResult<T> forward = AttentionOracle.Forward<T>(read.Inputs);
         results.Output("output", forward.Output.Data);
@@ -34,6 +38,8 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("distance_vector", backward.DistanceBias.Data);
         if (backward.BucketTable is not null)
             results.Gradient("t5_table", backward.BucketTable.Data, magnitude: Largest(backward.BucketTableMagnitude!));
+        if (backward.CellTable is not null)
+            results.Gradient("table_2d", backward.CellTable.Data, magnitude: Largest(backward.CellTableMagnitude!));
         if (backward.DenseBias is not null)
             results.Gradient("dense_bias", backward.DenseBias.Data, magnitude: Largest(backward.DenseBiasMagnitude!));
         if (backward.RowBias is not null)
@@ -44,7 +50,7 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("sinks", backward.Sinks.Data, magnitude: Largest(backward.SinksMagnitude!));
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, backward.Captured[0].Data, magnitude: read.Inputs.Captured[0].By == CapturedBy.Head ? Largest(backward.CapturedMagnitude[0]) : 0);
-        return results;
+        return Chain.Apply(results, read.Chains);
     }
 
     public Results<float> Library(VectorCase vector)
@@ -80,6 +86,7 @@ public sealed class AttentionReplay : IReplay
             DistanceBias = View(inputs.DistanceBias),
             DistanceCentre = inputs.DistanceCentre,
             BucketedBias = inputs.BucketTable is null ? default : new(View(inputs.BucketTable), inputs.MaximumDistance, inputs.IsBidirectional),
+            GridBias = inputs.CellTable is null ? default : new(View(inputs.CellTable), inputs.WindowHeight, inputs.WindowWidth),
             DenseBias = View(inputs.DenseBias),
             RowBias = View(inputs.RowBias),
             ColumnBias = View(inputs.ColumnBias),
@@ -105,7 +112,7 @@ public sealed class AttentionReplay : IReplay
 
         float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
         float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
-        float[] table = New(inputs.BucketTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
+        float[] table = New(inputs.BucketTable?.Shape ?? [0]), cells = New(inputs.CellTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
         float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
         var gradients = new AttentionGradients
         {
@@ -115,6 +122,7 @@ public sealed class AttentionReplay : IReplay
             Slopes = inputs.Slopes is null ? default : View(slopes, inputs.Slopes.Shape),
             DistanceBias = inputs.DistanceBias is null ? default : View(bias, inputs.DistanceBias.Shape),
             BucketedBias = inputs.BucketTable is null ? default : View(table, inputs.BucketTable.Shape),
+            GridBias = inputs.CellTable is null ? default : View(cells, inputs.CellTable.Shape),
             DenseBias = inputs.DenseBias is null ? default : View(dense, inputs.DenseBias.Shape),
             RowBias = inputs.RowBias is null ? default : View(rows, inputs.RowBias.Shape),
             ColumnBias = inputs.ColumnBias is null ? default : View(columns, inputs.ColumnBias.Shape),
@@ -130,29 +138,24 @@ public sealed class AttentionReplay : IReplay
         results.Gradient("alibi_slopes", slopes);
         results.Gradient("distance_vector", bias, 1, inputs.DistanceBias?.Shape[0] ?? 1);
         results.Gradient("t5_table", table);
+        results.Gradient("table_2d", cells);
         results.Gradient("dense_bias", dense);
         results.Gradient("row_bias", rows);
         results.Gradient("column_bias", columns);
         results.Gradient("sinks", sinks);
         if (read.CapturedName is not null)
             results.Gradient(read.CapturedName, capturedGradient, 1, inputs.Captured[0].By == CapturedBy.Head ? 1 : inputs.Captured[0].Values.Shape[0]);
-        return results;
+        return Chain.Apply(results, read.Chains);
     }
 
     private static Case Read(VectorCase vector)
     {
         vector.KnowsOnly(Parameters, Inputs);
-        bool causal = vector.Flag("is_causal");
-        switch (vector.Text("alibi_form"))
-        {
-            case null or "symmetric":
-                break;
-            // Causal attention sees no distance above 0, where alone the forms differ.
-            case "one_sided" when causal:
-                break;
-            case { } form:
-                throw new NotReplayedException($"alibi_form {form}");
-        }
+        // Without a prefix, which is seen ahead too.
+        bool causal = vector.Flag("is_causal"), isCausal = causal && vector.Parameter("prefix_length") is null;
+        var made = new AttentionRecipes(vector);
+        // Causal attention sees no distance above 0, where alone the forms differ.
+        bool hasSlopes = vector.Text("alibi_form") is null or "symmetric" || (vector.Text("alibi_form") == "one_sided" && causal && isCausal);
         if (vector.Input("distance_vector") is { Shape.Length: > 2 })
             throw new NotReplayedException("distance_vector per batch");
         int[]? offsets = vector.Parameter("query_offset") is { ValueKind: JsonValueKind.Array } list ? [.. list.EnumerateArray().Select(offset => offset.GetInt32())] : null;
@@ -165,20 +168,23 @@ public sealed class AttentionReplay : IReplay
             Key = vector.Need("key").Grid,
             Value = vector.Need("value").Grid,
             Scale = vector.Number("scale"),
-            Causal = causal,
+            Causal = isCausal,
             QueryOffset = offsets is null ? (int?)vector.Number("query_offset") : null,
             QueryOffsets = offsets,
-            Slopes = vector.Input("alibi_slopes")?.Grid,
-            DistanceBias = vector.Input("distance_vector")?.Grid,
-            DistanceCentre = (int?)vector.Number("distance_centre"),
+            Slopes = hasSlopes ? vector.Input("alibi_slopes")?.Grid : null,
+            DistanceBias = made.DistanceBias ?? vector.Input("distance_vector")?.Grid,
+            DistanceCentre = made.DistanceBias is null ? (int?)vector.Number("distance_centre") : made.DistanceCentre,
             BucketTable = vector.Input("t5_table")?.Grid,
             MaximumDistance = (int)(vector.Number("t5_max_distance") ?? 128),
             IsBidirectional = vector.Flag("t5_bidirectional"),
-            DenseBias = vector.Input("dense_bias")?.Grid,
-            RowBias = PerHead(vector.Input("row_bias")?.Grid),
-            ColumnBias = PerHead(vector.Input("column_bias")?.Grid),
+            CellTable = vector.Input("table_2d")?.Grid,
+            WindowHeight = (int)(vector.Number("table_2d_height") ?? 0),
+            WindowWidth = (int)(vector.Number("table_2d_width") ?? 0),
+            DenseBias = made.DenseBias ?? vector.Input("dense_bias")?.Grid,
+            RowBias = made.RowBias ?? PerHead(vector.Input("row_bias")?.Grid),
+            ColumnBias = made.ColumnBias ?? PerHead(vector.Input("column_bias")?.Grid),
             Sinks = vector.Input("sinks")?.Grid,
-            Mask = vector.Input("mask")?.Grid,
+            Mask = made.Mask ?? vector.Input("mask")?.Grid,
             Softcap = vector.Number("softcap"),
             KeyLengths = vector.Parameter("seqused_k") is { } lengths ? [.. lengths.EnumerateArray().Select(length => length.GetInt32())] : null,
             Formula = vector.Text("score_rule") switch
@@ -192,7 +198,7 @@ public sealed class AttentionReplay : IReplay
                 { } rule => throw new NotReplayedException($"score_rule {rule}"),
             },
             Captured = captured is null ? [] : [captured],
-        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid, capturedName);
+        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid, capturedName, made.Chains);
     }
 
     // [h, s] counts for every sequence.
@@ -206,5 +212,5 @@ public sealed class AttentionReplay : IReplay
 
     private static TensorView View(Grid<double>? grid) => grid is null ? default : View(Array.ConvertAll(grid.Data, x => (float)x), grid.Shape);
 
-    internal sealed record Case(AttentionInputs Inputs, Grid<double>? Upstream, Grid<double>? LogSumExpUpstream, string? CapturedName);
+    internal sealed record Case(AttentionInputs Inputs, Grid<double>? Upstream, Grid<double>? LogSumExpUpstream, string? CapturedName, IReadOnlyList<Chain> Chains);
 }

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
@@ -21,11 +22,11 @@ public static class Pending
 /// <summary>A line of disagree.txt: where the reference is wrong, or we refuse, and what we do instead.</summary>
 /// <param name="Id">folder/file#case.</param>
 /// <param name="Entry">outputs/name or gradients/name; "call" if we throw.</param>
-/// <param name="Instead">A number, [numbers], "0 where INPUT is 0", or "throws EXCEPTION".</param>
+/// <param name="Instead">A number, [numbers], "0 where INPUT is 0", "0 where mask shows no key", or "throws EXCEPTION".</param>
 /// <param name="Reason">Why.</param>
 public sealed record Disagreement(string Id, string Entry, string Instead, string Reason)
 {
-    private const string Throws = "throws ", ZeroWhere = "0 where ", IsZero = " is 0";
+    private const string Throws = "throws ", ZeroWhere = "0 where ", IsZero = " is 0", ShowsNoKey = "0 where mask shows no key";
 
     public static ILookup<string, Disagreement> Read(string path) => Lines.Of(path).Select(line =>
     {
@@ -48,8 +49,28 @@ public sealed record Disagreement(string Id, string Entry, string Instead, strin
                 throw new InvalidDataException($"{Id}: \"{Instead}\" doesn't fit {theirs.Length} numbers.");
             return [.. theirs.Select((x, i) => where[i] == 0 ? 0 : x)];
         }
+        if (Instead == ShowsNoKey)
+            return WithoutKeys(vector, theirs);
         double[] ours = Instead.StartsWith('[') ? JsonSerializer.Deserialize<double[]>(Instead, Named)! : [double.Parse(Instead, CultureInfo.InvariantCulture)];
         return ours.Length == theirs.Length ? ours : throw new InvalidDataException($"{Id}: {ours.Length} numbers in place of {theirs.Length}.");
+    }
+
+    // The output [b, h, Sq, dv] is 0 where the mask [b or 1, h or 1, Sq, Sk] has a row of zeros.
+    private static double[] WithoutKeys(VectorCase vector, double[] theirs)
+    {
+        Grid<double> mask = vector.Need("mask").Grid, output = new([.. theirs], vector.Outputs["output"].Shape);
+        for (int b = 0; b < output.Shape[0]; b++)
+        {
+            for (int h = 0; h < output.Shape[1]; h++)
+            {
+                for (int i = 0; i < output.Shape[2]; i++)
+                {
+                    if (!Enumerable.Range(0, mask.Shape[3]).Any(j => mask[b, h, i, j] != 0))
+                        output.Row(b, h, i).Clear();
+                }
+            }
+        }
+        return output.Data;
     }
 
     private static readonly JsonSerializerOptions Named = new() { NumberHandling = System.Text.Json.Serialization.JsonNumberHandling.AllowNamedFloatingPointLiterals };

@@ -51,7 +51,7 @@ public sealed class OnnxAttentionReplay : IReplay
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
             DenseBias = Broadcast(vector.Input("attn_mask"), isMask: false),
             Mask = Broadcast(vector.Input("attn_mask"), isMask: true),
-        }, null, null, null);
+        }, null, null, null, []);
     }
 
     // Broadcast from the last axis on. A boolean mask hides, any other is added.

@@ -67,26 +67,16 @@ internal static class ProductKernels
     public static void Multiply(ProductArguments a)
     {
         ArrayView<float> left = SharedMemory.Allocate<float>(TileTerms * LeftPitch), right = SharedMemory.Allocate<float>(TileTerms * RightPitch);
-        int thread = Group.IdxX, across = thread % TileTerms, along = thread / TileTerms;
+        int thread = Group.IdxX;
         int row = Grid.IdxX % a.RowTiles * TileRows, rest = Grid.IdxX / a.RowTiles;
         int column = rest % a.ColumnTiles * TileColumns, piece = rest / a.ColumnTiles;
         int begin = piece * a.TermsPerPiece, end = Math.Min(begin + a.TermsPerPiece, a.Terms);
-        const int step = GroupSize / TileTerms;
 
         Column16 sums = default;
         for (int term = begin; term < end; term += TileTerms)
         {
-            // Neighbouring threads read neighbours in memory.
-            for (int i = 0; i < TileRows; i += step)
-            {
-                int r = a.LeftByTerm != 0 ? i + along : across, t = a.LeftByTerm != 0 ? across : i + along;
-                left[t * LeftPitch + r] = row + r < a.Rows && term + t < end ? a.Left[row + r, term + t] : 0f;
-            }
-            for (int i = 0; i < TileTerms; i++)
-            {
-                int c = a.RightByTerm != 0 ? i * step + along : thread, t = a.RightByTerm != 0 ? across : i;
-                right[t * RightPitch + c] = column + c < a.Columns && term + t < end ? a.Right[column + c, term + t] : 0f;
-            }
+            Stage(left, LeftPitch, TileRows, a.Left, row, a.Rows - row, term, end - term, a.LeftByTerm != 0);
+            Stage(right, RightPitch, TileColumns, a.Right, column, a.Columns - column, term, end - term, a.RightByTerm != 0);
             Group.Barrier();
             sums = sums.Add(left, 0, right[thread]);
             sums = sums.Add(left, LeftPitch, right[RightPitch + thread]);
@@ -108,6 +98,22 @@ internal static class ProductKernels
         }
         if (column + thread < a.Columns)
             sums.Store(a, piece, row, column + thread);
+    }
+
+    // [term, row] of a tile into shared memory, 0 beyond the matrix. Neighbouring threads read neighbours in memory: terms of a row, or rows of a term.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Stage(ArrayView<float> shared, int pitch, int size, in GpuTensor<float> matrix, int firstRow, int rows, int firstTerm, int terms, bool byTerm)
+    {
+        int thread = Group.IdxX, r = byTerm ? thread / TileTerms : thread % size, t = byTerm ? thread % TileTerms : thread / size;
+        int rowStep = byTerm ? GroupSize / TileTerms : 0, termStep = byTerm ? 0 : GroupSize / size;
+        int at = t * pitch + r, step = termStep * pitch + rowStep;
+        for (int i = 0; i < size * TileTerms / GroupSize; i++)
+        {
+            shared[at] = r < rows && t < terms ? matrix[firstRow + r, firstTerm + t] : 0f;
+            r += rowStep;
+            t += termStep;
+            at += step;
+        }
     }
 
     /// <summary>The sums of one thread: registers, each with a name of its own, because ILGPU unrolls no loops.</summary>
