@@ -170,6 +170,7 @@ public static class Calls
                 Logits = memory.Put("logits", stored, rows, vocabulary),
                 Targets = memory.Put("targets", targets),
                 Bias = memory.Put("bias", bias),
+                MeanWeights = memory.Put("weights", bias),
                 Softcap = 20,
                 Temperature = 1.5f,
                 ValidVocabulary = vocabulary - 2,
@@ -202,7 +203,7 @@ public static class Calls
         (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
         float[] zeros = new float[tokens], a = Seeded.Normal(tokens, 3), bias = Seeded.Normal(vocabulary, 4), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length], ofBias = new float[vocabulary];
         return (device, memory) => LogProbs.TrainFromHidden(device,
-            new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets), Bias = memory.Put("bias", bias) },
+            new() { Hidden = memory.Put("hidden", hidden, tokens, width), Vocabulary = memory.Put("vocabulary", entries, vocabulary, width), Targets = memory.Put("targets", targets), Bias = memory.Put("bias", bias), MeanWeights = memory.Put("weights", bias) },
             new() { LogProb = memory.Put("of log-prob", a), Entropy = memory.Put("of entropy", a), SumOfSquares = memory.Put("of squares", a), MeanLogit = memory.Put("of mean", a) },
             new() { LogProb = memory.Put("log-prob", zeros), MeanLogit = memory.Put("mean", zeros) },
             new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },

@@ -35,6 +35,9 @@ public ref struct HiddenProblem
 
     /// <summary>How many rows of the vocabulary count, the first ones: those after them may hold anything and get the gradient 0. All if absent.</summary>
     public long? ValidVocabulary { get; set; }
+
+    /// <summary>[V], float32, contiguous: the weights w of the mean logit, Σ w z / V, as class weights under label smoothing. All 1 if absent; an entry of weight 0 is left out.</summary>
+    public TensorView MeanWeights { get; set; }
 }
 
 /// <summary>Where the gradients of hidden states, vocabulary and bias go; absent ones aren't computed. All float32.</summary>
@@ -170,7 +173,7 @@ public static partial class LogProbs
         if (problem.Vocabulary.Length(0) == 0)
             throw new ArgumentException("problem.Vocabulary has no entries; it must have at least 1.", "problem.Vocabulary");
         Require.Input(device, problem.Targets, "problem.Targets", [ElementType.Int32, ElementType.Int64], problem.Hidden.Length(0));
-        CheckShaping(device, problem.Vocabulary.Length(0), problem.Bias, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
+        CheckShaping(device, problem.Vocabulary.Length(0), problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
     private static void CheckWidth(in TensorView rows, string name)
@@ -192,6 +195,7 @@ public static partial class LogProbs
         Require.Disjoint(written, name, problem.Vocabulary, "problem.Vocabulary");
         Require.Disjoint(written, name, problem.Targets, "problem.Targets");
         Require.Disjoint(written, name, problem.Bias, "problem.Bias");
+        Require.Disjoint(written, name, problem.MeanWeights, "problem.MeanWeights");
     }
 
     internal static void CheckGradients(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)

@@ -30,7 +30,7 @@ internal sealed partial class CpuDevice
                             for (nint r = 0; r < rows; r++)
                                 V.Load(logits + r * stride + at).Store(bent + r * stride + at);
                         }
-                        Differentiate<V>(logits + at, stride, rows, Shift + at, Plan.Stride);
+                        Differentiate<V>(logits + at, stride, rows, Shift + at, Plan.Stride, MeanWeights == null ? null : MeanWeights + start);
                         if (Shape.Bends)
                         {
                             for (nint r = 0; r < rows; r++)
@@ -58,12 +58,12 @@ internal sealed partial class CpuDevice
             }
         }
 
-        // dz = e^t (a + b t + c (e^t − 1)) + d, in place; the coefficients follow the shift, a row each.
+        // dz = e^t (a + b t + c (e^t − 1)) + d w, in place; the coefficients follow the shift, a row each.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate<V>(float* logits, nint stride, nint rows, float* shift, nint fieldStride) where V : struct, ILanes<V>
+        private static void Differentiate<V>(float* logits, nint stride, nint rows, float* shift, nint fieldStride, float* weights) where V : struct, ILanes<V>
         {
             V lowest = V.From(Exponential.Lowest), shifts = V.Load(shift), a = V.Load(shift + fieldStride), b = V.Load(shift + 2 * fieldStride);
-            V c = V.Load(shift + 3 * fieldStride), d = V.Load(shift + 4 * fieldStride), one = V.One;
+            V c = V.Load(shift + 3 * fieldStride), mean = V.Load(shift + 4 * fieldStride), d = weights == null ? mean : V.Zero, one = V.One;
             nint r = 0;
             for (; r + 4 <= rows; r += 4)
             {
@@ -81,6 +81,8 @@ internal sealed partial class CpuDevice
                 V t = V.MaxNative(lowest, V.Load(logits + r * stride) - shifts), e = Exponential.OfNonPositive(t);
                 V.MultiplyAdd(e, V.MultiplyAdd(c, e - one, V.MultiplyAdd(b, t, a)), d).Store(logits + r * stride);
             }
+            for (r = 0; r < rows && weights != null; r++)
+                V.MultiplyAdd(mean, V.From(weights[r]), V.Load(logits + r * stride)).Store(logits + r * stride);
         }
 
         private readonly void AddBias(float* slopes, nint start, nint rows)

@@ -37,7 +37,7 @@ internal sealed partial class CpuDevice
     private unsafe void FromHidden(in HiddenPlan plan, in HiddenProblem problem, VocabularyShard? shard, in TokenUpstream upstream, in TokenOutputs outputs, TensorView partials, TensorView merged,
         in HiddenGradients gradients, float* memory)
     {
-        fixed (byte* hidden = problem.Hidden, vocabulary = problem.Vocabulary, targets = problem.Targets, bias = problem.Bias,
+        fixed (byte* hidden = problem.Hidden, vocabulary = problem.Vocabulary, targets = problem.Targets, bias = problem.Bias, meanWeights = problem.MeanWeights,
             ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp, ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit,
             logProb = outputs.LogProb, logSumExp = outputs.LogSumExp, entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, mean = outputs.MeanLogit,
             topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens, parts = partials, whole = merged,
@@ -50,6 +50,7 @@ internal sealed partial class CpuDevice
                 Hidden = new(hidden, problem.Hidden),
                 Vocabulary = new(vocabulary, problem.Vocabulary),
                 Bias = (float*)bias,
+                MeanWeights = (float*)meanWeights,
                 Shape = new(problem.Softcap, problem.Temperature),
                 Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                 Results = new(logProb, logSumExp, entropy, squares, argmax, mean, outputs),
@@ -130,7 +131,7 @@ internal sealed partial class CpuDevice
         public HiddenPlan Plan;
         public HiddenPhase Phase;
         public StoredRows Hidden, Vocabulary, OfHidden, OfVocabulary;
-        public float* Bias, OfBias, Memory;
+        public float* Bias, MeanWeights, OfBias, Memory;
         public LogitShape Shape;
         public ArrivingGradients Upstream;
         public TokenResults Results;

@@ -94,7 +94,7 @@ internal sealed partial class CpuDevice
                     if (Partials.IsPresent || Results.HasArgmax)
                         FindLargest(logits, stride, rows, start, max + lane, (int*)argmax + lane, count);
                     for (nint at = 0; at < vectors * V.Count && (Partials.IsPresent || Results.HasMeanLogit); at += V.Count)
-                        AddLogits<V>(logits + at, stride, rows, total + lane + at);
+                        AddLogits<V>(logits + at, stride, rows, MeanWeights == null ? null : MeanWeights + start, total + lane + at);
                     for (nint v = 0; v < vectors; v++)
                     {
                         nint at = v * V.Count;
@@ -122,11 +122,14 @@ internal sealed partial class CpuDevice
         }
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void AddLogits<V>(float* logits, nint stride, nint rows, float* total) where V : struct, ILanes<V>
+        private static void AddLogits<V>(float* logits, nint stride, nint rows, float* weights, float* total) where V : struct, ILanes<V>
         {
             V sum = V.Zero;
             for (nint r = 0; r < rows; r++)
-                sum += V.Load(logits + r * stride);
+            {
+                V z = V.Load(logits + r * stride);
+                sum = weights == null ? sum + z : weights[r] == 0 ? sum : V.MultiplyAdd(z, V.From(weights[r]), sum);
+            }
             (V.Load(total) + sum).Store(total);
         }
 
@@ -233,10 +236,19 @@ internal sealed partial class CpuDevice
                     Partials[token] = whole;
                 if (!Plan.Backward)
                     continue;
-                var slope = new LogitSlope(whole.Row, Upstream[token], Shard.Whole);
+                Arriving arriving = Upstream[token];
+                // A mean with weights is added afterwards.
+                float ofMean = MeanWeights == null ? 0 : arriving.MeanLogit / Shard.Whole;
+                var slope = new LogitSlope(whole.Row, MeanWeights == null ? arriving : arriving with { MeanLogit = 0 }, Shard.Whole);
                 Shift[i] = whole.Row.Shift;
                 (Constant[i], PerLogit[i], PerExponential[i], Everywhere[i]) = slope.Coefficients;
-                AtTarget[i] = (float)(slope.AtTarget(whole.TargetLogit) * Shape.Slope(whole.TargetLogit));
+                double atTarget = slope.AtTarget(whole.TargetLogit);
+                if (MeanWeights != null)
+                {
+                    Everywhere[i] = ofMean;
+                    atTarget += Targets[i] < 0 ? 0 : ofMean * MeanWeights[Targets[i]];
+                }
+                AtTarget[i] = (float)(atTarget * Shape.Slope(whole.TargetLogit));
             }
         }
     }

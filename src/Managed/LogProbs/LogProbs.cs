@@ -29,6 +29,9 @@ public ref struct LogitsProblem
 
     /// <summary>How many columns count, the first ones: those after them pad the vocabulary, may hold anything, and get the gradient 0. All if absent.</summary>
     public long? ValidVocabulary { get; set; }
+
+    /// <summary>[V], float32, contiguous: the weights w of the mean logit, Σ w z / V, as class weights under label smoothing. All 1 if absent; an entry of weight 0 is left out.</summary>
+    public TensorView MeanWeights { get; set; }
 }
 
 /// <summary>Where per-token results go; absent ones are not computed. [n] and float32 where nothing else is said.</summary>
@@ -55,7 +58,7 @@ public ref struct TokenOutputs
     /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first.</summary>
     public TensorView TopTokens { get; set; }
 
-    /// <summary>Σ z / V, over the vocabulary that counts: what label smoothing needs. −∞ if a logit is.</summary>
+    /// <summary>Σ w z / V, over the vocabulary that counts, with the problem's MeanWeights or w = 1: what label smoothing needs. −∞ if a logit is.</summary>
     public TensorView MeanLogit { get; set; }
 
     /// <summary>How many outputs there are.</summary>
@@ -225,6 +228,7 @@ public static partial class LogProbs
         outputs.RequireDisjoint(problem.Logits, "problem.Logits");
         outputs.RequireDisjoint(problem.Targets, "problem.Targets");
         outputs.RequireDisjoint(problem.Bias, "problem.Bias");
+        outputs.RequireDisjoint(problem.MeanWeights, "problem.MeanWeights");
         device.RequireOffered(problem, outputs);
         device.LogProbsFromLogits(problem, outputs);
     }
@@ -254,7 +258,7 @@ public static partial class LogProbs
 
     /// <summary>The gradient of the logits, from the gradients of log-prob, log-sum-exp, entropy, Σ p² and mean logit together.</summary>
     /// <remarks>
-    /// With p = e^(z − logSumExp), H the entropy and Q = Σ p²: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean / V, 1 − p
+    /// With p = e^(z − logSumExp), H the entropy and Q = Σ p²: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean w / V, 1 − p
     /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
     /// </remarks>
     /// <param name="device">Where to run.</param>
@@ -293,6 +297,7 @@ public static partial class LogProbs
             Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Logits, "problem.Logits");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Targets, "problem.Targets");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Bias, "problem.Bias");
+        Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.MeanWeights, "problem.MeanWeights");
         upstream.RequireDisjoint(logitsGradient, nameof(logitsGradient));
     }
 
@@ -305,14 +310,17 @@ public static partial class LogProbs
         if (vocabulary == 0)
             throw new ArgumentException("problem.Logits has a vocabulary of 0; it must be at least 1.", "problem.Logits");
         Require.Input(device, problem.Targets, "problem.Targets", [ElementType.Int32, ElementType.Int64], problem.Logits.Length(0));
-        CheckShaping(device, vocabulary, problem.Bias, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
+        CheckShaping(device, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
-    internal static void CheckShaping(ComputeDevice device, long vocabulary, in TensorView bias, float softcap, float temperature, long? validVocabulary)
+    internal static void CheckShaping(ComputeDevice device, long vocabulary, in TensorView bias, in TensorView meanWeights, float softcap, float temperature, long? validVocabulary)
     {
         Require.OptionalInput(device, bias, "problem.Bias", vocabulary);
         if (bias.IsPresent && vocabulary > 1 && bias.Stride(0) != 1)
             throw new ArgumentException($"problem.Bias has the stride {bias.Stride(0)}; it must be 1.", "problem.Bias");
+        Require.OptionalInput(device, meanWeights, "problem.MeanWeights", vocabulary);
+        if (meanWeights.IsPresent && vocabulary > 1 && meanWeights.Stride(0) != 1)
+            throw new ArgumentException($"problem.MeanWeights has the stride {meanWeights.Stride(0)}; it must be 1.", "problem.MeanWeights");
         if (!(softcap >= 0 && softcap <= float.MaxValue))
             throw new ArgumentOutOfRangeException("problem.Softcap", softcap, $"problem.Softcap is {softcap}; it must be a positive number, or 0 for none.");
         if (!(temperature > 0 && temperature <= float.MaxValue))

@@ -10,12 +10,12 @@ internal sealed partial class CpuDevice
 
     private unsafe void FromLogitsBackward(in LogitsProblem problem, VocabularyShard? shard, in TokenSaved saved, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logSumExp = saved.LogSumExp, entropy = saved.Entropy, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, meanWeights = problem.MeanWeights, logSumExp = saved.LogSumExp, entropy = saved.Entropy, ofLogProb = upstream.LogProb, ofLogSumExp = upstream.LogSumExp,
             ofEntropy = upstream.Entropy, ofSquares = upstream.SumOfSquares, ofMean = upstream.MeanLogit, gradient = logitsGradient, whole = merged)
         {
             var work = new LogProbsBackwardWork
             {
-                Rows = new(logits, targets, bias, problem, shard),
+                Rows = new(logits, targets, bias, meanWeights, problem, shard),
                 LogSumExp = new(logSumExp, saved.LogSumExp),
                 Entropy = new(entropy, saved.Entropy),
                 Merged = new(whole, merged),
@@ -74,7 +74,9 @@ internal sealed partial class CpuDevice
                 : LogSumExp.HasRemainder && arriving.SumOfSquares == 0 ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
             nint column = Rows.Column(target);
             double logit = column < 0 ? double.NegativeInfinity : Rows.At<TLanes>(row, column);
-            var slope = new LogitSlope(sums, arriving, Rows.Shard.Whole);
+            // A mean with weights is added afterwards.
+            float ofMean = Rows.MeanWeights == null ? 0 : arriving.MeanLogit / Rows.Shard.Whole;
+            var slope = new LogitSlope(sums, ofMean == 0 ? arriving : arriving with { MeanLogit = 0 }, Rows.Shard.Whole);
 
             nint start = 0;
             if (Rows.IsPlain && Rows.Type == ElementType.Float32)
@@ -82,12 +84,16 @@ internal sealed partial class CpuDevice
                 start = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
                 bool fits = start <= PrefetchedFloats;
                 slope.Differentiate<TLanes>((float*)Rows.Row(row), Gradient.Row(row), start, goesOn && fits ? (float*)Rows.Row(row + 1) : null);
+                if (ofMean != 0)
+                    Rows.AddMean(ofMean, 0, start, Gradient.Row(row));
             }
             for (; start < Rows.Vocabulary; start += length)
             {
                 nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
                 Rows.Prepare<TLanes>(row, start, count, block);
                 slope.Differentiate<TLanes>(block, slopes, padded);
+                if (ofMean != 0)
+                    Rows.AddMean(ofMean, start, count, slopes);
                 if (Rows.Shape.Bends)
                     Rows.Shape.Unbend<TLanes>(block, slopes, padded);
                 Gradient.Write<TLanes>(slopes, row, start, count);
@@ -95,7 +101,8 @@ internal sealed partial class CpuDevice
             Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
             if (column < 0)
                 return;
-            *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
+            double atTarget = slope.AtTarget(logit) + (ofMean == 0 ? 0 : ofMean * Rows.MeanWeights[column]);
+            *slopes = (float)(atTarget * Rows.Shape.Slope(logit));
             Gradient.Write<Real32>(slopes, row, column, 1);
         }
 

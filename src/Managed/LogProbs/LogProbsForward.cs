@@ -10,12 +10,12 @@ internal sealed partial class CpuDevice
 
     private unsafe void FromLogits(in LogitsProblem problem, VocabularyShard? shard, in TokenOutputs outputs, TensorView partials)
     {
-        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp,
+        fixed (byte* logits = problem.Logits, targets = problem.Targets, bias = problem.Bias, meanWeights = problem.MeanWeights, logProb = outputs.LogProb, logSumExp = outputs.LogSumExp,
             entropy = outputs.Entropy, squares = outputs.SumOfSquares, argmax = outputs.Argmax, topLogProbs = outputs.TopLogProbs, topTokens = outputs.TopTokens, mean = outputs.MeanLogit, parts = partials)
         {
             var work = new LogProbsWork
             {
-                Rows = new(logits, targets, bias, problem, shard),
+                Rows = new(logits, targets, bias, meanWeights, problem, shard),
                 Results = new(logProb, logSumExp, entropy, squares, argmax, mean, outputs),
                 Partials = new(parts, partials),
                 Top = new(topLogProbs, topTokens, outputs),

@@ -26,11 +26,15 @@ internal sealed partial class CpuDevice
         /// <summary>Whether the logits count as they stand in memory.</summary>
         public readonly bool IsPlain;
 
+        /// <summary>The weights of the mean logit; null for 1.</summary>
+        public readonly float* MeanWeights;
+
         /// <summary>Where the columns lie in the vocabulary that targets are of.</summary>
         public readonly VocabularyShard Shard;
 
-        public LogitRows(byte* logits, byte* targets, byte* bias, in LogitsProblem problem, VocabularyShard? shard = null)
+        public LogitRows(byte* logits, byte* targets, byte* bias, byte* meanWeights, in LogitsProblem problem, VocabularyShard? shard)
         {
+            MeanWeights = (float*)meanWeights;
             this.logits = logits;
             this.targets = targets;
             this.bias = (float*)bias;
@@ -102,7 +106,7 @@ internal sealed partial class CpuDevice
             return largest.Largest();
         }
 
-        /// <summary>Σ z over a row: vectors of a block in float32, everything else in double.</summary>
+        /// <summary>Σ w z over a row: vectors of a block in float32, everything else in double.</summary>
         public double Total<V>(nint row, float* block) where V : struct, ILanes<V>
         {
             double total = 0;
@@ -110,14 +114,25 @@ internal sealed partial class CpuDevice
             {
                 nint count = Math.Min(LogitSums<V>.Block, Vocabulary - start), whole = count - count % V.Count;
                 Prepare<V>(row, start, count, block);
+                float* weights = MeanWeights + start;
                 V sum = V.Zero;
                 for (nint i = 0; i < whole; i += V.Count)
-                    sum += V.Load(block + i);
+                    sum += MeanWeights == null ? V.Load(block + i) : Weighted(V.Load(block + i), V.Load(weights + i));
                 total += LogitSums<V>.Total(sum);
                 for (nint i = whole; i < count; i++)
-                    total += block[i];
+                    total += MeanWeights == null ? block[i] : Weighted(new Real32(block[i]), new Real32(weights[i])).Value;
             }
             return total;
+        }
+
+        // An infinite logit of weight 0 is left out.
+        private static V Weighted<V>(V z, V weight) where V : struct, ILanes<V> => V.SelectEqual(weight, V.Zero, V.Zero, z * weight);
+
+        /// <summary>Adds a gradient of Σ w z to that of a part of a row.</summary>
+        public void AddMean(float slope, nint start, nint count, float* gradient)
+        {
+            for (nint i = 0; i < count; i++)
+                gradient[i] += slope * MeanWeights[start + i];
         }
 
         /// <summary>A single logit, computed as all of them are.</summary>

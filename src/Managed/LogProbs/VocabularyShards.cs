@@ -66,6 +66,7 @@ public static class VocabularyShards
         Require.Disjoint(partials, nameof(partials), problem.Logits, "problem.Logits");
         Require.Disjoint(partials, nameof(partials), problem.Targets, "problem.Targets");
         Require.Disjoint(partials, nameof(partials), problem.Bias, "problem.Bias");
+        Require.Disjoint(partials, nameof(partials), problem.MeanWeights, "problem.MeanWeights");
         device.LogProbsShard(problem, shard, partials);
     }
 

@@ -12,7 +12,10 @@ internal sealed class HiddenExample
         VocabularyType = options.Contains("hidden in") ? ElementType.Float32 : HiddenType;
         int valid = options.Contains("padded") ? Math.Max(1, vocabulary - 3) : vocabulary;
         Shaping = new(options.Contains("bias") ? Array.ConvertAll(Seeded.Normal(vocabulary, 3), x => (double)x) : null,
-            options.Contains("softcap") ? 3 : 0, options.Contains("temperature") ? 0.75 : 1, options.Contains("padded") ? valid : null);
+            options.Contains("softcap") ? 3 : 0, options.Contains("temperature") ? 0.75 : 1, options.Contains("padded") ? valid : null)
+        {
+            MeanWeights = options.Contains("weights") ? [.. Seeded.Normal(vocabulary, 11).Select((x, j) => j % 7 == 3 ? 0.0 : x)] : null,
+        };
         Hidden = [.. Seeded.Normal(tokens * width, 1).Select(x => Round(x, HiddenType))];
         Entries = [.. Seeded.Normal(vocabulary * width, 2, 2 / MathF.Sqrt(width)).Select(x => Round(x, VocabularyType))];
         var random = new Random(tokens);
@@ -47,6 +50,7 @@ internal sealed class HiddenExample
         Softcap = (float)Shaping.Softcap,
         Temperature = (float)Shaping.Temperature,
         ValidVocabulary = Shaping.Valid,
+        MeanWeights = Shaping.MeanWeights is null ? default : TensorView.Of(Array.ConvertAll(Shaping.MeanWeights, x => (float)x)),
     };
 
     public TokenUpstream Upstream => new() { LogProb = TensorView.Of(Upstream1), LogSumExp = TensorView.Of(Upstream2), Entropy = TensorView.Of(Upstream3), SumOfSquares = TensorView.Of(Upstream4), MeanLogit = TensorView.Of(Upstream5) };

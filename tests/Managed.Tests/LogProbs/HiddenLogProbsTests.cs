@@ -15,7 +15,7 @@ public class HiddenLogProbsTests
             foreach ((int width, int vocabulary) in ((int, int)[])[(1, 1), (3, 7), (16, 63), (17, 64), (48, 65), (50, 130), (33, 1100)])
                 shapes.Add(tokens, width, vocabulary, "");
         }
-        foreach (string options in (string[])["bias", "softcap", "temperature", "padded", "ignored", "bfloat16", "float16", "hidden in float16", "bias softcap temperature padded ignored bfloat16"])
+        foreach (string options in (string[])["bias", "softcap", "temperature", "padded", "ignored", "bfloat16", "float16", "hidden in float16", "weights", "weights bias softcap padded ignored", "bias softcap temperature padded ignored bfloat16"])
         {
             shapes.Add(20, 9, 40, options);
             shapes.Add(37, 70, 601, options);
@@ -166,8 +166,9 @@ public class HiddenLogProbsTests
             HiddenProblem alone = example.Problem;
             alone.Hidden = alone.Hidden.Slice(0, token, 1);
             alone.Targets = alone.Targets.Slice(0, token, 1);
-            LogProbs.TrainFromHidden(Device, alone, new() { LogProb = TensorView.Of(example.Upstream1[token..(token + 1)]), LogSumExp = TensorView.Of(example.Upstream2[token..(token + 1)]), Entropy = TensorView.Of(example.Upstream3[token..(token + 1)]),
-                    SumOfSquares = TensorView.Of(example.Upstream4[token..(token + 1)]), MeanLogit = TensorView.Of(example.Upstream5[token..(token + 1)]) },
+            TensorView Of(float[] upstream) => TensorView.Of(upstream[token..(token + 1)]);
+            TokenUpstream arriving = new() { LogProb = Of(example.Upstream1), LogSumExp = Of(example.Upstream2), Entropy = Of(example.Upstream3), SumOfSquares = Of(example.Upstream4), MeanLogit = Of(example.Upstream5) };
+            LogProbs.TrainFromHidden(Device, alone, arriving,
                 new() { LogProb = TensorView.Of(logProb), Entropy = TensorView.Of(entropy) }, new() { Hidden = TensorView.Of(gradient, 1, 20) }, workspace);
             Assert.Equal((all.LogProb[token], all.Entropy[token]), (logProb[0], entropy[0]));
             Assert.Equal(all.Hidden[(token * 20)..(token * 20 + 20)], gradient);
@@ -222,7 +223,7 @@ public class HiddenLogProbsTests
     [Fact]
     public void Gradients_match_finite_differences_of_the_oracle()
     {
-        var example = new HiddenExample(4, 5, 11, "bias softcap temperature padded ignored");
+        var example = new HiddenExample(4, 5, 11, "bias softcap temperature padded ignored weights");
         var written = new Written(example);
         using var workspace = new Workspace(Device);
         LogProbs.FromHiddenBackward(Device, example.Problem, example.Upstream, written.Gradients(example), workspace);

@@ -18,7 +18,7 @@ public class LogitOptionsTests
         {
             foreach (int vocabulary in (int[])[1, 2, 15, 16, 17, 33, 64, 127, 300, 2047, 2049, 4100])
             {
-                foreach (string options in (string[])["", "bias", "softcap", "temperature", "padded", "bias softcap temperature padded"])
+                foreach (string options in (string[])["", "bias", "softcap", "temperature", "padded", "weights", "bias softcap temperature padded weights"])
                     rows.Add(type, vocabulary, options);
             }
         }
@@ -48,7 +48,10 @@ public class LogitOptionsTests
                 Values[vocabulary + 1] = Round(15);
             }
             Bias = options.Contains("bias") ? [.. Seeded.Normal(vocabulary, 2).Select((x, j) => j >= valid ? float.NaN : x)] : null;
-            Shaping = new(Bias is null ? null : Array.ConvertAll(Bias, x => (double)x), options.Contains("softcap") ? 5 : 0, options.Contains("temperature") ? 0.75 : 1, options.Contains("padded") ? valid : null);
+            Shaping = new(Bias is null ? null : Array.ConvertAll(Bias, x => (double)x), options.Contains("softcap") ? 5 : 0, options.Contains("temperature") ? 0.75 : 1, options.Contains("padded") ? valid : null)
+            {
+                MeanWeights = options.Contains("weights") ? [.. Seeded.Normal(vocabulary, 11).Select((x, j) => j % 7 == 5 ? 0.0 : x)] : null,
+            };
             Bits = Array.ConvertAll(Values, x => type == ElementType.BFloat16 ? (ushort)(BitConverter.SingleToUInt32Bits(x) >> 16) : BitConverter.HalfToUInt16Bits((Half)x));
         }
 
@@ -77,6 +80,7 @@ public class LogitOptionsTests
             Softcap = (float)Shaping.Softcap,
             Temperature = (float)Shaping.Temperature,
             ValidVocabulary = Shaping.Valid,
+            MeanWeights = Shaping.MeanWeights is null ? default : TensorView.Of(Array.ConvertAll(Shaping.MeanWeights, x => (float)x)),
         };
 
         public TensorView Stored(ushort[] bits) => Type == ElementType.BFloat16
@@ -177,7 +181,7 @@ public class LogitOptionsTests
     [Fact]
     public void Gradients_of_squares_and_mean_match_finite_differences_of_the_oracle()
     {
-        var example = new Example(ElementType.Float32, 9, "bias softcap temperature padded");
+        var example = new Example(ElementType.Float32, 9, "bias softcap temperature padded weights");
         Grid<double> z = example.Logits;
         for (int i = 0; i < z.Data.Length; i++)
             z.Data[i] = double.IsNaN(z.Data[i]) ? 0.5 : z.Data[i];
@@ -329,6 +333,8 @@ public class LogitOptionsTests
         int[] t = new int[4];
         Throws("problem.Bias has the shape [4]; it should be [3]. (Parameter 'problem.Bias')", problem => { problem.Bias = TensorView.Of(out1); return problem; });
         Throws("problem.Bias has the stride 2; it must be 1. (Parameter 'problem.Bias')", problem => { problem.Bias = TensorView.Of(wide, 4, 2).Select(1, 0).Slice(0, 0, 3); return problem; });
+        Throws("problem.MeanWeights has the shape [4]; it should be [3].", problem => { problem.MeanWeights = TensorView.Of(out1); return problem; });
+        Throws("problem.MeanWeights has the stride 2; it must be 1.", problem => { problem.MeanWeights = TensorView.Of(wide, 4, 2).Select(1, 0).Slice(0, 0, 3); return problem; });
         Throws("problem.Softcap is -1; it must be a positive number, or 0 for none.", problem => { problem.Softcap = -1; return problem; });
         Throws("problem.Softcap is NaN; it must be a positive number, or 0 for none.", problem => { problem.Softcap = float.NaN; return problem; });
         Throws("problem.Temperature is 0; it must be a positive number.", problem => { problem.Temperature = 0; return problem; });

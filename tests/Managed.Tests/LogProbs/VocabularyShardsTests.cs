@@ -114,7 +114,7 @@ public class VocabularyShardsTests
     [Theory]
     [InlineData(new[] { 90 }, "")]
     [InlineData(new[] { 1, 30, 59 }, "ignored")]
-    [InlineData(new[] { 600, 700 }, "bias softcap temperature ignored")]
+    [InlineData(new[] { 600, 700 }, "bias softcap temperature ignored weights")]
     [InlineData(new[] { 64, 64, 40 }, "padded bfloat16 bias")]
     public void From_hidden_results_and_gradients_keep_the_contract(int[] slices, string options)
     {
@@ -291,6 +291,8 @@ public class VocabularyShardsTests
         problem.Vocabulary = problem.Vocabulary.Slice(0, first, length);
         if (problem.Bias.IsPresent)
             problem.Bias = problem.Bias.Slice(0, first, length);
+        if (problem.MeanWeights.IsPresent)
+            problem.MeanWeights = problem.MeanWeights.Slice(0, first, length);
         if (problem.ValidVocabulary is { } valid)
             problem.ValidVocabulary = Math.Min(length, valid - first);
         return problem;

@@ -5,7 +5,7 @@ namespace TransformerKernels.Oracle;
 /// <summary>What a row of logits gives of its target and of itself.</summary>
 public sealed record TokenResult<T>(T[] LogProb, T[] LogSumExp, T[] Entropy, T[] SumOfSquares)
 {
-    /// <summary>Σ z / V.</summary>
+    /// <summary>Σ w z / V.</summary>
     public T[] MeanLogit { get; init; } = [];
 }
 
@@ -17,6 +17,9 @@ public sealed record TokenResult<T>(T[] LogProb, T[] LogSumExp, T[] Entropy, T[]
 public sealed record LogitShaping(double[]? Bias = null, double Softcap = 0, double Temperature = 1, int? Valid = null)
 {
     public static LogitShaping None { get; } = new();
+
+    /// <summary>[V], the weights of the mean logit; 1 if null.</summary>
+    public double[]? MeanWeights { get; init; }
 
     /// <summary>[n, valid] of [n, V].</summary>
     public Grid<T> Apply<T>(Grid<double> stored) where T : IFloatingPointIeee754<T>
@@ -85,8 +88,11 @@ public static class LogProbsOracle
             result.Entropy[row] = Entropy(logP);
             foreach (T value in logP)
                 result.SumOfSquares[row] += T.Exp(value) * T.Exp(value);
-            foreach (T logit in z.Row(row))
-                result.MeanLogit[row] += logit;
+            for (int j = 0; j < z.Shape[1]; j++)
+            {
+                T weight = T.CreateTruncating(shaping?.MeanWeights?[j] ?? 1);
+                result.MeanLogit[row] += weight == T.Zero ? T.Zero : weight * z[row, j];
+            }
             result.MeanLogit[row] /= T.CreateTruncating(z.Shape[1]);
             if (T.IsInfinity(result.LogSumExp[row]))
                 result.SumOfSquares[row] = T.NaN;
@@ -110,7 +116,7 @@ public static class LogProbsOracle
     }
 
     /// <summary>The gradient of Σ uL·logProb + uS·logSumExp + uH·entropy + uQ·Σp² + uM·meanLogit; a null upstream is 0.</summary>
-    /// <remarks>dz = uL (1[target] − p) + uS p − uH p (ln p + H) + 2 uQ p (p − Σp²) + uM / V.</remarks>
+    /// <remarks>dz = uL (1[target] − p) + uS p − uH p (ln p + H) + 2 uQ p (p − Σp²) + uM w / V.</remarks>
     public static Grid<T> Backward<T>(Grid<double> logits, ReadOnlySpan<long> targets, double[]? logProbUpstream, double[]? logSumExpUpstream,
         double[]? entropyUpstream, long ignoreTarget = -100, LogitShaping? shaping = null, double[]? squaresUpstream = null, double[]? meanUpstream = null) where T : IFloatingPointIeee754<T>
     {
@@ -135,7 +141,7 @@ public static class LogProbsOracle
             for (int j = 0; j < logP.Length; j++)
             {
                 T p = T.Exp(logP[j]), hit = j == targets[row] ? T.One : T.Zero;
-                gradient[row, j] = uL * (hit - p) + uS * p - (p == T.Zero ? T.Zero : uH * p * (logP[j] + entropy)) + uQ * p * (p - squares) + everywhere;
+                gradient[row, j] = uL * (hit - p) + uS * p - (p == T.Zero ? T.Zero : uH * p * (logP[j] + entropy)) + uQ * p * (p - squares) + everywhere * T.CreateTruncating(shaping.MeanWeights?[j] ?? 1);
             }
         }
         Grid<T> ofStored = shaping.Undo(logits, gradient);

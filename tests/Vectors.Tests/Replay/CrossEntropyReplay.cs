@@ -22,11 +22,12 @@ public sealed class CrossEntropyReplay : IReplay
     {
         vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given", "num_output_chunks"],
             ["logits", "targets", "upstream", "weight", "labels", "shift_labels"]);
-        if (vector.Input("weight") is not null)
-            vector.Requires("label_smoothing", 0.0); // that would be a weighted mean of the logits
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
         var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? IsChunked(vector) ? labels.Integers : Shifted(labels, ignored)
-            : (vector.Input("shift_labels") ?? vector.Need("targets")).Integers, ignored);
+            : (vector.Input("shift_labels") ?? vector.Need("targets")).Integers, ignored)
+        {
+            Shaping = new() { MeanWeights = vector.Input("weight")?.Data },
+        };
         long[] targets = tokens.Targets;
         // Megatron spreads its smoothing over the other tokens only, and rounds what the target keeps to float32 in the gradient.
         bool megatron = vector.Name.StartsWith("megatron", StringComparison.Ordinal);
@@ -42,15 +43,17 @@ public sealed class CrossEntropyReplay : IReplay
 
         TokenResult<T> forward = tokens.Forward<T>(library);
         double[] logSumExp = Array.ConvertAll(forward.LogSumExp, double.CreateTruncating);
-        double[] smoothed = smoothing == 0 ? logSumExp : [.. tokens.MeanLogit<T>(library).Select((mean, t) => logSumExp[t] - double.CreateTruncating(mean))];
+        // The smoothed part weighs every token of the vocabulary, not the target.
+        double meanWeight = classWeights?.Average() ?? 1;
+        double[] smoothed = smoothing == 0 ? logSumExp : [.. tokens.MeanLogit<T>(library).Select((mean, t) => meanWeight * logSumExp[t] - double.CreateTruncating(mean))];
         double[] losses = [.. targets.Select((_, t) => counts[t]
-            ? -(1 - smoothing) * weights[t] * double.CreateTruncating(forward.LogProb[t]) + smoothing * weights[t] * smoothed[t] + zLoss * Math.Pow(logSumExp[t], 2) : 0)];
+            ? -(1 - smoothing) * weights[t] * double.CreateTruncating(forward.LogProb[t]) + smoothing * smoothed[t] + zLoss * Math.Pow(logSumExp[t], 2) : 0)];
         var results = new Results<T>();
         results.Output("loss", vector.Text("reduction") == "none" ? Array.ConvertAll(losses, T.CreateTruncating) : [T.CreateTruncating(losses.Sum() / divisor)]);
         results.Output("predicted", [T.CreateTruncating(counts.Count(counted => counted))]);
         double[] logProbUpstream = [.. weights.Select((weight, t) => -kept * weight * share[t])];
-        double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? (2 * zLoss * logSumExp[t] + (1 - kept) * weights[t]) * share[t] : 0)];
-        double[]? meanUpstream = smoothing == 0 ? null : [.. weights.Select((weight, t) => -smoothing * weight * share[t])];
+        double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? (2 * zLoss * logSumExp[t] + (1 - kept) * meanWeight) * share[t] : 0)];
+        double[]? meanUpstream = smoothing == 0 ? null : [.. targets.Select((_, t) => counts[t] ? -smoothing * share[t] : 0)];
         results.Gradient("logits", tokens.Backward<T>(library, logProbUpstream, logSumExpUpstream, null, meanLogit: meanUpstream));
         return results;
     }

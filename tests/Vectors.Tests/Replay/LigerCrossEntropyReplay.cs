@@ -20,15 +20,14 @@ public sealed class LigerCrossEntropyReplay : IReplay
         bool fromHidden = vector.Input("logits") is null;
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
         long[] targets = (vector.Input("target") ?? vector.Need("targets")).Integers;
-        var shaping = new LogitShaping(vector.Input("bias")?.Data, vector.Number("softcap") ?? 0);
+        double[]? classWeights = (vector.Input("ce_weight") ?? (fromHidden && vector.Input("vocabulary") is null ? null : vector.Input("weight")))?.Data;
+        var shaping = new LogitShaping(vector.Input("bias")?.Data, vector.Number("softcap") ?? 0) { MeanWeights = classWeights };
         TokenLogits? logits = fromHidden ? null : new(vector.Need("logits"), targets, ignored) { Shaping = shaping };
         TokenHidden? hidden = !fromHidden ? null
             : new((vector.Input("input") ?? vector.Need("hidden")).Grid, (vector.Input("vocabulary") ?? vector.Need("weight")).Grid, targets, ignored) { Shaping = shaping };
-        double[]? classWeights = (vector.Input("ce_weight") ?? (fromHidden && vector.Input("vocabulary") is null ? null : vector.Input("weight")))?.Data;
 
-        if (classWeights is not null)
-            vector.Requires("label_smoothing", 0.0); // that would be a weighted mean of the logits
-        double smoothing = vector.Number("label_smoothing") ?? 0;
+        // The smoothed part weighs every token of the vocabulary, not the target.
+        double meanWeight = classWeights?.Average() ?? 1, smoothing = vector.Number("label_smoothing") ?? 0;
 
         TokenResult<T> forward = logits?.Forward<T>(library) ?? hidden!.Forward<T>(library);
         long[] argmax = logits?.Argmax(library) ?? hidden!.Argmax(library);
@@ -43,8 +42,8 @@ public sealed class LigerCrossEntropyReplay : IReplay
         double Arriving(int t) => upstream[upstream.Length == 1 ? 0 : t];
         double[] zLosses = [.. targets.Select((_, t) => counts[t] ? z * Math.Pow(double.CreateTruncating(forward.LogSumExp[t]), 2) / zDivisor : 0)];
         T[]? means = smoothing == 0 ? null : logits?.MeanLogit<T>(library) ?? hidden!.MeanLogit<T>(library);
-        double Smoothed(int t) => means is null ? 0 : smoothing * (double.CreateTruncating(forward.LogSumExp[t]) - double.CreateTruncating(means[t]));
-        double[] losses = [.. targets.Select((_, t) => counts[t] ? weights[t] * (Smoothed(t) - (1 - smoothing) * double.CreateTruncating(forward.LogProb[t])) / divisor + zLosses[t] : 0)];
+        double Smoothed(int t) => means is null ? 0 : smoothing * (meanWeight * double.CreateTruncating(forward.LogSumExp[t]) - double.CreateTruncating(means[t]));
+        double[] losses = [.. targets.Select((_, t) => counts[t] ? (Smoothed(t) - weights[t] * (1 - smoothing) * double.CreateTruncating(forward.LogProb[t])) / divisor + zLosses[t] : 0)];
 
         var results = new Results<T>();
         T[] Reduced(double[] terms) => none ? Array.ConvertAll(terms, T.CreateTruncating) : [T.CreateTruncating(terms.Sum())];
@@ -55,8 +54,8 @@ public sealed class LigerCrossEntropyReplay : IReplay
         results.Output("predicted_tokens", [.. argmax.Select((token, t) => T.CreateTruncating(counts[t] ? token : -1))]);
 
         double[] ofLogProb = [.. weights.Select((weight, t) => -(1 - smoothing) * weight / divisor * Arriving(t))];
-        double[] ofLogSumExp = [.. targets.Select((_, t) => counts[t] ? (2 * z * double.CreateTruncating(forward.LogSumExp[t]) / zDivisor + smoothing * weights[t] / divisor) * Arriving(t) : 0)];
-        double[]? ofMean = smoothing == 0 ? null : [.. weights.Select((weight, t) => -smoothing * weight / divisor * Arriving(t))];
+        double[] ofLogSumExp = [.. targets.Select((_, t) => counts[t] ? (2 * z * double.CreateTruncating(forward.LogSumExp[t]) / zDivisor + smoothing * meanWeight / divisor) * Arriving(t) : 0)];
+        double[]? ofMean = smoothing == 0 ? null : [.. targets.Select((_, t) => counts[t] ? -smoothing / divisor * Arriving(t) : 0)];
         if (logits is not null)
         {
             results.Gradient("logits", logits.Backward<T>(library, ofLogProb, ofLogSumExp, null, meanLogit: ofMean));

@@ -116,6 +116,7 @@ public sealed record TokenHidden(Grid<double> Hidden, Grid<double> Vocabulary, l
         Softcap = (float)Shaping.Softcap,
         Temperature = (float)Shaping.Temperature,
         ValidVocabulary = Shaping.Valid,
+        MeanWeights = View(Shaping.MeanWeights),
     };
 
     private TensorView View(Grid<double> grid) => Storage switch

@@ -129,6 +129,7 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         Softcap = (float)Shaping.Softcap,
         Temperature = (float)Shaping.Temperature,
         ValidVocabulary = Shaping.Valid,
+        MeanWeights = View(Shaping.MeanWeights),
     };
 
     private float[] LibraryBackward(in TokenUpstream upstream, bool rounded)
