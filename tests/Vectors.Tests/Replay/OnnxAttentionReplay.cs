@@ -3,7 +3,7 @@ using TransformerKernels.Oracle;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>The Attention cases of ONNX's conformance suite: causal is top-left, and three axes mean [batch, token, heads · size].</summary>
+/// <summary>The Attention cases of ONNX's conformance suite: causal is top-left, or counts from the keys before; three axes mean [batch, token, heads · size].</summary>
 public sealed class OnnxAttentionReplay : IReplay
 {
     public bool Owns(VectorCase vector) => vector.File == "onnx-rotary-attention.json" && vector.Name.StartsWith("test_attention", StringComparison.Ordinal);
@@ -17,46 +17,83 @@ public sealed class OnnxAttentionReplay : IReplay
         var results = new Results<T>();
         Grid<T> output = AttentionOracle.Forward<T>(read.Inputs).Output;
         results.Output("Y", vector.Need("Q").Shape.Length == 3 ? Join(output).Data : output.Data);
+        Present(vector, read, results);
         return results;
     }
 
     public Results<float> Library(VectorCase vector)
     {
-        Result<float> output = AttentionReplay.Run(Read(vector), new PlainScore()).Outputs["output"];
+        AttentionReplay.Case read = Read(vector);
+        Result<float> output = AttentionReplay.Run(read, new PlainScore()).Outputs["output"];
         var results = new Results<float>();
         if (vector.Need("Q").Shape.Length == 4)
             results.Output("Y", output.Values, output.Batch, output.Heads);
         else
             results.Output("Y", Join(new Grid<float>(output.Values, output.Batch, output.Heads, vector.Need("Q").Shape[1], output.Values.Length / (output.Batch * output.Heads * vector.Need("Q").Shape[1]))).Data);
+        Present(vector, read, results);
         return results;
+    }
+
+    // The cache after the call is what the caller put together for it.
+    private static void Present<T>(VectorCase vector, AttentionReplay.Case read, Results<T> results) where T : unmanaged, INumberBase<T>
+    {
+        if (vector.Input("past_key") is null)
+            return;
+        results.Output("present_key", read.Inputs.Key.To<T>().Data);
+        results.Output("present_value", read.Inputs.Value.To<T>().Data);
     }
 
     private static AttentionReplay.Case Read(VectorCase vector)
     {
-        vector.KnowsOnly(["scale", "is_causal", "q_num_heads", "kv_num_heads", "softcap"], ["Q", "K", "V", "attn_mask"]);
+        vector.KnowsOnly(["scale", "is_causal", "q_num_heads", "kv_num_heads", "softcap"], ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"]);
         foreach (string name in (string[])["Q", "K", "V"])
         {
             if (vector.Need(name).Type != "float32")
                 throw new NotReplayedException(vector.Need(name).Type);
         }
         int queryHeads = (int)(vector.Number("q_num_heads") ?? 0), keyHeads = (int)(vector.Number("kv_num_heads") ?? 0);
+        Grid<double> query = Split(vector.Need("Q").Grid, queryHeads), key = Append(vector.Input("past_key")?.Grid, Split(vector.Need("K").Grid, keyHeads));
+        int[]? lengths = vector.Input("nonpad_kv_seqlen") is { } given ? Array.ConvertAll(given.Integers, length => (int)length) : null;
         return new(new AttentionInputs
         {
-            Query = Split(vector.Need("Q").Grid, queryHeads),
-            Key = Split(vector.Need("K").Grid, keyHeads),
-            Value = Split(vector.Need("V").Grid, keyHeads),
+            Query = query,
+            Key = key,
+            Value = Append(vector.Input("past_value")?.Grid, Split(vector.Need("V").Grid, keyHeads)),
             Scale = vector.Number("scale"),
             Causal = vector.Flag("is_causal"),
-            QueryOffset = 0,
+            QueryOffset = lengths is null ? vector.Input("past_key")?.Shape[2] ?? 0 : null,
+            QueryOffsets = lengths is null ? null : Array.ConvertAll(lengths, length => length - query.Shape[2]),
+            KeyLengths = lengths,
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
-            DenseBias = Broadcast(vector.Input("attn_mask"), isMask: false),
-            Mask = Broadcast(vector.Input("attn_mask"), isMask: true),
+            DenseBias = Broadcast(vector.Input("attn_mask"), key.Shape[2], isMask: false),
+            Mask = Broadcast(vector.Input("attn_mask"), key.Shape[2], isMask: true),
         }, null, null, null, []);
     }
 
-    // Broadcast from the last axis on. A boolean mask hides, any other is added.
-    private static Grid<double>? Broadcast(VectorTensor? mask, bool isMask) =>
-        mask is null || mask.Type == "bool" != isMask ? null : new(mask.Data, [.. Enumerable.Repeat(1, 4 - mask.Shape.Length), .. mask.Shape]);
+    // Broadcast from the last axis on. A boolean mask hides, any other is added; keys beyond it are hidden.
+    private static Grid<double>? Broadcast(VectorTensor? mask, int keys, bool isMask)
+    {
+        if (mask is null || mask.Type == "bool" != isMask)
+            return null;
+        int columns = mask.Shape[^1], rows = mask.Count / Math.Max(columns, 1), all = columns == 1 ? 1 : keys;
+        Grid<double> filled = Grid.Zeros<double>([.. Enumerable.Repeat(1, 4 - mask.Shape.Length), .. mask.Shape[..^1], all]);
+        filled.Data.AsSpan().Fill(isMask ? 0 : double.NegativeInfinity);
+        for (int row = 0; row < rows; row++)
+            mask.Data.AsSpan(row * columns, columns).CopyTo(filled.Data.AsSpan(row * all));
+        return filled;
+    }
+
+    private static Grid<double> Append(Grid<double>? past, Grid<double> x)
+    {
+        if (past is null)
+            return x;
+        Grid<double> joined = Grid.Zeros<double>(x.Shape[0], x.Shape[1], past.Shape[2] + x.Shape[2], x.Shape[3]);
+        for (int b = 0; b < x.Shape[0]; b++)
+            for (int h = 0; h < x.Shape[1]; h++)
+                for (int t = 0; t < joined.Shape[2]; t++)
+                    (t < past.Shape[2] ? past.Row(b, h, t) : x.Row(b, h, t - past.Shape[2])).CopyTo(joined.Row(b, h, t));
+        return joined;
+    }
 
     private static Grid<double> Split(Grid<double> x, int heads)
     {
