@@ -11,41 +11,42 @@ internal static class Cases
         new("positions/rotary/in-place", "q [4, 2048, 32, 128], k [4, 2048, 8, 128]", RotaryContest.CostOf(4, 2048, 32, 8, 128), 0.80, 0.92,
             device => new RotaryContest(device, 4, 2048, 32, 8, 128)),
 
-        Plain("attention/forward/none", 0.80, 0.87, new()),
-        Plain("attention/forward/distance", 0.80, 0.87, new() { Bias = AttentionBias.Distance }),
-        Plain("attention/forward/t5", 0.80, 0.87, new() { Bias = AttentionBias.Buckets }),
-        Plain("attention/forward/alibi", 0.80, 0.87, new() { Bias = AttentionBias.Slopes }),
-        Plain("attention/forward-d128/none", 0.82, 0.90, new() { HeadSize = 128 }),
-        Plain("attention/forward-d128/distance", 0.82, 0.90, new() { HeadSize = 128, Bias = AttentionBias.Distance }),
-        Plain("attention/train/none", 0.78, 0.86, new() { Train = true }),
-        Plain("attention/train/distance", 0.78, 0.86, new() { Train = true, Bias = AttentionBias.Distance }),
-        Plain("attention/train/t5", 0.78, 0.86, new() { Train = true, Bias = AttentionBias.Buckets }),
-        Plain("attention/forward/head-40", 0.65, 0.75, new() { HeadSize = 40 }),
-        Plain("attention/forward/head-80", 0.65, 0.75, new() { HeadSize = 80 }),
-        Plain("attention/forward/head-96", 0.65, 0.75, new() { HeadSize = 96 }),
-        Plain("attention/forward/length-1000", 0.70, 0.80, new() { Length = 1000 }),
-        Plain("attention/forward/length-1023", 0.70, 0.80, new() { Length = 1023 }),
-        Plain("attention/forward/length-2047", 0.70, 0.80, new() { Length = 2047 }),
-        Plain("attention/forward/causal", 0.74, 0.83, new() { Causal = true }),
-        Ruled("attention/forward/user-rule", 0.62, 0.75, new() { Bias = AttentionBias.Distance }, UserRules.Bent),
-        Ruled("attention/train/user-rule", 0.58, 0.72, new() { Train = true, Bias = AttentionBias.Distance }, UserRules.LearnedBent, captures: true),
+        Attended("attention/forward/none", 0.80, 0.87, new()),
+        Attended("attention/forward/distance", 0.80, 0.87, new() { Bias = AttentionBias.Distance }),
+        Attended("attention/forward/t5", 0.80, 0.87, new() { Bias = AttentionBias.Buckets }),
+        Attended("attention/forward/alibi", 0.80, 0.87, new() { Bias = AttentionBias.Slopes }),
+        Attended("attention/forward-d128/none", 0.82, 0.90, new() { HeadSize = 128 }),
+        Attended("attention/forward-d128/distance", 0.82, 0.90, new() { HeadSize = 128, Bias = AttentionBias.Distance }),
+        Attended("attention/train/none", 0.78, 0.86, new() { Pass = Pass.Train }),
+        Attended("attention/train/distance", 0.78, 0.86, new() { Pass = Pass.Train, Bias = AttentionBias.Distance }),
+        Attended("attention/train/t5", 0.78, 0.86, new() { Pass = Pass.Train, Bias = AttentionBias.Buckets }),
+        Attended("attention/forward/dense", 0.72, 0.80, new() { Batch = 2, Length = 1024, Bias = AttentionBias.Dense }),
+        Attended("attention/train/dense", 0.68, 0.77, new() { Pass = Pass.Train, Batch = 2, Length = 1024, Bias = AttentionBias.Dense }),
+        Attended("attention/forward/head-40", 0.65, 0.75, new() { HeadSize = 40 }),
+        Attended("attention/forward/head-80", 0.65, 0.75, new() { HeadSize = 80 }),
+        Attended("attention/forward/head-96", 0.65, 0.75, new() { HeadSize = 96 }),
+        Attended("attention/forward/length-1000", 0.70, 0.80, new() { Length = 1000 }),
+        Attended("attention/forward/length-1023", 0.70, 0.80, new() { Length = 1023 }),
+        Attended("attention/forward/length-2047", 0.70, 0.80, new() { Length = 2047 }),
+        Attended("attention/forward/causal", 0.74, 0.83, new() { Causal = true }),
+        Attended("attention/forward/user-rule", 0.62, 0.75, new() { Bias = AttentionBias.Distance, Rule = AttentionRule.Bent }),
+        Attended("attention/train/user-rule", 0.58, 0.72,
+            new() { Pass = Pass.Train, Bias = AttentionBias.Distance, Rule = AttentionRule.LearnedBent, Captured = CapturedStructure.PerHeadAndDistance }),
 
-        Logits("logprobs/from-logits/32000", 0.78, 0.88, 1024, 32_000),
-        Logits("logprobs/from-logits/151936", 0.78, 0.88, 256, 151_936),
-        new("logprobs/from-logits-bfloat16/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: false, isNarrow: true), 0.65, 0.80,
-            device => new FromLogitsContest(device, 1024, 32_000, backward: false, isNarrow: true)),
-        Logits("logprobs/backward/32000", 0.75, 0.87, 1024, 32_000, backward: true),
-        new("logprobs/backward-remainder/32000", "[1024, 32000]", FromLogitsContest.CostOf(1024, 32_000, backward: true), 0.75, 0.87,
-            device => new FromLogitsContest(device, 1024, 32_000, backward: true, keepsRemainder: true)),
-        Hidden("logprobs/fused-forward/32000", 0.85, 0.93, 1024, 1024, 32_000),
-        Hidden("logprobs/fused-forward/128256", 0.85, 0.93, 512, 2048, 128_256),
-        Hidden("logprobs/fused-train/32000", 0.78, 0.88, 1024, 1024, 32_000, train: true),
-        Hidden("logprobs/fused-train/128256", 0.78, 0.88, 512, 2048, 128_256, train: true),
-        Hidden("logprobs/vocabulary/32000", 0.78, 0.88, 512, 1024, 32_000, train: true),
-        Hidden("logprobs/vocabulary/128256", 0.78, 0.88, 512, 1024, 128_256, train: true),
-        Hidden("logprobs/vocabulary/151936", 0.78, 0.88, 512, 1024, 151_936, train: true),
-        Hidden("logprobs/vocabulary/256000", 0.78, 0.88, 512, 1024, 256_000, train: true),
-        Hidden("logprobs/fused-train/memory", 64, 32, 4096, 2048, 128_256, train: true) with { CountsMemory = true },
+        Scored("logprobs/from-logits/32000", 0.78, 0.88, new() { HasEntropy = true }),
+        Scored("logprobs/from-logits/151936", 0.78, 0.88, new() { Tokens = 256, Vocabulary = 151_936, HasEntropy = true }),
+        Scored("logprobs/from-logits-bfloat16/32000", 0.65, 0.80, new() { HasEntropy = true, Storage = ElementType.BFloat16 }),
+        Scored("logprobs/backward/32000", 0.75, 0.87, new() { Pass = Pass.Backward }),
+        Scored("logprobs/backward-remainder/32000", 0.75, 0.87, new() { Pass = Pass.Backward, KeepsRemainder = true }),
+        Scored("logprobs/fused-forward/32000", 0.85, 0.93, new() { Width = 1024, HasEntropy = true }),
+        Scored("logprobs/fused-forward/128256", 0.85, 0.93, new() { Tokens = 512, Width = 2048, Vocabulary = 128_256, HasEntropy = true }),
+        Scored("logprobs/fused-train/32000", 0.78, 0.88, new() { Pass = Pass.Train, Width = 1024 }),
+        Scored("logprobs/fused-train/128256", 0.78, 0.88, new() { Pass = Pass.Train, Tokens = 512, Width = 2048, Vocabulary = 128_256 }),
+        Scored("logprobs/vocabulary/32000", 0.78, 0.88, new() { Pass = Pass.Train, Tokens = 512, Width = 1024 }),
+        Scored("logprobs/vocabulary/128256", 0.78, 0.88, new() { Pass = Pass.Train, Tokens = 512, Width = 1024, Vocabulary = 128_256 }),
+        Scored("logprobs/vocabulary/151936", 0.78, 0.88, new() { Pass = Pass.Train, Tokens = 512, Width = 1024, Vocabulary = 151_936 }),
+        Scored("logprobs/vocabulary/256000", 0.78, 0.88, new() { Pass = Pass.Train, Tokens = 512, Width = 1024, Vocabulary = 256_000 }),
+        Scored("logprobs/fused-train/memory", 64, 32, new() { Pass = Pass.Train, Tokens = 4096, Width = 2048, Vocabulary = 128_256 }) with { CountsMemory = true },
 
         new("alignment/dpo", "[30000000]", DpoContest.CostOf(ManyPairs), 0.70, 0.85, device => new DpoContest(device, ManyPairs)),
         new("alignment/ppo", "[30000, 1000]", PpoContest.CostOf((long)Sequences * Tokens), 0.70, 0.85, device => new PpoContest(device, Sequences, Tokens)),
@@ -55,21 +56,12 @@ internal static class Cases
     public static IReadOnlyList<MissingCases> Missing { get; } =
     [
         new(["positions/rotary/in-place-bfloat16"], "16-bit storage"),
-        new(["attention/forward/dense", "attention/train/dense"], "attention in breadth: dense bias"),
         new(["alignment/grpo"], "the loss family in breadth"),
     ];
 
-    private static Case Plain(string name, double must, double aim, AttentionSetup setup) => Ruled(name, must, aim, setup, UserRules.None);
+    private static Case Attended(string name, double must, double aim, AttentionSetup setup) =>
+        new(name, setup.Text, setup.Cost, must, aim, device => AttentionContest.Of(device, setup));
 
-    private static Case Ruled<TRule>(string name, double must, double aim, AttentionSetup setup, UserRule<TRule> rule, bool captures = false)
-        where TRule : unmanaged, IScoreRule =>
-        new(name, setup.Shape, setup.Cost, must, aim, device => new AttentionContest<TRule>(device, setup, rule, captures));
-
-    private static Case Logits(string name, double must, double aim, int tokens, int vocabulary, bool backward = false) =>
-        new(name, $"[{tokens}, {vocabulary}]", FromLogitsContest.CostOf(tokens, vocabulary, backward), must, aim,
-            device => new FromLogitsContest(device, tokens, vocabulary, backward));
-
-    private static Case Hidden(string name, double must, double aim, int tokens, int width, int vocabulary, bool train = false) =>
-        new(name, $"[{tokens}, {width}] x [{vocabulary}, {width}]", Cost.HiddenLogProbs(tokens, width, vocabulary, train), must, aim,
-            device => new FromHiddenContest(device, tokens, width, vocabulary, train));
+    private static Case Scored(string name, double must, double aim, LogProbsSetup setup) =>
+        new(name, setup.Text, setup.Cost, must, aim, setup.Contest);
 }

@@ -10,11 +10,16 @@ internal static class CompareCommand
 {
     private const int DefaultRounds = 15;
 
+    // Many short problems: what matters is that none is far off.
+    private const int SweepRounds = 5;
+
     /// <summary>Reads the arguments and runs; the exit code is 1 if a case is wrong or fails.</summary>
     public static int Run(string[] args)
     {
         var filter = new Option<string[]>("--filter") { Description = "Only cases whose name contains this text; may be repeated." };
-        var rounds = new Option<int>("--rounds") { Description = "How often everything is measured; medians count.", DefaultValueFactory = _ => DefaultRounds };
+        var sweep = new Option<bool>("--sweep") { Description = "Problems drawn from everything that is offered, in place of the cases, without a peer." };
+        var scaling = new Option<bool>("--scaling") { Description = "Compute-bound cases with one thread against two, without limits and peer." };
+        var rounds = new Option<int>("--rounds") { Description = $"How often everything is measured; medians count. {DefaultRounds}, or {SweepRounds} of a sweep, if absent.", DefaultValueFactory = result => result.GetValue(sweep) ? SweepRounds : DefaultRounds };
         var threads = new Option<int>("--threads") { Description = "Threads for the limits, ours and the peer.", DefaultValueFactory = _ => Environment.ProcessorCount };
         var json = new Option<FileInfo?>("--json") { Description = "Writes one JSON object a line into this file." };
         var markdown = new Option<FileInfo?>("--markdown") { Description = "Writes a page for benchmarks/results into this file." };
@@ -26,25 +31,27 @@ internal static class CompareCommand
                     result.AddError($"{count.Name} must be at least 1.");
             });
         }
-        var command = new RootCommand("Compares every case with the machine's limits and with TorchSharp.") { filter, rounds, threads, json, markdown };
-        command.SetAction(parsed => Compare(parsed.GetValue(filter) ?? [], parsed.GetValue(rounds), parsed.GetValue(threads),
+        var command = new RootCommand("Compares every case with the machine's limits and with TorchSharp.") { filter, sweep, scaling, rounds, threads, json, markdown };
+        command.SetAction(parsed => Compare(parsed.GetValue(filter) ?? [], parsed.GetValue(sweep), parsed.GetValue(scaling), parsed.GetValue(rounds), parsed.GetValue(threads),
             parsed.GetValue(json), parsed.GetValue(markdown)));
         return command.Parse(args).Invoke();
     }
 
-    private static int Compare(string[] filters, int rounds, int threads, FileInfo? json, FileInfo? markdown)
+    private static int Compare(string[] filters, bool isSweep, bool isScaling, int rounds, int threads, FileInfo? json, FileInfo? markdown)
     {
-        Case[] cases = [.. Cases.All.Where(@case => Wanted(@case.Name))];
-        string[] missing = [.. Cases.Missing.Where(group => group.Names.Any(Wanted)).Select(group => $"{string.Join(", ", group.Names.Where(Wanted))} ({group.WaitingFor})")];
+        Case[] cases = [.. (isSweep ? Sweep.Cases : Cases.All).Where(@case => Wanted(@case.Name))];
+        string[] missing = isSweep ? [] : [.. Cases.Missing.Where(group => group.Names.Any(Wanted)).Select(group => $"{string.Join(", ", group.Names.Where(Wanted))} ({group.WaitingFor})")];
         if (cases.Length == 0 && missing.Length == 0)
         {
             Console.Error.WriteLine($"No case's name contains {string.Join(" or ", filters)}.");
             return 1;
         }
+        if (isScaling)
+            return Scaling.Run(cases, rounds);
 
         using ComputeDevice device = ComputeDevice.OpenCpu(threads);
         using var limits = new MachineLimits(threads);
-        string? whyNoPeer = TorchPeer.Load(threads);
+        string? whyNoPeer = isSweep ? "a sweep has none" : TorchPeer.Load(threads);
         string peerText = whyNoPeer is null ? $"peer: TorchSharp, libtorch {TorchPeer.Version}, {threads} threads" : $"peer: none, {whyNoPeer}";
         string[] facts = [$"ours: {device.Name}, {RuntimeInformation.FrameworkDescription}", $"limits: {limits.Description}", peerText, $"medians of {rounds} rounds"];
         foreach (string fact in facts)
@@ -79,6 +86,8 @@ internal static class CompareCommand
         Report.Print(results);
         if (markdown is not null)
             Report.WriteMarkdown(markdown.FullName, results, facts);
+        if (isSweep)
+            Console.WriteLine(Sweep.Verdict(results));
         foreach (string failure in failures)
             Console.WriteLine(failure);
         if (missing.Length > 0)

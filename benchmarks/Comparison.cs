@@ -103,7 +103,8 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
         };
     }
 
-    private static void WarmUp(Contest contest)
+    /// <summary>Runs until the code is as it will be.</summary>
+    public static void WarmUp(Contest contest)
     {
         long start = Stopwatch.GetTimestamp();
         for (int run = 0; run < WarmRuns || Stopwatch.GetElapsedTime(start).TotalSeconds < WarmSeconds; run++)
@@ -116,7 +117,8 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
     // The first run of a form counts too: a slow form needn't be run more often than it takes to see that.
     private static Peer Fastest(IEnumerable<Peer> forms) => forms.ToList().MinBy(form => Enumerable.Range(0, FormTrials).Min(_ => Time(form)))!;
 
-    private static double Time(Action run)
+    /// <summary>The seconds that a run takes.</summary>
+    public static double Time(Action run)
     {
         Thread.Sleep(PauseMs);
         long start = Stopwatch.GetTimestamp();

@@ -46,18 +46,46 @@ internal abstract class Contest(ComputeDevice device) : IDisposable
         return one;
     }
 
+    /// <summary>The view of a tensor that may be absent.</summary>
+    protected static TensorView View(TensorBuffer? buffer) => buffer is null ? default : buffer.View;
+
+    /// <summary>A token of the vocabulary for every row.</summary>
+    protected TensorBuffer Targets(int seed, int tokens, int vocabulary)
+    {
+        TensorBuffer targets = Own(Device.Allocate(ElementType.Int64, tokens));
+        Span<long> target = targets.AsSpan<long>();
+        for (int token = 0; token < tokens; token++)
+            target[token] = (long)((Noise.At(seed, token) + 1) / 2 * vocabulary);
+        return targets;
+    }
+
     /// <summary>A float32 tensor of zeros.</summary>
     protected TensorBuffer Zeros(params ReadOnlySpan<long> shape) => Own(Device.Allocate(ElementType.Float32, shape));
 
-    /// <summary>A bfloat16 tensor of noise, uniform between ±<paramref name="scale"/>.</summary>
-    protected TensorBuffer NoisyBFloat16(int seed, float scale, params ReadOnlySpan<long> shape)
+    /// <summary>A tensor of noise in 32 or 16 bits, uniform between ±<paramref name="scale"/>.</summary>
+    protected TensorBuffer Noisy(ElementType storage, int seed, float scale, params ReadOnlySpan<long> shape)
     {
-        TensorBuffer buffer = Own(Device.Allocate(ElementType.BFloat16, shape));
-        Span<BFloat16> values = buffer.AsSpan<BFloat16>();
-        for (int i = 0; i < values.Length; i++)
-            values[i] = BFloat16.Truncate(scale * Noise.At(seed, i));
+        if (storage == ElementType.Float32)
+            return Noisy(seed, scale, shape);
+        TensorBuffer buffer = Own(Device.Allocate(storage, shape));
+        for (int i = 0; i < buffer.ElementCount; i++)
+        {
+            float x = scale * Noise.At(seed, i);
+            if (storage == ElementType.Float16)
+                buffer.AsSpan<Half>()[i] = (Half)x;
+            else
+                buffer.AsSpan<BFloat16>()[i] = BFloat16.Truncate(x);
+        }
         return buffer;
     }
+
+    /// <summary>Some numbers of a tensor in 32 or 16 bits.</summary>
+    protected static float[] Numbers(TensorBuffer buffer, int start, int count) => buffer.Type switch
+    {
+        ElementType.Float32 => buffer.AsSpan<float>().Slice(start, count).ToArray(),
+        ElementType.Float16 => Array.ConvertAll(buffer.AsSpan<Half>().Slice(start, count).ToArray(), x => (float)x),
+        _ => Array.ConvertAll(buffer.AsSpan<BFloat16>().Slice(start, count).ToArray(), x => x.ToSingle()),
+    };
 
     /// <summary>A float32 tensor of noise, uniform between ±<paramref name="scale"/>.</summary>
     protected TensorBuffer Noisy(int seed, float scale, params ReadOnlySpan<long> shape)

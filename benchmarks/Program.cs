@@ -14,6 +14,7 @@ if (args.Length == 0)
 
         -- --filter "*Attention*"     runs suites with BenchmarkDotNet; --help tells its options
         -- compare [--filter text]    measures every case beside the machine's limits and TorchSharp; compare --help tells its options
+        -- compare --sweep            the same of problems drawn from everything that is offered; compare --scaling sets one thread against two
         -- growth [--filter text]     how time and memory grow with the size of a problem, as a table
         """);
     return 0;

@@ -12,8 +12,7 @@ internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
     private readonly Tensor? mask, hidden, captured;
     private readonly Tensor[] leaves;
 
-    public AttentionPeers(AttentionSetup setup, UserRule<TRule> rule, Tensor query, Tensor key, Tensor value, Tensor upstream, Tensor bias, Tensor slopes,
-        Tensor? captured)
+    public AttentionPeers(AttentionSetup setup, UserRule<TRule> rule, Tensor query, Tensor key, Tensor value, Tensor upstream, Tensor? bias, Tensor? captured)
     {
         (this.setup, this.rule, this.query, this.key, this.value, this.upstream) = (setup, rule, query, key, value, upstream);
         int length = setup.Length;
@@ -21,15 +20,16 @@ internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
         distances = positions.unsqueeze(0) - positions.unsqueeze(1);
         mask = setup.Bias switch
         {
-            AttentionBias.Distance or AttentionBias.Buckets => OfPairs(bias),
-            AttentionBias.Slopes => (-slopes.reshape(1, setup.Heads, 1, 1) * distances.abs()).contiguous(),
+            AttentionBias.Dense => bias,
+            AttentionBias.Distance or AttentionBias.Buckets => OfPairs(bias!),
+            AttentionBias.Slopes => (-bias!.reshape(1, setup.Heads, 1, 1) * distances.abs()).contiguous(),
             _ => null,
         };
         hidden = setup.Causal ? distances > 0 : null;
         this.captured = captured is null ? null : OfPairs(captured);
         distances = distances.to_type(ScalarType.Float32);
         leaves = [.. new[] { query, key, value, mask, this.captured }.OfType<Tensor>()];
-        if (setup.Train)
+        if (setup.Pass == Pass.Train)
         {
             foreach (Tensor leaf in leaves)
                 leaf.requires_grad_(true);
@@ -71,7 +71,7 @@ internal sealed class AttentionPeers<TRule> where TRule : unmanaged, IScoreRule
         return scores.softmax(-1).matmul(value);
     }
 
-    private Peer Form(string name, Func<Tensor> forward) => setup.Train
+    private Peer Form(string name, Func<Tensor> forward) => setup.Pass == Pass.Train
         ? new(name + ", autograd", () => autograd.grad([forward()], leaves, [upstream]))
         : new(name, () => forward());
 }

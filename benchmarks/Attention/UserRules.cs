@@ -9,10 +9,24 @@ namespace TransformerKernels.Benchmarks;
 /// <summary>A score rule as a user writes it, three times: for the library, for the oracle, and for the peer.</summary>
 /// <param name="Ours">The struct.</param>
 /// <param name="Formula">The same in float64 with derivatives by hand; null for no rule.</param>
-/// <param name="Torch">The same over tensors: scores, distances, and the captured values of every pair.</param>
+/// <param name="Torch">The same over tensors: scores, distances, and the captured values of every pair. Null where no case competes with it.</param>
 internal sealed record UserRule<TRule>(TRule Ours, IScoreFormula? Formula, Func<Tensor, Tensor, Tensor?, Tensor>? Torch) where TRule : unmanaged, IScoreRule;
 
-/// <summary>The rules of the cases: a·tanh(b·s + c·distance), or a·tanh(b·s + c·distance + captured), halved for keys behind the query.</summary>
+/// <summary>The rules of the cases.</summary>
+internal enum AttentionRule
+{
+    None,
+    /// <summary>a·tanh(b·s + c·distance), halved for keys behind the query.</summary>
+    Bent,
+    /// <summary>The same with a captured value: a·tanh(b·s + c·distance + captured).</summary>
+    LearnedBent,
+    /// <summary>s / (1 + c·|distance|): scores that cool with the distance.</summary>
+    Cooling,
+    /// <summary>s·sigmoid(captured) + softplus(tanh(s)) − ln(1 + c·|distance|)·e^(−c·|distance|): more of a formula than anyone needs.</summary>
+    Long,
+}
+
+/// <summary>The rules of <see cref="AttentionRule"/>.</summary>
 internal static class UserRules
 {
     // Scores of noise are mostly below 1, distances go to 2,000: the hyperbolic tangent bends for both.
@@ -25,11 +39,14 @@ internal static class UserRules
 
     public static UserRule<PlainScore> None { get; } = new(default, null, null);
 
-    public static UserRule<BentScore> Bent { get; } = new(default, new Formula(captures: false), (s, distance, _) => Bend(B * s + C * distance, distance));
+    public static UserRule<BentScore> Bent { get; } = new(default, new BentFormula(captures: false), (s, distance, _) => Bend(B * s + C * distance, distance));
 
-    /// <summary>With a captured table, one number a head and distance.</summary>
     public static UserRule<LearnedBentScore> LearnedBent { get; } =
-        new(default, new Formula(captures: true), (s, distance, table) => Bend(B * s + C * distance + table!, distance));
+        new(default, new BentFormula(captures: true), (s, distance, table) => Bend(B * s + C * distance + table!, distance));
+
+    public static UserRule<CoolingScore> Cooling { get; } = new(default, new CoolingFormula(), null);
+
+    public static UserRule<LongScore> Long { get; } = new(default, new LongFormula(), null);
 
     public readonly struct BentScore : IScoreRule
     {
@@ -51,13 +68,29 @@ internal static class UserRules
         }
     }
 
+    public readonly struct CoolingScore : IScoreRule
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => score / (1f + C * T.Abs(at.Distance));
+    }
+
+    public readonly struct LongScore : IScoreRule
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
+        {
+            T reach = C * T.Abs(at.Distance);
+            return score * T.Sigmoid(at.Captured0) + T.Softplus(T.Tanh(score)) - T.Log1p(reach) * T.Exp(-reach);
+        }
+    }
+
     private static Tensor Bend(Tensor inner, Tensor distance)
     {
         Tensor bent = A * inner.tanh();
         return where(distance < 0, Behind * bent, bent);
     }
 
-    private sealed class Formula(bool captures) : IScoreFormula
+    private sealed class BentFormula(bool captures) : IScoreFormula
     {
         public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => Factor(at) * T.Tanh(Inner(score, at));
 
@@ -75,5 +108,31 @@ internal static class UserRules
 
         private static T Factor<T>(in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
             T.CreateTruncating(at.Distance < T.Zero ? A * Behind : A);
+    }
+
+    private sealed class CoolingFormula : IScoreFormula
+    {
+        public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => score / Heat(at);
+
+        public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => new(T.One / Heat(at));
+
+        private static T Heat<T>(in PairPlace<T> at) where T : IFloatingPointIeee754<T> => T.One + T.CreateTruncating(C) * T.Abs(at.Distance);
+    }
+
+    private sealed class LongFormula : IScoreFormula
+    {
+        public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T>
+        {
+            T reach = T.CreateTruncating(C) * T.Abs(at.Distance);
+            return score * Sigmoid(at.Captured0) + T.LogP1(T.Exp(T.Tanh(score))) - T.LogP1(reach) * T.Exp(-reach);
+        }
+
+        public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T>
+        {
+            T tanh = T.Tanh(score), share = Sigmoid(at.Captured0);
+            return new(share + Sigmoid(tanh) * (T.One - tanh * tanh), score * share * (T.One - share));
+        }
+
+        private static T Sigmoid<T>(T x) where T : IFloatingPointIeee754<T> => T.One / (T.One + T.Exp(-x));
     }
 }

@@ -32,24 +32,24 @@ internal readonly record struct Cost(double Operations, double Bytes, Traffic Tr
     public string LimitName(Rates rates) => IsComputeBound(rates) ? "peak" : Traffic.ToString().ToLowerInvariant();
 
     /// <summary>Attention: 2P(d + dv) operations forward, 2P(3d + 2dv) backward, P the visible pairs of all heads and sequences.</summary>
-    public static Cost Attention(double visiblePairs, int headSize, int valueSize, bool backward, double bytes)
+    public static Cost Attention(double visiblePairs, int headSize, int valueSize, Pass pass, double bytes)
     {
-        double forwardOperations = 2 * visiblePairs * (headSize + valueSize);
-        double backwardOperations = backward ? 2 * visiblePairs * (3 * headSize + 2 * valueSize) : 0;
+        double forwardOperations = pass == Pass.Backward ? 0 : 2 * visiblePairs * (headSize + valueSize);
+        double backwardOperations = pass == Pass.Forward ? 0 : 2 * visiblePairs * (3 * headSize + 2 * valueSize);
         return new(forwardOperations + backwardOperations, bytes, Traffic.Copy);
     }
 
-    /// <summary>The pairs that a head sees, queries and keys being equally many.</summary>
-    public static double VisiblePairs(int length, bool causal) => causal ? length * (length + 1.0) / 2 : (double)length * length;
+    /// <summary>Log-probs from logits, or their gradient: 24 operations a logit. The gradient replaces logits of 32 bits, and is written in 32 bits beside those of 16.</summary>
+    public static Cost Logits(long tokens, long vocabulary, bool backward, double bytesPerToken, int bytesPerLogit) =>
+        new(OperationsPerLogit * tokens * vocabulary, tokens * (vocabulary * (bytesPerLogit + (backward ? sizeof(float) : 0)) + bytesPerToken),
+            !backward ? Traffic.Read : bytesPerLogit == sizeof(float) ? Traffic.Update : Traffic.Copy);
 
-    /// <summary>Log-probs from logits, or the gradient that replaces them: 24 operations a logit.</summary>
-    public static Cost Logits(long tokens, long vocabulary, bool inPlace, double bytesPerToken, int bytesPerLogit) =>
-        new(OperationsPerLogit * tokens * vocabulary, (inPlace ? 2 : 1) * tokens * vocabulary * bytesPerLogit + tokens * bytesPerToken,
-            inPlace ? Traffic.Update : Traffic.Read);
-
-    /// <summary>Log-probs from hidden states: 2 operations a multiply-add of the logits, and 6 more for the gradients, even if a method needs fewer.</summary>
-    public static Cost HiddenLogProbs(long tokens, long width, long vocabulary, bool backward) =>
-        new((backward ? 8.0 : 2.0) * tokens * width * vocabulary, (backward ? 2.0 : 1.0) * (tokens + vocabulary) * width * sizeof(float), backward ? Traffic.Copy : Traffic.Read);
+    /// <summary>Log-probs from hidden states: 2 operations a multiply-add of the logits, 6 for the gradients, and 8 for both, even if a method needs fewer. Gradients are float32.</summary>
+    public static Cost HiddenLogProbs(long tokens, long width, long vocabulary, Pass pass, int bytesPerNumber = sizeof(float))
+    {
+        double products = pass switch { Pass.Forward => 1, Pass.Backward => 3, _ => 4 }, numbers = (double)(tokens + vocabulary) * width;
+        return new(2 * products * tokens * width * vocabulary, numbers * (bytesPerNumber + (pass == Pass.Forward ? 0 : sizeof(float))), pass == Pass.Forward ? Traffic.Read : Traffic.Copy);
+    }
 
     /// <summary>Element-wise work: only bytes count.</summary>
     public static Cost Elementwise(double bytes, Traffic traffic) => new(0, bytes, traffic);

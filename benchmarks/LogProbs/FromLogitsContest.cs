@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace TransformerKernels.Benchmarks;
 
-/// <summary>Log-prob of the target, log-sum-exp and entropy of every row of logits; or, backward, the gradient of the log-probs in place of the logits.</summary>
+/// <summary>Log-prob of the target, log-sum-exp and what else a setup asks for, of every row of logits; or, backward, the gradient of the logits: in place of them if they are float32.</summary>
 internal sealed class FromLogitsContest : Contest
 {
     // Noise of ±8 makes some tokens a million times likelier than others, as a language model does.
@@ -12,48 +12,55 @@ internal sealed class FromLogitsContest : Contest
     // The check looks at the last rows.
     private const int CheckedRows = 4;
 
-    // What a token needs besides its logits: the target, and three results forward; the target, log-sum-exp and upstream backward.
-    private const int ForwardBytesPerToken = sizeof(long) + 3 * sizeof(float), BackwardBytesPerToken = sizeof(long) + 2 * sizeof(float);
+    private readonly LogProbsSetup setup;
+    private readonly TensorBuffer logits, targets, logProb, logSumExp, entropy, squares, argmax, upstream, entropyUpstream;
+    private readonly TensorBuffer? bias, top, gradient, original;
 
-    private readonly int tokens, vocabulary;
-    private readonly bool backward, isNarrow;
-    private readonly TensorBuffer logits, targets, logProb, logSumExp, entropy, upstream;
-    private readonly TensorBuffer? original;
-
-    /// <param name="device">Where ours runs.</param>
-    /// <param name="tokens">Rows.</param>
-    /// <param name="vocabulary">Columns.</param>
-    /// <param name="backward">Whether it is the gradient that is timed.</param>
-    /// <param name="isNarrow">Whether logits are bfloat16.</param>
-    /// <param name="keepsRemainder">Whether the forward pass saves what rounding took from the log-sum-exp.</param>
-    public FromLogitsContest(ComputeDevice device, int tokens, int vocabulary, bool backward, bool isNarrow = false, bool keepsRemainder = false) : base(device)
+    public FromLogitsContest(ComputeDevice device, LogProbsSetup setup) : base(device)
     {
-        (this.tokens, this.vocabulary, this.backward, this.isNarrow) = (tokens, vocabulary, backward, isNarrow);
-        logits = isNarrow ? NoisyBFloat16(1, LogitScale, tokens, vocabulary) : Noisy(1, LogitScale, tokens, vocabulary);
-        targets = Own(device.Allocate(ElementType.Int64, tokens));
-        Span<long> target = targets.AsSpan<long>();
-        for (int token = 0; token < tokens; token++)
-            target[token] = (long)((Noise.At(2, token) + 1) / 2 * vocabulary);
+        this.setup = setup;
+        (int tokens, int vocabulary) = (setup.Tokens, setup.Vocabulary);
+        logits = Noisy(setup.Storage, 1, LogitScale, tokens, vocabulary);
+        targets = Targets(2, tokens, setup.Valid);
+        bias = setup.HasBias ? Noisy(4, 1, vocabulary) : null;
         logProb = Zeros(tokens);
-        logSumExp = keepsRemainder ? Zeros(tokens, 2) : Zeros(tokens);
+        logSumExp = setup.KeepsRemainder ? Zeros(tokens, 2) : Zeros(tokens);
         entropy = Zeros(tokens);
+        squares = Zeros(tokens);
+        argmax = Own(device.Allocate(ElementType.Int64, tokens));
+        top = setup.HasTop ? Zeros(tokens, setup.Top) : null;
         upstream = Noisy(3, 1, tokens);
-        if (backward)
-        {
-            original = Noisy(1, LogitScale, tokens, vocabulary);
-            LogProbs.FromLogits(device, Problem, new TokenOutputs { LogSumExp = logSumExp });
-        }
+        entropyUpstream = Noisy(5, 1, tokens);
+        if (setup.Pass == Pass.Forward)
+            return;
+        if (setup.Storage == ElementType.Float32)
+            (gradient, original) = (logits, Noisy(1, LogitScale, tokens, vocabulary));
+        else
+            gradient = Zeros(tokens, vocabulary);
+        LogProbs.FromLogits(device, Problem, new TokenOutputs { LogSumExp = logSumExp, Entropy = entropy });
     }
-
-    public static Cost CostOf(long tokens, long vocabulary, bool backward, bool isNarrow = false) =>
-        Cost.Logits(tokens, vocabulary, backward, backward ? BackwardBytesPerToken : ForwardBytesPerToken, isNarrow ? sizeof(ushort) : sizeof(float));
 
     public override void Run()
     {
-        if (backward)
-            LogProbs.FromLogitsBackward(Device, Problem, new TokenSaved { LogSumExp = logSumExp }, new TokenUpstream { LogProb = upstream }, logits);
-        else
-            LogProbs.FromLogits(Device, Problem, new TokenOutputs { LogProb = logProb, LogSumExp = logSumExp, Entropy = entropy });
+        if (gradient is not null)
+        {
+            var arriving = new TokenUpstream { LogProb = upstream };
+            if (setup.HasEntropy)
+                arriving.Entropy = entropyUpstream;
+            LogProbs.FromLogitsBackward(Device, Problem, new TokenSaved { LogSumExp = logSumExp, Entropy = entropy }, arriving, gradient);
+            return;
+        }
+        var outputs = new TokenOutputs { LogProb = logProb, LogSumExp = logSumExp };
+        if (setup.HasEntropy)
+            outputs.Entropy = entropy;
+        if (setup.HasMore)
+        {
+            outputs.SumOfSquares = squares;
+            outputs.Argmax = argmax;
+        }
+        if (top is not null)
+            outputs.TopLogProbs = top;
+        LogProbs.FromLogits(Device, Problem, outputs);
     }
 
     public override void Restore()
@@ -64,32 +71,59 @@ internal sealed class FromLogitsContest : Contest
 
     public override double Check()
     {
-        int first = tokens - CheckedRows;
-        Grid<double> rows = isNarrow
-            ? new(Array.ConvertAll(logits.AsSpan<BFloat16>()[(first * vocabulary)..].ToArray(), x => (double)x.ToSingle()), CheckedRows, vocabulary)
-            : Grid.Of((original ?? logits).AsSpan<float>()[(first * vocabulary)..], CheckedRows, vocabulary);
+        (int first, int vocabulary) = (setup.Tokens - CheckedRows, setup.Vocabulary);
+        Grid<double> rows = Grid.Of(Numbers(original ?? logits, first * vocabulary, CheckedRows * vocabulary), CheckedRows, vocabulary);
         ReadOnlySpan<long> target = targets.AsSpan<long>()[first..];
-        if (backward)
+        LogitShaping shaping = Shaping(setup, bias);
+        if (gradient is not null)
         {
-            double[] arriving = Array.ConvertAll(upstream.AsSpan<float>()[first..].ToArray(), x => (double)x);
-            return Contract.Check(logits.AsSpan<float>()[(first * vocabulary)..], LogProbsOracle.Backward<double>(rows, target, arriving, null, null).Data,
-                LogProbsOracle.Backward<float>(rows, target, arriving, null, null).Data, Contract.Gradient, "gradient");
+            double[] arriving = Last(upstream);
+            double[]? atEntropy = setup.HasEntropy ? Last(entropyUpstream) : null;
+            return Contract.Check(gradient.AsSpan<float>()[(first * vocabulary)..], LogProbsOracle.Backward<double>(rows, target, arriving, null, atEntropy, shaping: shaping).Data,
+                LogProbsOracle.Backward<float>(rows, target, arriving, null, atEntropy, shaping: shaping).Data, Contract.Gradient, "gradient");
         }
-        TokenResult<double> oracle = LogProbsOracle.Forward<double>(rows, target);
-        TokenResult<float> naive = LogProbsOracle.Forward<float>(rows, target);
-        return new[]
+        TokenResult<double> oracle = LogProbsOracle.Forward<double>(rows, target, shaping: shaping);
+        TokenResult<float> naive = LogProbsOracle.Forward<float>(rows, target, shaping: shaping);
+        int columns = logSumExp.Shape.Length;
+        var shares = new List<double>
         {
             Contract.Check(logProb.AsSpan<float>()[first..], oracle.LogProb, naive.LogProb, Contract.Forward, "log-prob"),
-            Contract.Check(logSumExp.AsSpan<float>()[first..], oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp"),
-            Contract.Check(entropy.AsSpan<float>()[first..], oracle.Entropy, naive.Entropy, Contract.Forward, "entropy"),
-        }.Max();
+            Contract.Check([.. Enumerable.Range(first, CheckedRows).Select(row => logSumExp.AsSpan<float>()[row * columns])], oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp"),
+        };
+        if (setup.HasEntropy)
+            shares.Add(Contract.Check(entropy.AsSpan<float>()[first..], oracle.Entropy, naive.Entropy, Contract.Forward, "entropy"));
+        if (setup.HasMore)
+            shares.Add(Contract.Check(squares.AsSpan<float>()[first..], oracle.SumOfSquares, naive.SumOfSquares, Contract.Forward, "sum of squares"));
+        long[] likeliest = LogProbsOracle.Top(rows, target, Math.Max(1, setup.Top), shaping: shaping);
+        if (setup.HasMore && !argmax.AsSpan<long>()[first..].SequenceEqual(likeliest.Where((_, index) => index % Math.Max(1, setup.Top) == 0).ToArray()))
+            throw new ContractException("The likeliest token is another one.");
+        if (top is not null)
+            shares.Add(CheckTop(rows, likeliest, oracle, naive, shaping));
+        return shares.Max();
+
+        double[] Last(TensorBuffer numbers) => Array.ConvertAll(numbers.AsSpan<float>()[first..].ToArray(), x => (double)x);
+    }
+
+    private double CheckTop(Grid<double> rows, long[] likeliest, TokenResult<double> oracle, TokenResult<float> naive, LogitShaping shaping)
+    {
+        Grid<double> exact = shaping.Apply<double>(rows);
+        Grid<float> rough = shaping.Apply<float>(rows);
+        var expected = new double[likeliest.Length];
+        var naively = new float[likeliest.Length];
+        for (int index = 0; index < likeliest.Length; index++)
+        {
+            (int row, int token) = (index / setup.Top, (int)likeliest[index]);
+            expected[index] = exact[row, token] - oracle.LogSumExp[row];
+            naively[index] = rough[row, token] - naive.LogSumExp[row];
+        }
+        return Contract.Check(top!.AsSpan<float>()[^likeliest.Length..], expected, naively, Contract.Forward, "log-probs of the likeliest");
     }
 
     public override IEnumerable<Peer> Peers()
     {
         Restore();
         Tensor z = TorchPeer.Copy(logits), y = TorchPeer.Copy(targets), column = y.unsqueeze(1);
-        if (!backward)
+        if (setup.Pass == Pass.Forward)
         {
             yield return new("log_softmax + gather + entropy", () =>
             {
@@ -108,5 +142,13 @@ internal sealed class FromLogitsContest : Contest
         yield return new("cross_entropy, backward", () => autograd.grad([losses], [z], [arriving], retain_graph: true));
     }
 
-    private LogitsProblem Problem => new() { Logits = logits, Targets = targets };
+    /// <summary>What becomes of a setup's logits, for the oracle.</summary>
+    public static LogitShaping Shaping(LogProbsSetup setup, TensorBuffer? bias) =>
+        new(bias is null ? null : Array.ConvertAll(bias.AsSpan<float>().ToArray(), x => (double)x), setup.Softcap, setup.Temperature, setup.Valid);
+
+    private LogitsProblem Problem => new()
+    {
+        Logits = logits, Targets = targets, Bias = View(bias), Softcap = setup.Softcap, Temperature = setup.Temperature,
+        ValidVocabulary = setup.Padding > 0 ? setup.Valid : null,
+    };
 }

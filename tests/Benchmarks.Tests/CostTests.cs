@@ -13,13 +13,13 @@ public class CostTests
         double pairs = Heads * Queries * Queries;
 
         Assert.Equal(4 * pairs * HeadSize, new AttentionSetup().Cost.Operations);
-        Assert.Equal(14 * pairs * HeadSize, new AttentionSetup { Train = true, Bias = AttentionBias.Distance }.Cost.Operations);
+        Assert.Equal(14 * pairs * HeadSize, new AttentionSetup { Pass = Pass.Train, Bias = AttentionBias.Distance }.Cost.Operations);
     }
 
     [Fact]
     public void A_value_size_of_its_own_counts_by_itself()
     {
-        Cost cost = Cost.Attention(visiblePairs: 100, headSize: 7, valueSize: 5, backward: true, bytes: 0);
+        Cost cost = Cost.Attention(visiblePairs: 100, headSize: 7, valueSize: 5, Pass.Train, bytes: 0);
 
         Assert.Equal(2 * 100 * (7 + 5) + 2 * 100 * (3 * 7 + 2 * 5), cost.Operations);
     }
@@ -27,14 +27,14 @@ public class CostTests
     [Fact]
     public void Causal_attention_counts_visible_pairs()
     {
-        Assert.Equal(1 + 2 + 3 + 4, Cost.VisiblePairs(4, causal: true));
+        Assert.Equal(1 + 2 + 3 + 4, new AttentionSetup { Heads = 1, Length = 4, Causal = true }.VisiblePairs);
         Assert.Equal(4 * Heads * Queries * (Queries + 1) / 2 * HeadSize, new AttentionSetup { Causal = true }.Cost.Operations);
     }
 
     [Fact]
     public void Logits_are_read_once_forward_and_twice_in_place()
     {
-        Cost forward = FromLogitsContest.CostOf(10, 1000, backward: false), backward = FromLogitsContest.CostOf(10, 1000, backward: true);
+        Cost forward = new LogProbsSetup { Tokens = 10, Vocabulary = 1000, HasEntropy = true }.Cost, backward = new LogProbsSetup { Tokens = 10, Vocabulary = 1000, Pass = Pass.Backward }.Cost;
 
         Assert.Equal(24 * 10 * 1000, forward.Operations);
         Assert.Equal(4 * 10 * 1000 + 10 * (8 + 3 * 4), forward.Bytes);
