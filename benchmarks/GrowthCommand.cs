@@ -53,7 +53,7 @@ internal static class GrowthCommand
         Console.WriteLine("|---|---:|---:|---:|---:|---:|---:|");
         foreach (Size size in sizes)
         {
-            using Contest contest = new FromHiddenContest(device, size.Tokens, Width, size.Vocabulary, size.Train);
+            using Contest contest = new FromHiddenContest(device, new() { Tokens = size.Tokens, Vocabulary = size.Vocabulary, Width = Width, Pass = size.Train ? Pass.Train : Pass.Forward });
             for (int run = 0; run < WarmRuns; run++)
                 contest.Run();
             contest.DropWorkspace();
