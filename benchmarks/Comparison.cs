@@ -5,11 +5,11 @@ using static TorchSharp.torch;
 namespace TransformerKernels.Benchmarks;
 
 /// <summary>Measures cases: in every round a limit, ours, the peer, and the limit again.</summary>
-internal sealed class Comparison(ComputeDevice device, MachineLimits limits, string? whyNoPeer, int rounds)
+internal sealed class Comparison(ComputeDevice device, MachineLimits limits, string? whyNoPeer, int rounds, double warmSeconds = Comparison.WarmSeconds)
 {
     // The runtime compiles hot code anew after some tens of calls and a tenth of a second.
     private const int WarmRuns = 3;
-    private const double WarmSeconds = 1;
+    public const double WarmSeconds = 1;
 
     // The best of so many runs decides which form of the peer is timed.
     private const int FormTrials = 3;
@@ -35,7 +35,7 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
         long? extra = ResidentMemory.PeakAbove(contest.Run);
         if (@case.CountsMemory)
             return OfMemory(@case, contest, error, extra);
-        WarmUp(contest);
+        WarmUp(contest, warmSeconds);
 
         using DisposeScope? scope = whyNoPeer is null ? NewDisposeScope() : null;
         Peer? peer = whyNoPeer is null ? Fastest(contest.Peers()) : null;
@@ -104,10 +104,10 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
     }
 
     /// <summary>Runs until the code is as it will be.</summary>
-    public static void WarmUp(Contest contest)
+    public static void WarmUp(Contest contest, double seconds = WarmSeconds)
     {
         long start = Stopwatch.GetTimestamp();
-        for (int run = 0; run < WarmRuns || Stopwatch.GetElapsedTime(start).TotalSeconds < WarmSeconds; run++)
+        for (int run = 0; run < WarmRuns || Stopwatch.GetElapsedTime(start).TotalSeconds < seconds; run++)
         {
             contest.Restore();
             contest.Run();

@@ -6,7 +6,7 @@ internal sealed class AttentionDraw(Random random)
     // Where any head size is as good as another: -1; the small ones, which fill no vector of sums: -2.
     private const int AnySize = -1, SmallSize = -2, LargestSize = 256, LargestSmall = 16;
 
-    private const int ShortestLength = 200, LongestLength = 1100, ShortestPart = 64;
+    private const int ShortestLength = 256, LongestLength = 1536, ShortestPart = 128;
 
     private const float BoundThatBends = 5;
 

@@ -369,10 +369,6 @@ internal readonly struct SoftcappedScore<TRule>(float cap, TRule inner) : IScore
     public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
     {
         T ruled = inner.Score(score, at), none = T.From(float.NegativeInfinity);
-        T tanh = T.Tanh(T.Detach(ruled) / cap);
-        // Near the bound 1 − tanh² is mostly rounding; (1 − tanh)(1 + tanh) isn't. What it multiplies has the value 0 and the rule's derivative.
-        T bend = (1f - tanh) * (1f + tanh) * (ruled - T.Detach(ruled));
-        bend = T.SelectLess(T.Abs(ruled), T.From(float.PositiveInfinity), bend, T.Zero);
-        return T.SelectEqual(ruled, none, none, cap * tanh + bend);
+        return T.SelectEqual(ruled, none, none, cap * T.Tanh(ruled / cap));
     }
 }

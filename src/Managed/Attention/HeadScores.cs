@@ -132,12 +132,17 @@ internal unsafe struct HeadScores
         if (captured.IsByDistance)
             return new() { Start = lanes.Start + i0 - j0, Step = -1 };
         nint block = AttentionTiles.Block<V>();
-        for (nint lane = 0; lane < block; lane++)
+        if (captured.Structure == CapturedStructure.PerKey)
         {
-            nint i = Math.Min(i0 + lane, queries - 1);
             for (nint row = 0; row < rows; row++)
-                lanes.Start[row * block + lane] = *captured.At(batch, head, i, j0 + row, 0);
+                new Span<float>(lanes.Start + row * block, (int)block).Fill(*captured.At(batch, head, 0, j0 + row, 0));
+            return lanes;
         }
+        nint count = Math.Min(block, queries - i0);
+        MatrixCopy.Run(captured.At(batch, head, i0, j0, 0), captured.QueryStep, captured.KeyStep, lanes.Start, 1, block, count, rows);
+        // Spare lanes take what the last query has: a rule may be no number at a place that isn't there.
+        for (nint row = 0; row < rows && count < block; row++)
+            new Span<float>(lanes.Start + row * block + count, (int)(block - count)).Fill(lanes.Start[row * block + count - 1]);
         return lanes;
     }
 
