@@ -33,14 +33,14 @@ internal static class Scaling
             }
             double ratio = slow.Median / fast.Median;
             ratios.Add(ratio);
-            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{@case.Name,-36} {slow.Median * MsPerSecond,9:0.00} ms {fast.Median * MsPerSecond,9:0.00} ms {ratio:0.00}x {(ratio >= Least ? "" : "below")}"));
+            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{@case.Name,-36} {slow.Median * MsPerSecond,9:0.00} ms {fast.Median * MsPerSecond,9:0.00} ms {ratio:0.000}x {(ratio >= Least ? "" : "below")}"));
         }
         if (ratios.Count == 0)
         {
             Console.Error.WriteLine("None of the cases is bound by arithmetic here.");
             return 1;
         }
-        Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"lowest {ratios.Min():0.00}x; at least {Least}x everywhere: {(ratios.Min() >= Least ? "met" : "not met")}"));
+        Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"lowest {ratios.Min():0.000}x; at least {Least}x everywhere: {(ratios.Min() >= Least ? "met" : "not met")}"));
         return 0;
 
         static double Time(Contest contest)
