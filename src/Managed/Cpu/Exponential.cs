@@ -56,32 +56,34 @@ internal static class Exponential
     // e^r = 1 + r + r²(E2 + r(E3 + ...)), to 3e-9 of it for |r| up to ln(2)/2.
     private const float E6 = 1.3814538e-3f, E5 = 8.3687454e-3f, E4 = 4.166839e-2f, E3 = 1.6666521e-1f, E2 = 4.9999994e-1f;
 
-    /// <summary>The same to one unit in the last place plus 3·10⁻⁹ |x|: x = n·ln 2 + r, e^x = 2^n e^r.</summary>
+    /// <summary>The same to one unit in the last place plus 3·10⁻⁹ |x|: x = n·ln 2 + r, e^x = 2^n e^r, with gradual underflow. Needs fused multiply-adds; without them it is the general function.</summary>
     /// <remarks>What attention weighs with: where a row's weight lies on one key, its gradients are the small weights of the others.</remarks>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V Precise<V>(V x) where V : struct, ILanes<V>
     {
-        V n = V.Round(x * Log2E), r = Less(x, n);
+        if (!V.Fuses)
+            return V.Exp(x);
+        V n = V.Round(x * Log2E), r = V.MultiplyAdd(n, V.From(-Ln2), x);
         V p = V.MultiplyAdd(V.From(E6), r, V.From(E5));
         p = V.MultiplyAdd(p, r, V.From(E4));
         p = V.MultiplyAdd(p, r, V.From(E3));
         p = V.MultiplyAdd(p, r, V.From(E2));
-        p = V.MultiplyAdd(p, r, V.One);
-        return V.ScaleDown(V.MultiplyAdd(p, r, V.One), n);
+        return V.ScaleGradually(V.MultiplyAdd(p, r * r, r) + 1f, n);
     }
-
-    // x − n·ln 2. Where products are rounded, the first nine bits of ln 2 make one that isn't.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V Less<V>(V x, V n) where V : struct, ILanes<V> =>
-        V.Fuses ? V.MultiplyAdd(n, V.From(-Ln2), x) : V.MultiplyAdd(n, V.From(-Elementary.Ln2Low), V.MultiplyAdd(n, V.From(-Elementary.Ln2High), x));
 
     /// <summary><see cref="Precise{V}(V)"/> of four, side by side.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Precise<V>(V x0, V x1, V x2, V x3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
     {
+        if (!V.Fuses)
+        {
+            (e0, e1, e2, e3) = (V.Exp(x0), V.Exp(x1), V.Exp(x2), V.Exp(x3));
+            return;
+        }
         V constant = V.From(Log2E);
         V n0 = V.Round(x0 * constant), n1 = V.Round(x1 * constant), n2 = V.Round(x2 * constant), n3 = V.Round(x3 * constant);
-        V r0 = Less(x0, n0), r1 = Less(x1, n1), r2 = Less(x2, n2), r3 = Less(x3, n3);
+        constant = V.From(-Ln2);
+        V r0 = V.MultiplyAdd(n0, constant, x0), r1 = V.MultiplyAdd(n1, constant, x1), r2 = V.MultiplyAdd(n2, constant, x2), r3 = V.MultiplyAdd(n3, constant, x3);
         V first = V.From(E6), next = V.From(E5);
         V p0 = V.MultiplyAdd(first, r0, next), p1 = V.MultiplyAdd(first, r1, next), p2 = V.MultiplyAdd(first, r2, next), p3 = V.MultiplyAdd(first, r3, next);
         next = V.From(E4);
@@ -90,10 +92,8 @@ internal static class Exponential
         p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
         next = V.From(E2);
         p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
-        next = V.One;
-        p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
-        p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
-        e0 = V.ScaleDown(p0, n0); e1 = V.ScaleDown(p1, n1); e2 = V.ScaleDown(p2, n2); e3 = V.ScaleDown(p3, n3);
+        p0 = V.MultiplyAdd(p0, r0 * r0, r0); p1 = V.MultiplyAdd(p1, r1 * r1, r1); p2 = V.MultiplyAdd(p2, r2 * r2, r2); p3 = V.MultiplyAdd(p3, r3 * r3, r3);
+        e0 = V.ScaleGradually(p0 + 1f, n0); e1 = V.ScaleGradually(p1 + 1f, n1); e2 = V.ScaleGradually(p2 + 1f, n2); e3 = V.ScaleGradually(p3 + 1f, n3);
     }
 
     /// <summary>2^y of eight: enough to keep two multiply-add units busy for as long as each takes. For processors with 32 vector registers.</summary>

@@ -37,8 +37,10 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     float Largest();
     /// <summary>x − ⌊x⌋.</summary>
     static abstract T Fraction(T x);
-    /// <summary>x·2^⌊n⌋ for n from −200 to 1 and x from ½ to 2; a result below the normal range may be 0.</summary>
+    /// <summary>x·2^⌊n⌋ for n from −200 to 0 and x from 1 to 2; a result below the normal range may be 0.</summary>
     static abstract T ScaleDown(T x, T n);
+    /// <summary>x·2^n for an integer n from −150 to 1 and x from ½ to 2, with gradual underflow.</summary>
+    static abstract T ScaleGradually(T x, T n);
     /// <summary>Of the 2 · <see cref="Count"/> floats in a and b: those at even and those at odd places.</summary>
     static abstract void Unzip(T a, T b, out T even, out T odd);
     /// <summary>Undoes <see cref="Unzip"/>.</summary>
@@ -67,6 +69,8 @@ internal static class LanesConstants
     public const int HalfSubnormalMagic = 126 << 23;
     /// <summary>Of two bfloat16 numbers side by side, the second one's bits; behind it they are a float's.</summary>
     public const uint UpperHalf = 0xffff0000;
+    /// <summary>Half of what <see cref="ILanes{T}.ScaleGradually"/> scales down by at most, and 2 to its negative: each half is a normal number.</summary>
+    public const float HalfDepth = 63f, HalfDown = 1.08420217e-19f;
     /// <summary>float32's infinity.</summary>
     public const int Infinity = 0x7f800000;
     /// <summary>What makes a NaN of float16, of bfloat16, quiet.</summary>

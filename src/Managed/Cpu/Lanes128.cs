@@ -233,6 +233,12 @@ internal struct Lanes128 : ILanes<Lanes128>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 ScaleGradually(Lanes128 x, Lanes128 n)
+    {
+        return x * PowerOfTwo(n + LanesConstants.HalfDepth) * LanesConstants.HalfDown;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes128 a, Lanes128 b, out Lanes128 even, out Lanes128 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -233,6 +233,12 @@ internal struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 ScaleGradually(Lanes256 x, Lanes256 n)
+    {
+        return x * PowerOfTwo(n + LanesConstants.HalfDepth) * LanesConstants.HalfDown;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes256 a, Lanes256 b, out Lanes256 even, out Lanes256 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -237,6 +237,14 @@ internal struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 ScaleGradually(Lanes512 x, Lanes512 n)
+    {
+        if (Avx512F.IsSupported)
+            return new(Avx512F.Scale(x.v, n.v));
+        return x * PowerOfTwo(n + LanesConstants.HalfDepth) * LanesConstants.HalfDown;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes512 a, Lanes512 b, out Lanes512 even, out Lanes512 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -212,6 +212,9 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static Lockstep<V> Fraction(Lockstep<V> x) => new(V.Fraction(x.first), V.Fraction(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> ScaleGradually(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleGradually(x.first, n.first), V.ScaleGradually(x.second, n.second));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> ScaleDown(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleDown(x.first, n.first), V.ScaleDown(x.second, n.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -28,10 +28,7 @@ internal interface IElementary<T> : IReal<T> where T : struct, IElementary<T>
 /// </remarks>
 internal static class Elementary
 {
-    private const float Log2E = 1.44269504f;
-
-    /// <summary>ln 2 as the sum of its first nine bits and the rest.</summary>
-    public const float Ln2High = 0.693359375f, Ln2Low = -2.12194440e-4f;
+    private const float Log2E = 1.44269504f, Ln2High = 0.693359375f, Ln2Low = -2.12194440e-4f;
 
     // Beyond these e^x is ∞ or rounds to 0.
     private const float ExpHigh = 89f, ExpLow = -104f;

@@ -271,6 +271,9 @@ public readonly struct Real32 : ILanes<Real32>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.Fraction(Real32 x) => new(x.v - MathF.Floor(x.v));
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.ScaleGradually(Real32 x, Real32 n) => new(MathF.ScaleB(x.v, (int)n.v));
+
     // An exponent of −127 has the bits of 0.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.ScaleDown(Real32 x, Real32 n) => new(x.v * BitConverter.Int32BitsToSingle((Math.Max((int)MathF.Floor(n.v), -127) + 127) << 23));

@@ -164,7 +164,7 @@ public partial class LanesTests
                 last.Store(result);
                 Assert.Equal(other, result[T.Count - 1]);
 
-                allowed = truth * (Math.ScaleB(1, -23) + 3e-9 * Math.Abs(x)) + 1.2e-38;
+                allowed = truth * (Math.ScaleB(1, -23) + 3e-9 * Math.Abs(x)) + 1.5e-45;
                 Exponential.Precise(T.From(x)).Store(result);
                 Assert.True(Math.Abs(result[T.Count - 1] - truth) <= allowed, $"{x}: {result[0]}, {truth}");
                 other = result[T.Count - 1];
