@@ -87,6 +87,13 @@ public static class PreferenceLoss
         Require.Input(device, batch.Rejected, "batch.Rejected", pairs);
         Require.OptionalInput(device, batch.ReferenceChosen, "batch.ReferenceChosen", pairs);
         Require.OptionalInput(device, batch.ReferenceRejected, "batch.ReferenceRejected", pairs);
+        if (batch.ReferenceChosen.IsPresent != batch.ReferenceRejected.IsPresent)
+        {
+            string absent = batch.ReferenceChosen.IsPresent ? "batch.ReferenceRejected" : "batch.ReferenceChosen";
+            throw new ArgumentException($"{absent} is absent, but the other answer's reference is there; set both or neither.", absent);
+        }
+        if (!Enum.IsDefined(batch.Reduction))
+            throw new ArgumentOutOfRangeException("batch.Reduction", batch.Reduction, "Not a reduction.");
         for (int i = 0; i < OutputCount; i++)
         {
             TensorView output = Output(outputs, metrics, i, out string name);

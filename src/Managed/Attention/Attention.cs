@@ -93,6 +93,8 @@ public static class Attention
             throw new ArgumentException($"{heads} query heads can't share {keyHeads} key heads evenly; problem.Key needs a divisor of {heads}.", "problem.Key");
         if (problem.Scale is { } scale)
             Require.Finite(scale, "problem.Scale");
+        Require.Position(problem.QueryOffset ?? 0, "problem.QueryOffset");
+        Require.Position(problem.DistanceCentre ?? 0, "problem.DistanceCentre");
         if (problem.Slopes.IsPresent)
         {
             if (problem.Slopes.Rank == 2)
@@ -114,8 +116,8 @@ public static class Attention
         }
         if (problem.GridBias.IsPresent)
         {
-            if (problem.GridBias.Height < 1 || problem.GridBias.Width < 1)
-                throw new ArgumentException($"problem.GridBias has a window of {problem.GridBias.Height} x {problem.GridBias.Width} positions; both must be at least 1.", "problem.GridBias");
+            if (problem.GridBias.Height is < 1 or > GridBias.LargestSide || problem.GridBias.Width is < 1 or > GridBias.LargestSide)
+                throw new ArgumentException($"problem.GridBias has a window of {problem.GridBias.Height} x {problem.GridBias.Width} positions; both must be 1 to {GridBias.LargestSide}.", "problem.GridBias");
             Require.Input(device, problem.GridBias.Table, "problem.GridBias", problem.GridBias.Cells, heads);
             if (!problem.QueryOffsets.IsPresent)
                 problem.GridBias.CheckPositions(queries, keys, AttentionShape.Of(problem).QueryOffset);
@@ -170,6 +172,7 @@ public static class Attention
     {
         if (!captured.IsPresent)
             return;
+        Require.Position(captured.Centre, name);
         long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), keys = problem.Key.Length(2);
         ReadOnlySpan<long> full = captured.Structure switch
         {

@@ -61,6 +61,8 @@ internal sealed partial class CpuDevice
             long length = scoring.KeyLength(batch);
             if (length < 0 || length > shape.Keys)
                 throw new ArgumentOutOfRangeException("problem.KeyLengths", length, $"Sequence {batch} has {length} keys; there are 0 to {shape.Keys}.");
+            if (problem.QueryOffsets.IsPresent)
+                Require.Position(scoring.QueryOffset(batch), "problem.QueryOffsets");
             if (problem.QueryOffsets.IsPresent && problem.DistanceBias.IsPresent && shape.Queries > 0 && shape.Keys > 0)
                 Attention.CheckDistances(problem.DistanceBias, shape, scoring.QueryOffset(batch));
             if (problem.QueryOffsets.IsPresent && problem.GridBias.IsPresent)

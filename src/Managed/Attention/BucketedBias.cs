@@ -45,7 +45,7 @@ public readonly ref struct BucketedBias
     {
         Check(buckets, maximumDistance, bidirectional, nameof(buckets), nameof(maximumDistance));
         int each = bidirectional ? buckets / 2 : buckets;
-        return bidirectional && distance > 0 ? each + Of(distance, each, maximumDistance) : Of(Math.Max(-distance, 0), each, maximumDistance);
+        return bidirectional && distance > 0 ? each + Of(distance, each, maximumDistance) : Of(Math.Max(-Math.Max(distance, -long.MaxValue), 0), each, maximumDistance);
     }
 
     internal static void Check(long buckets, int maximumDistance, bool bidirectional, string bucketsName, string distanceName)

@@ -11,8 +11,8 @@ public readonly ref struct GridBias
 {
     /// <summary>A bias that reads a table at the difference of two coordinates.</summary>
     /// <param name="table">[(2·height − 1)(2·width − 1), h], float32.</param>
-    /// <param name="height">The rows of the window.</param>
-    /// <param name="width">The columns of the window.</param>
+    /// <param name="height">The rows of the window, 1 to 2²⁰.</param>
+    /// <param name="width">The columns of the window, 1 to 2²⁰.</param>
     public GridBias(TensorView table, int height, int width)
     {
         Table = table;
@@ -32,6 +32,9 @@ public readonly ref struct GridBias
     /// <summary>Whether there is a table.</summary>
     public bool IsPresent => Table.IsPresent;
 
+    /// <summary>The largest height and width.</summary>
+    internal const int LargestSide = 1 << 20;
+
     internal long Cells => (2L * Height - 1) * (2L * Width - 1);
 
     /// <summary>Throws unless positions offset .. offset + queries − 1 and 0 .. keys − 1 lie in the window.</summary>
@@ -40,7 +43,7 @@ public readonly ref struct GridBias
         long positions = (long)Height * Width;
         if (keys > positions)
             throw new ArgumentException($"problem.GridBias has a window of {Height} x {Width} = {positions} positions; there are {keys} keys.", "problem.GridBias");
-        if (queries > 0 && (offset < 0 || offset + queries > positions))
+        if (queries > 0 && (offset < 0 || offset > positions - queries))
             throw new ArgumentException($"problem.GridBias has a window of {Height} x {Width} = {positions} positions; queries stand at {offset} to {offset + queries - 1}.", "problem.GridBias");
     }
 }

@@ -1,4 +1,6 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -61,7 +63,8 @@ internal static class Exponential
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V Precise<V>(V x) where V : struct, ILanes<V>
     {
-        if (!V.Fuses)
+        // Spelled out here and below: behind a property the JIT sees it too late, and has spent what it inlines on the branch that is not taken.
+        if ((!Fma.IsSupported && !AdvSimd.IsSupported) || typeof(V) == typeof(Real32))
             return V.Exp(x);
         V n = V.Round(x * Log2E), r = V.MultiplyAdd(n, V.From(-Ln2), x);
         V p = V.MultiplyAdd(V.From(E6), r, V.From(E5));
@@ -75,7 +78,7 @@ internal static class Exponential
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Precise<V>(V x0, V x1, V x2, V x3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
     {
-        if (!V.Fuses)
+        if ((!Fma.IsSupported && !AdvSimd.IsSupported) || typeof(V) == typeof(Real32))
         {
             (e0, e1, e2, e3) = (V.Exp(x0), V.Exp(x1), V.Exp(x2), V.Exp(x3));
             return;

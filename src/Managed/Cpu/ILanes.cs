@@ -5,8 +5,6 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
 {
     /// <summary>How many floats.</summary>
     static abstract int Count { get; }
-    /// <summary>Whether a·b + c is rounded once.</summary>
-    static abstract bool Fuses { get; }
     /// <summary>Reads <see cref="Count"/> floats; no alignment is needed.</summary>
     static abstract unsafe T Load(float* source);
     /// <summary>Writes <see cref="Count"/> floats; no alignment is needed.</summary>

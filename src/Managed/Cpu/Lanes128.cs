@@ -1,7 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using System.Runtime.Intrinsics.Arm;
-using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -127,12 +125,6 @@ internal struct Lanes128 : ILanes<Lanes128>
         Vector128<int> power = Vector128.ShiftRightArithmetic(bits - Vector128.Create(LanesConstants.SqrtHalfBits), 23);
         exponent = new(Vector128.ConvertToSingle(power));
         return new((bits - Vector128.ShiftLeft(power, 23)).AsSingle());
-    }
-
-    public static bool Fuses
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => Fma.IsSupported || AdvSimd.IsSupported;
     }
 
     public static int Count

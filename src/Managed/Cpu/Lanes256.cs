@@ -1,7 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using System.Runtime.Intrinsics.Arm;
-using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -127,12 +125,6 @@ internal struct Lanes256 : ILanes<Lanes256>
         Vector256<int> power = Vector256.ShiftRightArithmetic(bits - Vector256.Create(LanesConstants.SqrtHalfBits), 23);
         exponent = new(Vector256.ConvertToSingle(power));
         return new((bits - Vector256.ShiftLeft(power, 23)).AsSingle());
-    }
-
-    public static bool Fuses
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => Fma.IsSupported || AdvSimd.IsSupported;
     }
 
     public static int Count

@@ -1,6 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using System.Runtime.Intrinsics.Arm;
 using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
@@ -129,12 +128,6 @@ internal struct Lanes512 : ILanes<Lanes512>
         Vector512<int> power = Vector512.ShiftRightArithmetic(bits - Vector512.Create(LanesConstants.SqrtHalfBits), 23);
         exponent = new(Vector512.ConvertToSingle(power));
         return new((bits - Vector512.ShiftLeft(power, 23)).AsSingle());
-    }
-
-    public static bool Fuses
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => Fma.IsSupported || AdvSimd.IsSupported;
     }
 
     public static int Count

@@ -157,12 +157,6 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Detach(Lockstep<V> x) => x;
 
-    public static bool Fuses
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => V.Fuses;
-    }
-
     public static int Count
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -209,12 +209,6 @@ public readonly struct Real32 : ILanes<Real32>
         return new(x.v + large - large);
     }
 
-    static bool ILanes<Real32>.Fuses
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => false;
-    }
-
     static int ILanes<Real32>.Count
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]

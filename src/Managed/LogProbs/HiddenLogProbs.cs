@@ -151,6 +151,7 @@ public static partial class LogProbs
     public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue)
     {
         CheckProblem(device, problem);
+        ArgumentOutOfRangeException.ThrowIfNegative(budget);
         return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
     }
 

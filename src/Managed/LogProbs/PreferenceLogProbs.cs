@@ -129,6 +129,10 @@ public static class PreferenceLogProbs
         gradients.RequireDisjoint(upstream.Rejected, "upstream.Rejected");
         gradients.RequireDisjoint(problem.CumulativeLengths, "problem.CumulativeLengths");
         gradients.RequireDisjoint(problem.Mask, "problem.Mask");
+        gradients.RequireDisjoint(problem.Reference.Hidden, "problem.Reference.Hidden");
+        gradients.RequireDisjoint(problem.Reference.Vocabulary, "problem.Reference.Vocabulary");
+        gradients.RequireDisjoint(problem.Reference.Bias, "problem.Reference.Bias");
+        gradients.RequireDisjoint(problem.Reference.Targets, "problem.Reference.Targets");
         device.PreferenceLogProbsBackward(problem, upstream, gradients, workspace);
     }
 

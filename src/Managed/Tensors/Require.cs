@@ -75,11 +75,21 @@ internal static class Require
             throw new ArgumentOutOfRangeException(name, value, $"{name} must be a finite number.");
     }
 
+    // Far beyond every sequence, and sums of a few don't overflow.
+    private const long FarthestPosition = 1L << 40;
+
+    /// <summary>A position, or a difference of two, from −2⁴⁰ to 2⁴⁰.</summary>
+    public static void Position(long value, string name)
+    {
+        if (value is < -FarthestPosition or > FarthestPosition)
+            throw new ArgumentOutOfRangeException(name, value, $"{name} must lie between −2^40 and 2^40.");
+    }
+
     private static void Shape(in TensorView tensor, string name, ReadOnlySpan<long> shape)
     {
         bool fits = tensor.Rank == shape.Length;
         for (int axis = 0; fits && axis < shape.Length; axis++)
-            fits = shape[axis] < 0 || shape[axis] == tensor.Length(axis);
+            fits = shape[axis] == -1 || shape[axis] == tensor.Length(axis);
         if (!fits)
             throw new ArgumentException($"{name} has the shape {tensor.ShapeText}; it should be [{string.Join(", ", shape.ToArray().Select(l => l < 0 ? "any" : l.ToString()))}].", name);
     }

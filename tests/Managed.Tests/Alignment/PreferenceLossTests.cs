@@ -166,6 +166,8 @@ public class PreferenceLossTests
         Throws<ArgumentNullException>("device", () => PreferenceLoss.Evaluate(null!, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
         Throws<ArgumentNullException>("workspace", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, null!));
         Throws<ArgumentException>("workspace", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, foreignWorkspace));
+        Throws<ArgumentException>("batch.ReferenceRejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b), ReferenceChosen = TensorView.Of(a) }, new DpoSigmoid(), default, default, workspace));
+        Throws<ArgumentOutOfRangeException>("batch.Reduction", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b), Reduction = (LossReduction)7 }, new DpoSigmoid(), default, default, workspace));
         Throws<ArgumentNullException>("batch.Chosen", () => PreferenceLoss.Evaluate(Device, new() { Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
         Throws<ArgumentNullException>("batch.Rejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));
         Throws<ArgumentException>("batch.Chosen", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a, 2, 2), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, default, workspace));

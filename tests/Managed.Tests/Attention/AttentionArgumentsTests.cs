@@ -99,7 +99,8 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.BucketedBias", "at least 2", (ref p) => p.BucketedBias = new(Tensor(1, Heads)));
         Refuses<ArgumentOutOfRangeException>("problem.BucketedBias", "beyond the 16 buckets", (ref p) => p.BucketedBias = new(Tensor(32, Heads), 16));
         Refuses<ArgumentException>("problem.GridBias", "[15, 4]", (ref p) => p.GridBias = new(Tensor(16, Heads), 2, 3));
-        Refuses<ArgumentException>("problem.GridBias", "at least 1", (ref p) => p.GridBias = new(Tensor(1, Heads), 0, 1));
+        Refuses<ArgumentException>("problem.GridBias", "both must be 1 to 1048576", (ref p) => p.GridBias = new(Tensor(1, Heads), 0, 1));
+        Refuses<ArgumentException>("problem.GridBias", "both must be 1 to 1048576", (ref p) => p.GridBias = new(Tensor(9, 1), int.MaxValue, int.MaxValue)); // its table would have a negative length
         Refuses<ArgumentException>("problem.GridBias", "2 x 2 = 4 positions; there are 5 keys", (ref p) => p.GridBias = new(Tensor(9, Heads), 2, 2));
         Refuses<ArgumentException>("problem.GridBias", "queries stand at 4 to 6", (ref p) =>
         {
@@ -114,6 +115,13 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.Sinks", "[4]", (ref p) => p.Sinks = Tensor(KeyHeads));
         Refuses<ArgumentException>("problem.Mask", "Bool", (ref p) => p.Mask = Tensor(Batch, Heads, Queries, Keys));
         Refuses<ArgumentException>("problem.Mask", "[1, 4, 3, 5]", (ref p) => p.Mask = TensorView.Of(new bool[Queries * KeyHeads * Keys], 1, KeyHeads, Queries, Keys));
+        foreach (long far in (long[])[long.MaxValue, long.MinValue, (1L << 40) + 1])
+        {
+            Refuses<ArgumentOutOfRangeException>("problem.QueryOffset", "between −2^40 and 2^40", (ref p) => p.QueryOffset = far);
+            Refuses<ArgumentOutOfRangeException>("problem.QueryOffsets", "between −2^40 and 2^40", (ref p) => p.QueryOffsets = TensorView.Of((long[])[0, far], Batch));
+            Refuses<ArgumentOutOfRangeException>("problem.DistanceCentre", "between −2^40 and 2^40", (ref p) => p.DistanceCentre = far);
+            Refuses<ArgumentOutOfRangeException>("problem.Captured0", "between −2^40 and 2^40", (ref p) => p.Captured0 = CapturedTensor.PerHeadAndDistance(Tensor(Heads, 7), far));
+        }
         Refuses<ArgumentException>("problem.QueryOffsets", "Int32 or Int64", (ref p) => p.QueryOffsets = Tensor(Batch));
         Refuses<ArgumentException>("problem.QueryOffsets", "[2]", (ref p) => p.QueryOffsets = TensorView.Of(new int[Queries], Queries));
         Refuses<ArgumentException>("problem.QueryOffsets", "both set", (ref p) =>

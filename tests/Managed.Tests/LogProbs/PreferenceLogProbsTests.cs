@@ -254,6 +254,13 @@ public class PreferenceLogProbsTests
         Throws("problem.Reduction is no reduction.", problem => { problem.Reduction = (SequenceReduction)7; return problem; }, new() { Chosen = TensorView.Of(out2) });
         Assert.StartsWith("upstream holds nothing;", Assert.Throws<ArgumentException>(() => PreferenceLogProbs.FromHiddenBackward(Device, Good(), default, new() { Hidden = TensorView.Of(new float[24], 8, 3) }, workspace)).Message);
         Assert.StartsWith("gradients asks for nothing;", Assert.Throws<ArgumentException>(() => PreferenceLogProbs.FromHiddenBackward(Device, Good(), new() { Chosen = TensorView.Of(out2) }, default, workspace)).Message);
+        Assert.StartsWith("gradients.Vocabulary and problem.Reference.Vocabulary share memory.", Assert.Throws<ArgumentException>(() =>
+        {
+            float[] reference = new float[15];
+            PreferenceProblem problem = Good();
+            problem.Reference = new() { Hidden = TensorView.Of(new float[24], 8, 3), Vocabulary = TensorView.Of(reference, 5, 3), Targets = TensorView.Of(targets) };
+            PreferenceLogProbs.FromHiddenBackward(Device, problem, new() { Chosen = TensorView.Of(out2) }, new() { Vocabulary = TensorView.Of(reference, 5, 3) }, workspace);
+        }).Message);
         Assert.StartsWith("gradients.Hidden and upstream.Chosen share memory.", Assert.Throws<ArgumentException>(() =>
         {
             float[] both = new float[24];
