@@ -73,6 +73,7 @@ public class LogProbsCode
         VocabularyShards.FromHidden(device, Of(0), new(0, 2 * slice), gathered.Select(0, 0), workspace);
         HiddenProblem problem = Of(rank);
         // snippet: logprobs-shards
+        // problem: hidden states [n, W], this slice of the vocabulary [slice, W], targets [n]. partials, merged: [n, 8]. logProb, entropy: [n]. hiddenPart: [n, W]. vocabularyGradient: [slice, W].
         var shard = new VocabularyShard(First: rank * slice, Whole: 2 * slice);
         VocabularyShards.FromHidden(device, problem, shard, partials, workspace);               // targets are indices in the whole vocabulary
         // ... gather the partials of all slices, in their order: [slices, n, 8] ...
@@ -99,6 +100,8 @@ public class LogProbsCode
         TensorView chosen = all.Select(0, 0), rejected = all.Select(0, 1), referenceChosen = all.Select(0, 2), referenceRejected = all.Select(0, 3), ofChosen = all.Select(0, 4), ofRejected = all.Select(0, 5);
         var gradients = new HiddenGradients { Hidden = TensorView.Of(dh, 2, 1) };
         // snippet: logprobs-preference
+        // policy, reference: a HiddenProblem of hidden states [tokens, W], vocabulary [V, W], targets [tokens]. cumulativeLengths: [2n + 1]. answerTokens: bool [tokens].
+        // chosen ... referenceRejected, ofChosen, ofRejected: [n]. metrics: [PreferenceMetrics.Count]. gradients: of hidden states [tokens, W] and vocabulary [V, W].
         // 2n sequences: first the chosen answers, then the rejected ones. Tokens outside the answers are dropped before any product.
         var problem = new PreferenceProblem { Policy = policy, Reference = reference, CumulativeLengths = cumulativeLengths, Mask = answerTokens };
         PreferenceLogProbs.FromHidden(device, problem, new PreferenceOutputs { Chosen = chosen, Rejected = rejected, ReferenceChosen = referenceChosen, ReferenceRejected = referenceRejected }, workspace);

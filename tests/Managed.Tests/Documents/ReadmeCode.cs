@@ -92,6 +92,63 @@ public class ReadmeCode
     }
 
     [Fact]
+    public void Log_probs_are_summed_by_answer_and_its_gradient_is_spread_over_its_tokens()
+    {
+        ComputeDevice device = ComputeDevice.Cpu;
+        float[] p = [-1, -2, float.NaN, -4, -8], total = new float[2], arriving = [3, 5], spread = new float[5];
+        TensorView logProb = TensorView.Of(p), sums = TensorView.Of(total), ofSums = TensorView.Of(arriving), gradient = TensorView.Of(spread);
+        TensorView cumulativeLengths = TensorView.Of((int[])[0, 3, 5]), answerTokens = TensorView.Of((bool[])[true, true, false, false, true]);
+        // snippet: logprobs-sequences
+        // logProb, gradient: float32 [tokens]. cumulativeLengths: int32 [sequences + 1]. answerTokens: bool [tokens]. sums, ofSums: float32 [sequences].
+        var layout = new SequenceLayout { CumulativeLengths = cumulativeLengths, Mask = answerTokens };
+        SequenceLogProbs.Reduce(device, logProb, layout, new SequenceOutputs { Sum = sums });
+        SequenceLogProbs.Backward(device, layout, new SequenceUpstream { Sum = ofSums }, gradient);
+        // snippet ends
+
+        Assert.Equal([-3f, -8f], total);
+        Assert.Equal([3f, 3f, 0f, 0f, 5f], spread);
+    }
+
+    [Fact]
+    public void T5_adds_the_bias_of_the_distances_bucket_to_unscaled_scores_of_what_is_no_padding()
+    {
+        const int heads = 2, tokens = 40, seen = 30, headSize = 8, buckets = 32;
+        ComputeDevice device = ComputeDevice.Cpu;
+        using var workspace = new Workspace(device);
+        float[] q = Seeded.Normal(heads * tokens * headSize, 1), k = Seeded.Normal(heads * tokens * headSize, 2), v = Seeded.Normal(heads * tokens * headSize, 3), t = Seeded.Normal(buckets * heads, 4);
+        float[] got = new float[q.Length], l = new float[heads * tokens], expected = new float[q.Length], line = new float[heads * (tokens + seen - 1)];
+        TensorView query = TensorView.Of(q, 1, heads, tokens, headSize), key = TensorView.Of(k, 1, heads, tokens, headSize), value = TensorView.Of(v, 1, heads, tokens, headSize);
+        TensorView table = TensorView.Of(t, buckets, heads), output = TensorView.Of(got, 1, heads, tokens, headSize), logSumExp = TensorView.Of(l, 1, heads, tokens);
+        TensorView visible = TensorView.Of([.. Enumerable.Range(0, tokens).Select(token => token < seen)], 1, 1, 1, tokens);
+        // snippet: attention-t5
+        // query, key, value: [b, h, S, d]. table: [32, h]. visible: bool [b, 1, 1, S], which keys are no padding.
+        var problem = new AttentionProblem
+        {
+            Query = query, Key = key, Value = value, Scale = 1, Mask = visible,
+            BucketedBias = new BucketedBias(table, maximumDistance: 128, bidirectional: true),
+        };
+        Attention.Forward(device, problem, output, logSumExp, workspace);
+        // snippet ends
+
+        for (int head = 0; head < heads; head++)
+        {
+            for (int distance = 1 - tokens; distance < seen; distance++)
+                line[(head * (tokens + seen - 1)) + distance + tokens - 1] = t[(BucketedBias.Bucket(distance, buckets, 128, bidirectional: true) * heads) + head];
+        }
+        Attention.Forward(device, new AttentionProblem
+        {
+            Query = query,
+            Key = key.Slice(2, 0, seen),
+            Value = value.Slice(2, 0, seen),
+            Scale = 1,
+            QueryOffset = 0,
+            DistanceBias = TensorView.Of(line, heads, tokens + seen - 1),
+            DistanceCentre = tokens - 1,
+        }, TensorView.Of(expected, 1, heads, tokens, headSize), default, workspace);
+        Assert.All(expected.Zip(got), pair => Assert.Equal(pair.First, pair.Second, 1e-5));
+    }
+
+    [Fact]
     public void Own_rule_takes_part_in_attention_and_its_captured_tensor_gets_the_gradient_of_finite_differences()
     {
         const int heads = 2, tokens = 33, headSize = 16;
@@ -120,6 +177,7 @@ public class ReadmeCode
         var arriving = new AttentionUpstream { Output = TensorView.Of(upstream, 1, heads, tokens, headSize) };
         TensorView learned = TensorView.Of(fading), learnedGradient = TensorView.Of(fadingGradient);
         // snippet: own-rule-call
+        // q, k, v, saved.Output, arriving.Output: [b, h, S, d]. saved.LogSumExp: [b, h, S]. learned, learnedGradient: [h]. All float32.
         var problem = new AttentionProblem { Query = q, Key = k, Value = v, Captured0 = CapturedTensor.PerHead(learned) };
         Attention.Forward(device, problem, new LearnedFading(), saved.Output, saved.LogSumExp, workspace);
         Attention.Backward(device, problem, new LearnedFading(), saved, arriving, new AttentionGradients { Captured0 = learnedGradient }, workspace);
@@ -147,6 +205,7 @@ public class ReadmeCode
         var pairs = new PairBatch { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) };
         var outputs = new PairOutputs { Loss = TensorView.Of(loss), Chosen = TensorView.Of(gradient) };
         // snippet: own-loss-call
+        // pairs: a PairBatch of log-probs [n], as above. outputs: a PairOutputs of tensors [n]: the loss, the gradient of each log-prob.
         PreferenceLoss.Evaluate(device, pairs, new Hinge(beta: 0.125f), outputs, metrics: default, workspace);
         // snippet ends
 
