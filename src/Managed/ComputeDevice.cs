@@ -34,7 +34,7 @@ public abstract class ComputeDevice : IDisposable
     /// <param name="shape">The lengths of the axes, at most <see cref="TensorView.MaximumRank"/>.</param>
     public abstract TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape);
 
-    /// <summary>Allocates a float32 tensor and copies <paramref name="data"/> into it.</summary>
+    /// <summary>Allocates a tensor of the elements' type and copies <paramref name="data"/> into it.</summary>
     /// <param name="data">As many elements as the shape has, row-major.</param>
     /// <param name="shape">The lengths of the axes.</param>
     public TensorBuffer Upload<T>(ReadOnlySpan<T> data, params ReadOnlySpan<long> shape) where T : unmanaged

@@ -3,7 +3,7 @@ namespace TransformerKernels;
 /// <summary>What attention is computed of. Set what there is; what isn't set is absent.</summary>
 /// <remarks>
 /// Notation: b batch, h query heads, hk key heads (a divisor of h; query head i uses key head i / (h / hk)), Sq queries, Sk keys, d head size, dv value size.
-/// All tensors are float32 with any strides: a buffer laid out [batch, position, head, headSize] is passed as <c>view.Permute(0, 2, 1, 3)</c>.
+/// Tensors are float32 unless their type is told (offsets, lengths, the mask), with any strides: a buffer laid out [batch, position, head, headSize] is passed as <c>view.Permute(0, 2, 1, 3)</c>.
 /// Query i stands at p = i + <see cref="QueryOffset"/> (or its sequence's of <see cref="QueryOffsets"/>); the distance of a pair is key position − p.
 /// </remarks>
 public ref struct AttentionProblem
