@@ -1,4 +1,6 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -428,7 +430,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
             }
             V p0, p1, p2, p3;
-            if (THiding.Hides) // one by one, for the registers
+            if ((!Fma.IsSupported && !AdvSimd.IsSupported) || THiding.Hides) // one by one: for what the JIT inlines, and for the registers
                 (p0, p1, p2, p3) = (Weight(z0, l0, rest0), Weight(z1, l1, rest1), Weight(z2, l2, rest2), Weight(z3, l3, rest3));
             else
             {

@@ -139,11 +139,24 @@ internal unsafe struct HeadScores
             return lanes;
         }
         nint count = Math.Min(block, queries - i0);
-        MatrixCopy.Run(captured.At(batch, head, i0, j0, 0), captured.QueryStep, captured.KeyStep, lanes.Start, 1, block, count, rows);
+        ReadPairs(captured, i0, count, j0, rows, lanes.Start, block);
         // Spare lanes take what the last query has: a rule may be no number at a place that isn't there.
         for (nint row = 0; row < rows && count < block; row++)
             new Span<float>(lanes.Start + row * block + count, (int)(block - count)).Fill(lanes.Start[row * block + count - 1]);
         return lanes;
+    }
+
+    // Copies the values of a tile's pairs into rows of lanes. Their rows lie far apart, where the processor's own prefetching doesn't follow, so the next tile's are asked for:
+    // they come while this one is worked on.
+    private readonly void ReadPairs(in Captured tensor, nint i0, nint count, nint j0, nint rows, float* lanes, nint block)
+    {
+        float* from = tensor.At(batch, head, i0, j0, 0);
+        MatrixCopy.Run(from, tensor.QueryStep, tensor.KeyStep, lanes, 1, block, count, rows);
+        if (tensor.KeyStep != 1)
+            return;
+        nint ahead = Math.Min(AttentionTiles.Keys, keys - j0 - rows) * sizeof(float);
+        for (nint query = 0; query < count && ahead > 0; query++)
+            Prefetch.Bytes((byte*)(from + query * tensor.QueryStep + rows), ahead);
     }
 
     /// <summary>The biases of a tile, −∞ where a pair is hidden.</summary>
@@ -198,7 +211,7 @@ internal unsafe struct HeadScores
         {
             if (count < block)
                 new Span<float>(tile, (int)(keyCount * block)).Clear();
-            MatrixCopy.Run(dense.At(batch, head, i0, j0, 0), dense.QueryStep, dense.KeyStep, tile, 1, block, count, keyCount);
+            ReadPairs(dense, i0, count, j0, keyCount, tile, block);
         }
         if (scoring.Grid.IsPresent)
         {
