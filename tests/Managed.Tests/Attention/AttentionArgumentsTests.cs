@@ -87,6 +87,20 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.Captured2", "[2, 4, 3, 5]", (ref p) => p.Captured2 = CapturedTensor.Dense(Tensor(Batch, Heads, Keys, Queries)));
     }
 
+#if !GPU // the values are looked at by a device that takes the property; GPUs don't yet
+    [Fact]
+    public void Wrong_offsets_of_sequences_are_named_with_what_would_be_right()
+    {
+        Refuses<ArgumentException>("problem.GridBias", "queries stand at -1 to 1", (ref p) =>
+        {
+            p.QueryOffsets = TensorView.Of((int[])[0, -1], Batch);
+            p.GridBias = new(Tensor(15, Heads), 2, 3);
+        });
+        foreach (long far in (long[])[long.MaxValue, long.MinValue, (1L << 40) + 1])
+            Refuses<ArgumentOutOfRangeException>("problem.QueryOffsets", "between −2^40 and 2^40", (ref p) => p.QueryOffsets = TensorView.Of((long[])[0, far], Batch));
+    }
+#endif
+
     [Fact]
     public void Wrong_biases_and_softcaps_are_named_with_what_would_be_right()
     {
@@ -107,18 +121,12 @@ public class AttentionArgumentsTests
             p.QueryOffset = 4;
             p.GridBias = new(Tensor(15, Heads), 2, 3);
         });
-        Refuses<ArgumentException>("problem.GridBias", "queries stand at -1 to 1", (ref p) =>
-        {
-            p.QueryOffsets = TensorView.Of((int[])[0, -1], Batch);
-            p.GridBias = new(Tensor(15, Heads), 2, 3);
-        });
         Refuses<ArgumentException>("problem.Sinks", "[4]", (ref p) => p.Sinks = Tensor(KeyHeads));
         Refuses<ArgumentException>("problem.Mask", "Bool", (ref p) => p.Mask = Tensor(Batch, Heads, Queries, Keys));
         Refuses<ArgumentException>("problem.Mask", "[1, 4, 3, 5]", (ref p) => p.Mask = TensorView.Of(new bool[Queries * KeyHeads * Keys], 1, KeyHeads, Queries, Keys));
         foreach (long far in (long[])[long.MaxValue, long.MinValue, (1L << 40) + 1])
         {
             Refuses<ArgumentOutOfRangeException>("problem.QueryOffset", "between −2^40 and 2^40", (ref p) => p.QueryOffset = far);
-            Refuses<ArgumentOutOfRangeException>("problem.QueryOffsets", "between −2^40 and 2^40", (ref p) => p.QueryOffsets = TensorView.Of((long[])[0, far], Batch));
             Refuses<ArgumentOutOfRangeException>("problem.DistanceCentre", "between −2^40 and 2^40", (ref p) => p.DistanceCentre = far);
             Refuses<ArgumentOutOfRangeException>("problem.Captured0", "between −2^40 and 2^40", (ref p) => p.Captured0 = CapturedTensor.PerHeadAndDistance(Tensor(Heads, 7), far));
         }
