@@ -97,7 +97,7 @@ public class GpuPreferenceLossTests(GpuUnderTest gpu)
         using var workspace = new Workspace(gpu.Device);
         using TensorBuffer chosen = gpu.Device.Upload<float>([-1, -2, -3]), rejected = gpu.Device.Upload<float>([-4, -4, -4]), rewards = gpu.Device.Allocate(ElementType.Float32, 3);
         using TensorBuffer shared = gpu.Device.Upload<float>([-2]);
-        PreferenceLoss.Evaluate(gpu.Device, new PairBatch { Chosen = chosen, Rejected = rejected, ReferenceChosen = shared.View.Expand(0, 3) }, new DpoSigmoid(0.5f),
+        PreferenceLoss.Evaluate(gpu.Device, new PairBatch { Chosen = chosen, Rejected = rejected, ReferenceChosen = shared.View.Expand(0, 3), ReferenceRejected = shared.View.Expand(0, 3) }, new DpoSigmoid(0.5f),
             new PairOutputs { ChosenReward = rewards }, default, workspace);
         Assert.Equal([0.5f, 0f, -0.5f], rewards.ToArray<float>());
     }
