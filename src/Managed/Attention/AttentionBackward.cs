@@ -436,10 +436,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             {
                 V t0 = z0 - l0, t1 = z1 - l1, t2 = z2 - l2, t3 = z3 - l3, lowest = V.From(Exponential.Lowest);
                 Exponential.Precise(V.MaxNative(lowest, t0), V.MaxNative(lowest, t1), V.MaxNative(lowest, t2), V.MaxNative(lowest, t3), out p0, out p1, out p2, out p3);
-                V.AddProduct(ref p0, p0, z0 - (t0 + l0) + rest0);
-                V.AddProduct(ref p1, p1, z1 - (t1 + l1) + rest1);
-                V.AddProduct(ref p2, p2, z2 - (t2 + l2) + rest2);
-                V.AddProduct(ref p3, p3, z3 - (t3 + l3) + rest3);
+                (p0, p1, p2, p3) = (PutBack(p0, z0, t0, l0, rest0), PutBack(p1, z1, t1, l1, rest1), PutBack(p2, z2, t2, l2, rest2), PutBack(p3, z3, t3, l3, rest3));
             }
             V dz0 = p0 * (V.Load(gradients) - d0);
             V dz1 = p1 * (V.Load(gradients + w) - d1);
@@ -472,13 +469,17 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         return THiding.Hides && V.AnyEqual(least, V.From(float.NegativeInfinity));
     }
 
-    // e^(z − L), with what the subtraction rounds away put back, and e^−remainder − 1 of L. The forward pass's exponential, so that weights add up to 1.
+    // e^(z − L): the forward pass's exponential, so that weights add up to 1.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V Weight<V>(V z, V logSumExp, V rest) where V : struct, ILanes<V>
     {
         V t = z - logSumExp, weight = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, t));
-        return V.MultiplyAdd(weight, z - (t + logSumExp) + rest, weight);
+        return PutBack(weight, z, t, logSumExp, rest);
     }
+
+    // A weight e^t with what was rounded away when L was subtracted from z, t being the difference, and e^−remainder − 1 of L.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V PutBack<V>(V weight, V z, V t, V logSumExp, V rest) where V : struct, ILanes<V> => V.MultiplyAdd(weight, z - (t + logSumExp) + rest, weight);
 
     // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -67,8 +67,8 @@ internal static class LanesConstants
     public const int HalfSubnormalMagic = 126 << 23;
     /// <summary>Of two bfloat16 numbers side by side, the second one's bits; behind it they are a float's.</summary>
     public const uint UpperHalf = 0xffff0000;
-    /// <summary>Half of what <see cref="ILanes{T}.ScaleGradually"/> scales down by at most, and 2 to its negative: each half is a normal number.</summary>
-    public const float HalfDepth = 63f, HalfDown = 1.08420217e-19f;
+    /// <summary>What <see cref="ILanes{T}.ScaleGradually"/> adds to an exponent, so that the power is a normal number for every n it takes, and the power of two that takes it off again: the one product that rounds.</summary>
+    public const float ExponentShift = 63f, ShiftBack = 1.08420217e-19f;
     /// <summary>float32's infinity.</summary>
     public const int Infinity = 0x7f800000;
     /// <summary>What makes a NaN of float16, of bfloat16, quiet.</summary>

@@ -227,7 +227,7 @@ internal struct Lanes128 : ILanes<Lanes128>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 ScaleGradually(Lanes128 x, Lanes128 n)
     {
-        return x * PowerOfTwo(n + LanesConstants.HalfDepth) * LanesConstants.HalfDown;
+        return x * PowerOfTwo(n + LanesConstants.ExponentShift) * LanesConstants.ShiftBack;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -227,7 +227,7 @@ internal struct Lanes256 : ILanes<Lanes256>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 ScaleGradually(Lanes256 x, Lanes256 n)
     {
-        return x * PowerOfTwo(n + LanesConstants.HalfDepth) * LanesConstants.HalfDown;
+        return x * PowerOfTwo(n + LanesConstants.ExponentShift) * LanesConstants.ShiftBack;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -234,7 +234,7 @@ internal struct Lanes512 : ILanes<Lanes512>
     {
         if (Avx512F.IsSupported)
             return new(Avx512F.Scale(x.v, n.v));
-        return x * PowerOfTwo(n + LanesConstants.HalfDepth) * LanesConstants.HalfDown;
+        return x * PowerOfTwo(n + LanesConstants.ExponentShift) * LanesConstants.ShiftBack;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

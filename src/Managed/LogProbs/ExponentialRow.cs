@@ -7,12 +7,6 @@ internal sealed partial class CpuDevice
     /// <summary>A row whose log-sum-exp is known, turned into e^(z − shift) and then into a multiple of it: each power of e is formed once.</summary>
     private static unsafe class ExponentialRow
     {
-        // In vectors. Each block has a sum of its own, so that few numbers of very different size meet.
-        private const int BlockVectors = 128;
-
-        // How far ahead memory is asked for.
-        private const int PrefetchBytes = 16384;
-
         /// <summary>Writes e^(z − shift) of whole vectors of logits, in place or elsewhere, 0 at <paramref name="left"/>, and returns their sum.</summary>
         /// <param name="logits">The logits.</param>
         /// <param name="powers">Where the powers go: the logits themselves, or memory apart.</param>
@@ -21,7 +15,7 @@ internal sealed partial class CpuDevice
         /// <param name="left">The one that is left out; outside the row for none.</param>
         public static double Form<V>(float* logits, float* powers, nint count, float shift, nint left) where V : struct, ILanes<V>
         {
-            nint length = BlockVectors * V.Count;
+            nint length = LogitSums<V>.Block; // each block has a sum of its own, so that few numbers of very different size meet
             float* block = stackalloc float[(int)length];
             double sum = 0;
             for (nint start = 0; start < count; start += length)
@@ -49,8 +43,8 @@ internal sealed partial class CpuDevice
             {
                 for (; logits <= end - 8 * w; logits += 8 * w, powers += 8 * w)
                 {
-                    Prefetch.Bytes((byte*)logits + PrefetchBytes, 4 * w * sizeof(float));
-                    Prefetch.Bytes((byte*)(logits + 4 * w) + PrefetchBytes, 4 * w * sizeof(float));
+                    Prefetch.Bytes((byte*)logits + LogitSums<V>.PrefetchBytes, 4 * w * sizeof(float));
+                    Prefetch.Bytes((byte*)(logits + 4 * w) + LogitSums<V>.PrefetchBytes, 4 * w * sizeof(float));
                     V y0 = V.MaxNative(lowest, V.Load(logits) - shifts) * Exponential.Log2E, y1 = V.MaxNative(lowest, V.Load(logits + w) - shifts) * Exponential.Log2E;
                     V y2 = V.MaxNative(lowest, V.Load(logits + 2 * w) - shifts) * Exponential.Log2E, y3 = V.MaxNative(lowest, V.Load(logits + 3 * w) - shifts) * Exponential.Log2E;
                     V y4 = V.MaxNative(lowest, V.Load(logits + 4 * w) - shifts) * Exponential.Log2E, y5 = V.MaxNative(lowest, V.Load(logits + 5 * w) - shifts) * Exponential.Log2E;
@@ -69,7 +63,7 @@ internal sealed partial class CpuDevice
             }
             for (; logits <= end - 4 * w; logits += 4 * w, powers += 4 * w)
             {
-                Prefetch.Bytes((byte*)logits + PrefetchBytes, 4 * w * sizeof(float));
+                Prefetch.Bytes((byte*)logits + LogitSums<V>.PrefetchBytes, 4 * w * sizeof(float));
                 V t0 = V.MaxNative(lowest, V.Load(logits) - shifts), t1 = V.MaxNative(lowest, V.Load(logits + w) - shifts);
                 V t2 = V.MaxNative(lowest, V.Load(logits + 2 * w) - shifts), t3 = V.MaxNative(lowest, V.Load(logits + 3 * w) - shifts);
                 Exponential.OfNonPositive(t0, t1, t2, t3, out V e0, out V e1, out V e2, out V e3);

@@ -34,10 +34,10 @@ internal sealed partial class CpuDevice
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
-        public LogitRows Rows;
         // A row that, with the next one, leaves half of a second cache of a megabyte.
         private const int PrefetchedFloats = 1 << 16;
 
+        public LogitRows Rows;
         public LogSumExpVector LogSumExp;
         public HostVector Entropy;
         public ArrivingGradients Upstream;
