@@ -36,7 +36,7 @@ internal sealed class DpoContest : Contest
 
     public override void Run() => PreferenceLoss.Evaluate(Device,
         new PairBatch { Chosen = chosen, Rejected = rejected, ReferenceChosen = referenceChosen, ReferenceRejected = referenceRejected },
-        new DpoSigmoid(Beta), new PairOutputs { Loss = losses, Chosen = chosenGradient, Rejected = rejectedGradient }, metrics, Workspace);
+        new DpoSigmoid(Beta), new PairOutputs { Loss = losses, ChosenGradient = chosenGradient, RejectedGradient = rejectedGradient }, metrics, Workspace);
 
     public override double Check()
     {

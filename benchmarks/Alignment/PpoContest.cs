@@ -35,7 +35,7 @@ internal sealed class PpoContest : Contest
 
     public override void Run() => PolicyLoss.Evaluate(Device,
         new TokenBatch { LogProb = logProb, OldLogProb = oldLogProb, Advantage = advantage, Mask = mask },
-        new PpoClip(Clip, Clip, DualClip, LogRatioBound), new TokenLossOutputs { Loss = losses, LogProb = gradient }, metrics, Workspace);
+        new PpoClip(Clip, Clip, DualClip, LogRatioBound), new TokenLossOutputs { Loss = losses, LogProbGradient = gradient }, metrics, Workspace);
 
     public override double Check()
     {

@@ -64,7 +64,7 @@ Expect("gradients of hidden state and vocabulary", [.. hiddenGradient, .. entrie
 // A margin of ln 3 with β = 1: loss −ln ¾, gradient −¼. The same formula, written by this program.
 float[] chosen = [(float)Math.Log(3)], rejected = [0], loss = new float[1], chosenGradient = new float[1], metrics = new float[PreferenceMetrics.Count];
 var pairs = new PairBatch { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) };
-var outputs = new PairOutputs { Loss = TensorView.Of(loss), Chosen = TensorView.Of(chosenGradient) };
+var outputs = new PairOutputs { Loss = TensorView.Of(loss), ChosenGradient = TensorView.Of(chosenGradient) };
 PreferenceLoss.Evaluate(device, pairs, new DpoSigmoid(beta: 1), outputs, TensorView.Of(metrics), workspace);
 Expect("DPO", [.. loss, .. chosenGradient, metrics[PreferenceMetrics.RewardAccuracy]], [(float)-Math.Log(0.75), -0.25f, 1]);
 PreferenceLoss.Evaluate(device, pairs, new OwnLoss(), outputs, TensorView.Of(metrics), workspace);
@@ -73,7 +73,7 @@ Expect("a loss of this program", [.. loss, .. chosenGradient], [(float)-Math.Log
 // The ratio 1.5 is clipped to 1.2 where the advantage is positive: no gradient.
 float[] now = [(float)Math.Log(1.5), 0], old = [0, 0], advantage = [1, -1], tokenLoss = new float[2], tokenGradient = new float[2];
 var policy = new TokenBatch { LogProb = TensorView.Of(now, 1, 2), OldLogProb = TensorView.Of(old, 1, 2), Advantage = TensorView.Of(advantage, 1, 2) };
-PolicyLoss.Evaluate(device, policy, new PpoClip(), new TokenLossOutputs { Loss = TensorView.Of(tokenLoss, 1, 2), LogProb = TensorView.Of(tokenGradient, 1, 2) }, default, workspace);
+PolicyLoss.Evaluate(device, policy, new PpoClip(), new TokenLossOutputs { Loss = TensorView.Of(tokenLoss, 1, 2), LogProbGradient = TensorView.Of(tokenGradient, 1, 2) }, default, workspace);
 Expect("PPO", [.. tokenLoss, .. tokenGradient], [-1.2f, 1, 0, 0.5f]);
 
 float[] rewards = [0, 1], values = [0.5f, 0.5f], advantages = new float[2], returns = new float[2];

@@ -95,7 +95,7 @@ public class GpuPolicyLossTests(OwnGpu gpu) : IClassFixture<OwnGpu>
             Advantage = advantage,
             Mask = kept.View.Slice(1, 4, tokens),
             Reduction = TokenReduction.SequenceMeanTokenMean,
-        }, new PpoClip(), new() { Loss = outputs.View.Select(2, 0), LogProb = outputs.View.Select(2, 2) }, default, workspace);
+        }, new PpoClip(), new() { Loss = outputs.View.Select(2, 0), LogProbGradient = outputs.View.Select(2, 2) }, default, workspace);
         float[] written = outputs.ToArray<float>();
         (float[] losses, float[] gradient, _) = Run(batch, TokenReduction.SequenceMeanTokenMean, masked: true);
         Assert.Equal(losses, written.Where((_, i) => i % 3 == 0));
@@ -132,7 +132,7 @@ public class GpuPolicyLossTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         using var workspace = new Workspace(gpu.Device);
         TensorView mask = memory.View.Slice(0, maskStart, batch.Mask.Length).Reshape(batch.Sequences, batch.Tokens);
         PolicyLoss.Evaluate(gpu.Device, new() { LogProb = logProb, OldLogProb = old, Advantage = advantage, Mask = masked ? mask : default, Reduction = reduction },
-            new PpoClip(), new() { Loss = losses, LogProb = gradient }, metrics, workspace);
+            new PpoClip(), new() { Loss = losses, LogProbGradient = gradient }, metrics, workspace);
         return (losses.ToArray<float>(), gradient.ToArray<float>(), metrics.ToArray<float>());
     }
 

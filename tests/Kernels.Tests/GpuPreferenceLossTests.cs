@@ -83,7 +83,7 @@ public class GpuPreferenceLossTests(GpuUnderTest gpu)
             Rejected = rows.Select(1, 1),
             ReferenceChosen = referenceChosen,
             ReferenceRejected = referenceRejected,
-        }, new DpoSigmoid(Beta, Smoothing), new PairOutputs { Chosen = gradients.View.Select(1, 0), Rejected = gradients.View.Select(1, 2) }, default, workspace);
+        }, new DpoSigmoid(Beta, Smoothing), new PairOutputs { ChosenGradient = gradients.View.Select(1, 0), RejectedGradient = gradients.View.Select(1, 2) }, default, workspace);
 
         float[] written = gradients.ToArray<float>();
         Contract.Check(written.Where((_, i) => i % 3 == 0).ToArray(), oracle.Chosen, naive.Chosen, Contract.Gradient, "chosen");
@@ -157,7 +157,7 @@ public class GpuPreferenceLossTests(GpuUnderTest gpu)
         float[] chosen = [-1, -2, -3, -40], rejected = [-2, -2, -1, -1];
         using TensorBuffer c = gpu.Device.Upload<float>(chosen), r = gpu.Device.Upload<float>(rejected), byChosen = gpu.Device.Allocate(ElementType.Float32, 4);
         PreferenceLoss.Evaluate(gpu.Device, new PairBatch { Chosen = c, Rejected = r, Reduction = LossReduction.Sum }, new ReferenceFreeLoss(),
-            new PairOutputs { Chosen = byChosen }, default, workspace);
+            new PairOutputs { ChosenGradient = byChosen }, default, workspace);
         float[] gradient = byChosen.ToArray<float>();
         for (int i = 0; i < chosen.Length; i++)
             Assert.Equal(-1 / (1 + Math.Exp(chosen[i] - rejected[i])), gradient[i], 1e-6);
@@ -184,10 +184,10 @@ public class GpuPreferenceLossTests(GpuUnderTest gpu)
         }, new DpoSigmoid(Beta, Smoothing), new PairOutputs
         {
             Loss = loss,
-            Chosen = byChosen,
-            Rejected = byRejected,
-            ReferenceChosen = byReferenceChosen,
-            ReferenceRejected = byReferenceRejected,
+            ChosenGradient = byChosen,
+            RejectedGradient = byRejected,
+            ReferenceChosenGradient = byReferenceChosen,
+            ReferenceRejectedGradient = byReferenceRejected,
             ChosenReward = chosenReward,
             RejectedReward = rejectedReward,
         }, metrics, workspace);

@@ -299,9 +299,9 @@ public static class Calls
         }, new DpoSigmoid(0.1f, 0.1f), new()
         {
             Loss = memory.Put("loss", zeros),
-            Chosen = withGradients ? memory.Put("of chosen", zeros) : default,
-            Rejected = withGradients ? memory.Put("of rejected", zeros) : default,
-            ReferenceChosen = withGradients ? memory.Put("of reference chosen", zeros) : default,
+            ChosenGradient = withGradients ? memory.Put("of chosen", zeros) : default,
+            RejectedGradient = withGradients ? memory.Put("of rejected", zeros) : default,
+            ReferenceChosenGradient = withGradients ? memory.Put("of reference chosen", zeros) : default,
             ChosenReward = memory.Put("chosen reward", zeros),
         }, memory.Put("metrics", metrics), memory.Workspace(device));
     }
@@ -319,7 +319,7 @@ public static class Calls
             Advantage = memory.Put("advantage", advantage, sequences, 1).Expand(1, tokens),
             Mask = memory.Put("mask", mask, sequences, tokens),
             Reduction = reduction,
-        }, new PpoClip(), new() { Loss = memory.Put("loss", zeros, sequences, tokens), LogProb = memory.Put("of log-prob", zeros, sequences, tokens) },
+        }, new PpoClip(), new() { Loss = memory.Put("loss", zeros, sequences, tokens), LogProbGradient = memory.Put("of log-prob", zeros, sequences, tokens) },
             memory.Put("metrics", metrics), memory.Workspace(device));
     }
 

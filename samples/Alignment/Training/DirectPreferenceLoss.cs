@@ -41,7 +41,7 @@ internal sealed class DirectPreferenceLoss(Llama model, AnswerLogProbs logProbs,
             ReferenceChosen = reference.Select(0, 0),
             ReferenceRejected = reference.Select(0, 1),
         };
-        PreferenceLoss.Evaluate(model.Device, batch, formula, new() { Chosen = gradient.Select(0, 0), Rejected = gradient.Select(0, 1) }, metrics, model.Workspace);
+        PreferenceLoss.Evaluate(model.Device, batch, formula, new() { ChosenGradient = gradient.Select(0, 0), RejectedGradient = gradient.Select(0, 1) }, metrics, model.Workspace);
 
         // A sum passes its gradient to every token in it.
         model.Maths.Gather(gradient.Reshape(2 * count, 1), logProbs.Batch.SequenceView, logProbs.PerToken.View);

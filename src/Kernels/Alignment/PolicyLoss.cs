@@ -60,7 +60,7 @@ internal readonly struct TokenLossArguments
         Advantage = new(device, batch.Advantage, "batch.Advantage");
         Mask = new(device, batch.Mask, "batch.Mask");
         Loss = new(device, outputs.Loss, "outputs.Loss");
-        Gradient = new(device, outputs.LogProb, "outputs.LogProb");
+        Gradient = new(device, outputs.LogProbGradient, "outputs.LogProbGradient");
         Metrics = new(device, metrics, "metrics");
         Counts = device.Queue.Scratch<long>(lease);
         Floats = device.Queue.Scratch<float>(lease);

@@ -45,10 +45,10 @@ internal readonly struct PairArguments
         ReferenceChosen = new(device, batch.ReferenceChosen, "batch.ReferenceChosen");
         ReferenceRejected = new(device, batch.ReferenceRejected, "batch.ReferenceRejected");
         Loss = new(device, outputs.Loss, "outputs.Loss");
-        ChosenGradient = new(device, outputs.Chosen, "outputs.Chosen");
-        RejectedGradient = new(device, outputs.Rejected, "outputs.Rejected");
-        ReferenceChosenGradient = new(device, outputs.ReferenceChosen, "outputs.ReferenceChosen");
-        ReferenceRejectedGradient = new(device, outputs.ReferenceRejected, "outputs.ReferenceRejected");
+        ChosenGradient = new(device, outputs.ChosenGradient, "outputs.ChosenGradient");
+        RejectedGradient = new(device, outputs.RejectedGradient, "outputs.RejectedGradient");
+        ReferenceChosenGradient = new(device, outputs.ReferenceChosenGradient, "outputs.ReferenceChosenGradient");
+        ReferenceRejectedGradient = new(device, outputs.ReferenceRejectedGradient, "outputs.ReferenceRejectedGradient");
         ChosenReward = new(device, outputs.ChosenReward, "outputs.ChosenReward");
         RejectedReward = new(device, outputs.RejectedReward, "outputs.RejectedReward");
         Metrics = new(device, metrics, "metrics");

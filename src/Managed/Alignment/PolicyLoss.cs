@@ -38,7 +38,7 @@ public ref struct TokenLossOutputs
     /// <summary>The loss of each token, not reduced.</summary>
     public TensorView Loss { get; set; }
     /// <summary>∂ reduced loss / ∂ log-prob.</summary>
-    public TensorView LogProb { get; set; }
+    public TensorView LogProbGradient { get; set; }
 }
 
 /// <summary>What the entries of a policy loss's metrics mean; means are over the tokens that the mask keeps.</summary>
@@ -85,14 +85,14 @@ public static class PolicyLoss
         if (batch.Divisor is { } divisor && !(divisor > 0 && float.IsFinite(divisor)))
             throw new ArgumentOutOfRangeException("batch.Divisor", divisor, "batch.Divisor must be a positive number.");
         Require.OptionalOutput(device, outputs.Loss, "outputs.Loss", sequences, tokens);
-        Require.OptionalOutput(device, outputs.LogProb, "outputs.LogProb", sequences, tokens);
+        Require.OptionalOutput(device, outputs.LogProbGradient, "outputs.LogProbGradient", sequences, tokens);
         Require.OptionalOutput(device, metrics, nameof(metrics), PolicyMetrics.Count);
         CheckApart(batch, outputs.Loss, "outputs.Loss");
-        CheckApart(batch, outputs.LogProb, "outputs.LogProb");
+        CheckApart(batch, outputs.LogProbGradient, "outputs.LogProbGradient");
         CheckApart(batch, metrics, nameof(metrics));
-        Require.Disjoint(outputs.Loss, "outputs.Loss", outputs.LogProb, "outputs.LogProb");
+        Require.Disjoint(outputs.Loss, "outputs.Loss", outputs.LogProbGradient, "outputs.LogProbGradient");
         Require.Disjoint(outputs.Loss, "outputs.Loss", metrics, nameof(metrics));
-        Require.Disjoint(outputs.LogProb, "outputs.LogProb", metrics, nameof(metrics));
+        Require.Disjoint(outputs.LogProbGradient, "outputs.LogProbGradient", metrics, nameof(metrics));
         device.TokenLoss(batch, loss, outputs, metrics, workspace);
     }
 
@@ -121,7 +121,7 @@ internal sealed partial class CpuDevice
         nint sequences = (nint)batch.LogProb.Length(0), tokens = (nint)batch.LogProb.Length(1), blocks = LossBlocks(sequences * tokens);
         using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(sequences, tokens));
         fixed (byte* logProb = batch.LogProb, oldLogProb = batch.OldLogProb, advantage = batch.Advantage, mask = batch.Mask, losses = outputs.Loss,
-            ofLogProb = outputs.LogProb, means = metrics, memory = lease.View)
+            ofLogProb = outputs.LogProbGradient, means = metrics, memory = lease.View)
         {
             var work = new TokenLossWork<TLoss>
             {
@@ -130,7 +130,7 @@ internal sealed partial class CpuDevice
                 OldLogProb = new(oldLogProb, batch.OldLogProb),
                 Advantage = new(advantage, batch.Advantage),
                 Losses = new(losses, outputs.Loss),
-                OfLogProb = new(ofLogProb, outputs.LogProb),
+                OfLogProb = new(ofLogProb, outputs.LogProbGradient),
                 Weights = new(mask, batch, (long*)((double*)memory + blocks * LossSums)),
                 Elements = sequences * tokens,
                 Sums = metrics.IsPresent ? (double*)memory : null,

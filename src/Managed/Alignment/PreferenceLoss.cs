@@ -32,13 +32,13 @@ public ref struct PairOutputs
     /// <summary>The loss of each pair, not reduced.</summary>
     public TensorView Loss { get; set; }
     /// <summary>∂ reduced loss / ∂ chosen.</summary>
-    public TensorView Chosen { get; set; }
+    public TensorView ChosenGradient { get; set; }
     /// <summary>∂ reduced loss / ∂ rejected.</summary>
-    public TensorView Rejected { get; set; }
+    public TensorView RejectedGradient { get; set; }
     /// <summary>∂ reduced loss / ∂ reference chosen.</summary>
-    public TensorView ReferenceChosen { get; set; }
+    public TensorView ReferenceChosenGradient { get; set; }
     /// <summary>∂ reduced loss / ∂ reference rejected.</summary>
-    public TensorView ReferenceRejected { get; set; }
+    public TensorView ReferenceRejectedGradient { get; set; }
     /// <summary>Reward scale · (chosen − reference chosen).</summary>
     public TensorView ChosenReward { get; set; }
     /// <summary>Reward scale · (rejected − reference rejected).</summary>
@@ -126,10 +126,10 @@ public static class PreferenceLoss
         switch (index)
         {
             case 0: name = "outputs.Loss"; return outputs.Loss;
-            case 1: name = "outputs.Chosen"; return outputs.Chosen;
-            case 2: name = "outputs.Rejected"; return outputs.Rejected;
-            case 3: name = "outputs.ReferenceChosen"; return outputs.ReferenceChosen;
-            case 4: name = "outputs.ReferenceRejected"; return outputs.ReferenceRejected;
+            case 1: name = "outputs.ChosenGradient"; return outputs.ChosenGradient;
+            case 2: name = "outputs.RejectedGradient"; return outputs.RejectedGradient;
+            case 3: name = "outputs.ReferenceChosenGradient"; return outputs.ReferenceChosenGradient;
+            case 4: name = "outputs.ReferenceRejectedGradient"; return outputs.ReferenceRejectedGradient;
             case 5: name = "outputs.ChosenReward"; return outputs.ChosenReward;
             case 6: name = "outputs.RejectedReward"; return outputs.RejectedReward;
             default: name = "metrics"; return metrics;
@@ -147,8 +147,8 @@ internal sealed partial class CpuDevice
         nint pairs = (nint)batch.Chosen.Length(0);
         using Workspace.Lease lease = workspace.Rent(LossWorkspaceBytes(1, pairs));
         fixed (byte* chosen = batch.Chosen, rejected = batch.Rejected, referenceChosen = batch.ReferenceChosen, referenceRejected = batch.ReferenceRejected,
-            losses = outputs.Loss, ofChosen = outputs.Chosen, ofRejected = outputs.Rejected, ofReferenceChosen = outputs.ReferenceChosen,
-            ofReferenceRejected = outputs.ReferenceRejected, chosenReward = outputs.ChosenReward, rejectedReward = outputs.RejectedReward,
+            losses = outputs.Loss, ofChosen = outputs.ChosenGradient, ofRejected = outputs.RejectedGradient, ofReferenceChosen = outputs.ReferenceChosenGradient,
+            ofReferenceRejected = outputs.ReferenceRejectedGradient, chosenReward = outputs.ChosenReward, rejectedReward = outputs.RejectedReward,
             means = metrics, sums = lease.View)
         {
             var work = new PairLossWork<TLoss>
@@ -159,10 +159,10 @@ internal sealed partial class CpuDevice
                 ReferenceChosen = new(referenceChosen, batch.ReferenceChosen),
                 ReferenceRejected = new(referenceRejected, batch.ReferenceRejected),
                 Losses = new(losses, outputs.Loss),
-                OfChosen = new(ofChosen, outputs.Chosen),
-                OfRejected = new(ofRejected, outputs.Rejected),
-                OfReferenceChosen = new(ofReferenceChosen, outputs.ReferenceChosen),
-                OfReferenceRejected = new(ofReferenceRejected, outputs.ReferenceRejected),
+                OfChosen = new(ofChosen, outputs.ChosenGradient),
+                OfRejected = new(ofRejected, outputs.RejectedGradient),
+                OfReferenceChosen = new(ofReferenceChosen, outputs.ReferenceChosenGradient),
+                OfReferenceRejected = new(ofReferenceRejected, outputs.ReferenceRejectedGradient),
                 ChosenReward = new(chosenReward, outputs.ChosenReward),
                 RejectedReward = new(rejectedReward, outputs.RejectedReward),
                 Pairs = pairs,

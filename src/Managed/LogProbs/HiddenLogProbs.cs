@@ -91,7 +91,7 @@ public static partial class LogProbs
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
     public static void FromHidden(ComputeDevice device, in HiddenProblem problem, in TokenOutputs outputs, Workspace workspace)
     {
-        Check(device, problem, workspace);
+        Check(device, ProblemNames.Problem, problem, workspace);
         CheckOutputs(device, problem, outputs);
         device.LogProbsFromHidden(problem, default, outputs, default, backward: false, workspace);
     }
@@ -110,8 +110,8 @@ public static partial class LogProbs
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)
     {
-        Check(device, problem, workspace);
-        CheckGradients(device, problem, upstream, gradients);
+        Check(device, ProblemNames.Problem, problem, workspace);
+        CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
         device.LogProbsFromHidden(problem, upstream, default, gradients, backward: true, workspace);
     }
 
@@ -130,9 +130,9 @@ public static partial class LogProbs
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
     public static void TrainFromHidden(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients, Workspace workspace)
     {
-        Check(device, problem, workspace);
+        Check(device, ProblemNames.Problem, problem, workspace);
         CheckOutputs(device, problem, outputs);
-        CheckGradients(device, problem, upstream, gradients);
+        CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
         for (int i = 0; i < TokenOutputs.Count; i++)
         {
             for (int j = 0; j < HiddenGradients.Count; j++)
@@ -150,31 +150,31 @@ public static partial class LogProbs
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
     public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue)
     {
-        CheckProblem(device, problem);
+        CheckProblem(device, ProblemNames.Problem, problem);
         ArgumentOutOfRangeException.ThrowIfNegative(budget);
         return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
     }
 
-    internal static void Check(ComputeDevice device, in HiddenProblem problem, Workspace workspace)
+    internal static void Check(ComputeDevice device, ProblemNames names, in HiddenProblem problem, Workspace workspace)
     {
-        CheckProblem(device, problem);
+        CheckProblem(device, names, problem);
         Require.Workspace(device, workspace);
     }
 
-    internal static void CheckProblem(ComputeDevice device, in HiddenProblem problem)
+    internal static void CheckProblem(ComputeDevice device, ProblemNames names, in HiddenProblem problem)
     {
         Require.Device(device);
         ReadOnlySpan<ElementType> storage = [ElementType.Float32, ElementType.Float16, ElementType.BFloat16];
-        Require.Input(device, problem.Hidden, "problem.Hidden", storage, -1, -1);
-        CheckWidth(problem.Hidden, "problem.Hidden");
+        Require.Input(device, problem.Hidden, names.Hidden, storage, -1, -1);
+        CheckWidth(problem.Hidden, names.Hidden);
         if (problem.Hidden.Length(1) == 0)
-            throw new ArgumentException("problem.Hidden has a width of 0; it must be at least 1.", "problem.Hidden");
-        Require.Input(device, problem.Vocabulary, "problem.Vocabulary", storage, -1, problem.Hidden.Length(1));
-        CheckWidth(problem.Vocabulary, "problem.Vocabulary");
+            throw new ArgumentException($"{names.Hidden} has a width of 0; it must be at least 1.", names.Hidden);
+        Require.Input(device, problem.Vocabulary, names.Vocabulary, storage, -1, problem.Hidden.Length(1));
+        CheckWidth(problem.Vocabulary, names.Vocabulary);
         if (problem.Vocabulary.Length(0) == 0)
-            throw new ArgumentException("problem.Vocabulary has no entries; it must have at least 1.", "problem.Vocabulary");
-        Require.Input(device, problem.Targets, "problem.Targets", [ElementType.Int32, ElementType.Int64], problem.Hidden.Length(0));
-        CheckShaping(device, problem.Vocabulary.Length(0), problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
+            throw new ArgumentException($"{names.Vocabulary} has no entries; it must have at least 1.", names.Vocabulary);
+        Require.Input(device, problem.Targets, names.Targets, [ElementType.Int32, ElementType.Int64], problem.Hidden.Length(0));
+        CheckShaping(device, names, problem.Vocabulary.Length(0), problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
     private static void CheckWidth(in TensorView rows, string name)
@@ -187,19 +187,19 @@ public static partial class LogProbs
     {
         outputs.Check(device, problem.Hidden.Length(0), problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
         for (int i = 0; i < TokenOutputs.Count; i++)
-            RequireDisjoint(outputs[i], TokenOutputs.Name(i), problem);
+            RequireDisjoint(outputs[i], TokenOutputs.Name(i), ProblemNames.Problem, problem);
     }
 
-    internal static void RequireDisjoint(in TensorView written, string name, in HiddenProblem problem)
+    internal static void RequireDisjoint(in TensorView written, string name, ProblemNames names, in HiddenProblem problem)
     {
-        Require.Disjoint(written, name, problem.Hidden, "problem.Hidden");
-        Require.Disjoint(written, name, problem.Vocabulary, "problem.Vocabulary");
-        Require.Disjoint(written, name, problem.Targets, "problem.Targets");
-        Require.Disjoint(written, name, problem.Bias, "problem.Bias");
-        Require.Disjoint(written, name, problem.MeanWeights, "problem.MeanWeights");
+        Require.Disjoint(written, name, problem.Hidden, names.Hidden);
+        Require.Disjoint(written, name, problem.Vocabulary, names.Vocabulary);
+        Require.Disjoint(written, name, problem.Targets, names.Targets);
+        Require.Disjoint(written, name, problem.Bias, names.Bias);
+        Require.Disjoint(written, name, problem.MeanWeights, names.MeanWeights);
     }
 
-    internal static void CheckGradients(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)
+    internal static void CheckGradients(ComputeDevice device, ProblemNames names, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients)
     {
         long tokens = problem.Hidden.Length(0), width = problem.Hidden.Length(1), vocabulary = problem.Vocabulary.Length(0);
         upstream.Check(device, tokens);
@@ -213,12 +213,12 @@ public static partial class LogProbs
         if (gradients.Bias.IsPresent && vocabulary > 1 && gradients.Bias.Stride(0) != 1)
             throw new ArgumentException($"gradients.Bias has the stride {gradients.Bias.Stride(0)}; it must be 1.", "gradients.Bias");
         if (gradients.Bias.IsPresent && !problem.Bias.IsPresent)
-            throw new ArgumentException("gradients.Bias is set, but there is no problem.Bias.", "gradients.Bias");
+            throw new ArgumentException($"gradients.Bias is set, but there is no {names.Bias}.", "gradients.Bias");
         bool any = false;
         for (int i = 0; i < HiddenGradients.Count; i++)
         {
             any |= gradients[i].IsPresent;
-            RequireDisjoint(gradients[i], HiddenGradients.Name(i), problem);
+            RequireDisjoint(gradients[i], HiddenGradients.Name(i), names, problem);
             upstream.RequireDisjoint(gradients[i], HiddenGradients.Name(i));
             for (int j = i + 1; j < HiddenGradients.Count; j++)
                 Require.Disjoint(gradients[i], HiddenGradients.Name(i), gradients[j], HiddenGradients.Name(j));

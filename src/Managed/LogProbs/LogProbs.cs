@@ -310,23 +310,23 @@ public static partial class LogProbs
         if (vocabulary == 0)
             throw new ArgumentException("problem.Logits has a vocabulary of 0; it must be at least 1.", "problem.Logits");
         Require.Input(device, problem.Targets, "problem.Targets", [ElementType.Int32, ElementType.Int64], problem.Logits.Length(0));
-        CheckShaping(device, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
+        CheckShaping(device, ProblemNames.Problem, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
-    internal static void CheckShaping(ComputeDevice device, long vocabulary, in TensorView bias, in TensorView meanWeights, float softcap, float temperature, long? validVocabulary)
+    internal static void CheckShaping(ComputeDevice device, ProblemNames names, long vocabulary, in TensorView bias, in TensorView meanWeights, float softcap, float temperature, long? validVocabulary)
     {
-        Require.OptionalInput(device, bias, "problem.Bias", vocabulary);
+        Require.OptionalInput(device, bias, names.Bias, vocabulary);
         if (bias.IsPresent && vocabulary > 1 && bias.Stride(0) != 1)
-            throw new ArgumentException($"problem.Bias has the stride {bias.Stride(0)}; it must be 1.", "problem.Bias");
-        Require.OptionalInput(device, meanWeights, "problem.MeanWeights", vocabulary);
+            throw new ArgumentException($"{names.Bias} has the stride {bias.Stride(0)}; it must be 1.", names.Bias);
+        Require.OptionalInput(device, meanWeights, names.MeanWeights, vocabulary);
         if (meanWeights.IsPresent && vocabulary > 1 && meanWeights.Stride(0) != 1)
-            throw new ArgumentException($"problem.MeanWeights has the stride {meanWeights.Stride(0)}; it must be 1.", "problem.MeanWeights");
+            throw new ArgumentException($"{names.MeanWeights} has the stride {meanWeights.Stride(0)}; it must be 1.", names.MeanWeights);
         if (!(softcap >= 0 && softcap <= float.MaxValue))
-            throw new ArgumentOutOfRangeException("problem.Softcap", softcap, $"problem.Softcap is {softcap}; it must be a positive number, or 0 for none.");
+            throw new ArgumentOutOfRangeException(names.Softcap, softcap, $"{names.Softcap} is {softcap}; it must be a positive number, or 0 for none.");
         if (!(temperature > 0 && temperature <= float.MaxValue))
-            throw new ArgumentOutOfRangeException("problem.Temperature", temperature, $"problem.Temperature is {temperature}; it must be a positive number.");
+            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be a positive number.");
         if (validVocabulary is { } valid && (valid < 1 || valid > vocabulary))
-            throw new ArgumentOutOfRangeException("problem.ValidVocabulary", valid, $"problem.ValidVocabulary is {valid}; it must lie between 1 and the vocabulary, {vocabulary}.");
+            throw new ArgumentOutOfRangeException(names.ValidVocabulary, valid, $"{names.ValidVocabulary} is {valid}; it must lie between 1 and the vocabulary, {vocabulary}.");
     }
 
     internal static void CheckRows(in TensorView rows, string name)

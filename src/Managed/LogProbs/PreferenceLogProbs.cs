@@ -15,7 +15,10 @@ public ref struct PreferenceProblem
     /// <summary>Hidden states of all tokens [tokens, W], vocabulary and targets of the model that is trained. A token whose target is ignored belongs to no answer. Required.</summary>
     public HiddenProblem Policy { get; set; }
 
-    /// <summary>The same tokens under the reference model, which may have another width and another vocabulary matrix. Optional: without hidden states there is none.</summary>
+    /// <summary>
+    /// The same tokens under the reference model, which may have another width and another vocabulary matrix. Optional: without hidden states there is none. Without targets it has the policy's, and
+    /// the policy's ignored one; targets of its own must leave the same tokens to the answers.
+    /// </summary>
     public HiddenProblem Reference { get; set; }
 
     /// <summary>[2n + 1], int32 or int64, never falling: sequence s is the tokens from entry s up to before entry s + 1. Without it all sequences have the same length, tokens / 2n.</summary>
@@ -26,6 +29,10 @@ public ref struct PreferenceProblem
 
     /// <summary>Sum or mean over the tokens of an answer that count; 0 if none does.</summary>
     public SequenceReduction Reduction { get; set; }
+
+    // With the reference's targets, wherever they come from.
+    internal readonly PreferenceProblem Complete() =>
+        Reference.Hidden.IsPresent && !Reference.Targets.IsPresent ? this with { Reference = Reference with { Targets = Policy.Targets, IgnoreTarget = Policy.IgnoreTarget } } : this;
 }
 
 /// <summary>Where the log-probs of answers go; absent ones are not computed. All [n], float32, overwritten: the input of <see cref="PreferenceLoss"/>.</summary>
@@ -62,7 +69,7 @@ public ref struct PreferenceOutputs
     };
 }
 
-/// <summary>The gradients that arrive at the policy's log-probs of answers; zero if absent. [n], float32: what <see cref="PairOutputs"/> holds under the same names.</summary>
+/// <summary>The gradients that arrive at the policy's log-probs of answers; zero if absent. [n], float32: the <see cref="PairOutputs.ChosenGradient"/> and <see cref="PairOutputs.RejectedGradient"/> of a loss.</summary>
 public ref struct PreferenceUpstream
 {
     /// <summary>At ln π(chosen).</summary>
@@ -81,7 +88,10 @@ public static class PreferenceLogProbs
     /// <param name="problem">The answers.</param>
     /// <param name="outputs">What to compute and where to put it.</param>
     /// <param name="workspace">Scratch memory of the device; <see cref="WorkspaceBytes"/>.</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
+    /// <exception cref="ArgumentException">
+    /// A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. A token of an answer is ignored in one model and not in the other. Or the
+    /// workspace's limit is too low.
+    /// </exception>
     /// <exception cref="ArgumentOutOfRangeException">A target of an answer lies outside the vocabulary; the cumulative lengths fall or leave the tokens.</exception>
     public static void FromHidden(ComputeDevice device, in PreferenceProblem problem, in PreferenceOutputs outputs, Workspace workspace)
     {
@@ -102,7 +112,7 @@ public static class PreferenceLogProbs
         }
         if ((outputs.ReferenceChosen.IsPresent || outputs.ReferenceRejected.IsPresent) && !problem.Reference.Hidden.IsPresent)
             throw new ArgumentException("outputs asks for log-probs of the reference, but there are no problem.Reference.Hidden.", nameof(outputs));
-        device.PreferenceLogProbs(problem, outputs, workspace);
+        device.PreferenceLogProbs(problem.Complete(), outputs, workspace);
     }
 
     /// <summary>The gradients of the policy's hidden states, vocabulary and bias.</summary>
@@ -124,16 +134,12 @@ public static class PreferenceLogProbs
         Check(device, problem, pairs, workspace);
         Require.OptionalInput(device, upstream.Chosen, "upstream.Chosen", pairs);
         Require.OptionalInput(device, upstream.Rejected, "upstream.Rejected", pairs);
-        LogProbs.CheckGradients(device, problem.Policy, default, gradients);
+        LogProbs.CheckGradients(device, ProblemNames.Policy, problem.Policy, default, gradients);
         gradients.RequireDisjoint(upstream.Chosen, "upstream.Chosen");
         gradients.RequireDisjoint(upstream.Rejected, "upstream.Rejected");
-        gradients.RequireDisjoint(problem.CumulativeLengths, "problem.CumulativeLengths");
-        gradients.RequireDisjoint(problem.Mask, "problem.Mask");
-        gradients.RequireDisjoint(problem.Reference.Hidden, "problem.Reference.Hidden");
-        gradients.RequireDisjoint(problem.Reference.Vocabulary, "problem.Reference.Vocabulary");
-        gradients.RequireDisjoint(problem.Reference.Bias, "problem.Reference.Bias");
-        gradients.RequireDisjoint(problem.Reference.Targets, "problem.Reference.Targets");
-        device.PreferenceLogProbsBackward(problem, upstream, gradients, workspace);
+        for (int i = 0; i < HiddenGradients.Count; i++)
+            RequireDisjoint(gradients[i], HiddenGradients.Name(i), problem);
+        device.PreferenceLogProbsBackward(problem.Complete(), upstream, gradients, workspace);
     }
 
     /// <summary>The bytes of workspace that a call takes: those of <see cref="LogProbs.FromHiddenWorkspaceBytes"/> and a few per token.</summary>
@@ -144,21 +150,22 @@ public static class PreferenceLogProbs
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
     public static long WorkspaceBytes(ComputeDevice device, in PreferenceProblem problem, bool backward, long budget = long.MaxValue)
     {
-        LogProbs.CheckProblem(device, problem.Policy);
-        if (problem.Reference.Hidden.IsPresent)
-            LogProbs.CheckProblem(device, problem.Reference);
-        return device.PreferenceLogProbsWorkspaceBytes(problem, backward, budget);
+        LogProbs.CheckProblem(device, ProblemNames.Policy, problem.Policy);
+        PreferenceProblem complete = problem.Complete();
+        if (complete.Reference.Hidden.IsPresent)
+            LogProbs.CheckProblem(device, ProblemNames.Reference, complete.Reference);
+        return device.PreferenceLogProbsWorkspaceBytes(complete, backward, budget);
     }
 
     private static void Check(ComputeDevice device, in PreferenceProblem problem, long pairs, Workspace workspace)
     {
-        LogProbs.Check(device, problem.Policy, workspace);
+        LogProbs.Check(device, ProblemNames.Policy, problem.Policy, workspace);
         long tokens = problem.Policy.Hidden.Length(0);
         if (problem.Reference.Hidden.IsPresent)
         {
-            LogProbs.CheckProblem(device, problem.Reference);
-            if (problem.Reference.Hidden.Length(0) != tokens)
+            if (problem.Reference.Hidden.Rank > 0 && problem.Reference.Hidden.Length(0) != tokens)
                 throw new ArgumentException($"problem.Reference.Hidden has {problem.Reference.Hidden.Length(0)} tokens; the policy has {tokens}.", "problem.Reference.Hidden");
+            LogProbs.CheckProblem(device, ProblemNames.Reference, problem.Complete().Reference);
         }
         if (problem.CumulativeLengths.IsPresent)
             Require.Input(device, problem.CumulativeLengths, "problem.CumulativeLengths", [ElementType.Int32, ElementType.Int64], 2 * pairs + 1);
@@ -172,8 +179,8 @@ public static class PreferenceLogProbs
 
     private static void RequireDisjoint(in TensorView written, string name, in PreferenceProblem problem)
     {
-        LogProbs.RequireDisjoint(written, name, problem.Policy);
-        LogProbs.RequireDisjoint(written, name, problem.Reference);
+        LogProbs.RequireDisjoint(written, name, ProblemNames.Policy, problem.Policy);
+        LogProbs.RequireDisjoint(written, name, ProblemNames.Reference, problem.Reference);
         Require.Disjoint(written, name, problem.CumulativeLengths, "problem.CumulativeLengths");
         Require.Disjoint(written, name, problem.Mask, "problem.Mask");
     }

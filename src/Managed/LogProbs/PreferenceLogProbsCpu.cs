@@ -17,13 +17,16 @@ internal sealed partial class CpuDevice
         {
             TensorView any = outputs.Chosen.IsPresent ? outputs.Chosen : outputs.Rejected.IsPresent ? outputs.Rejected : outputs.ReferenceChosen.IsPresent ? outputs.ReferenceChosen : outputs.ReferenceRejected;
             var answers = new AnswerScratch(memory, problem, (nint)any.Length(0), new(bounds, problem.CumulativeLengths), mask);
-            // Both before anything is written.
+            // All before anything is written.
             if (policy)
                 answers.SetTargets(new(targets, problem.Policy.Targets), problem.Policy, "problem.Policy.Targets");
+            if (referenceTargets != null)
+                answers.CheckReference(new(targets, problem.Policy.Targets), new(referenceTargets, problem.Reference.Targets), problem);
             if (reference)
+            {
                 answers.SetTargets(new(referenceTargets, problem.Reference.Targets), problem.Reference, "problem.Reference.Targets");
-            if (reference)
                 Answer(problem.Reference, answers, problem.Reduction, outputs.ReferenceChosen, outputs.ReferenceRejected, workspace.Limit);
+            }
             if (!policy)
                 return;
             answers.SetTargets(new(targets, problem.Policy.Targets), problem.Policy, "problem.Policy.Targets");
@@ -123,6 +126,19 @@ internal sealed partial class CpuDevice
                     continue;
                 targets[token] = given[token];
                 CheckTarget(token, given[token], problem.ValidVocabulary ?? problem.Vocabulary.Length(0), problem.IgnoreTarget, name);
+            }
+        }
+
+        /// <summary>Log-probs of the same tokens, or no margin means anything.</summary>
+        public void CheckReference(TokenVector policy, TokenVector reference, in PreferenceProblem problem)
+        {
+            for (nint token = (nint)bounds[0]; token < bounds[2 * Pairs]; token++)
+            {
+                bool counts = policy[token] != problem.Policy.IgnoreTarget;
+                if ((mask != null && mask[token * maskStep] == 0) || reference[token] != problem.Reference.IgnoreTarget == counts)
+                    continue;
+                throw new ArgumentException($"problem.Reference.Targets[{token}] is {reference[token]}, which {(counts ? "ignores" : "counts")} a token that problem.Policy.Targets, {policy[token]} there, "
+                    + $"{(counts ? "counts" : "ignores")}; both must count the same ones. Without problem.Reference.Targets they do.", "problem.Reference.Targets");
             }
         }
 

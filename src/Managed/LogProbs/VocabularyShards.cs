@@ -80,10 +80,10 @@ public static class VocabularyShards
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
     public static void FromHidden(ComputeDevice device, in HiddenProblem problem, VocabularyShard shard, TensorView partials, Workspace workspace)
     {
-        LogProbs.Check(device, problem, workspace);
+        LogProbs.Check(device, ProblemNames.Problem, problem, workspace);
         shard.Check(problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
         Require.Output(device, partials, nameof(partials), problem.Hidden.Length(0), ShardPartials.Count);
-        LogProbs.RequireDisjoint(partials, nameof(partials), problem);
+        LogProbs.RequireDisjoint(partials, nameof(partials), ProblemNames.Problem, problem);
         device.LogProbsShard(problem, shard, partials, workspace);
     }
 
@@ -143,10 +143,10 @@ public static class VocabularyShards
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)
     {
-        LogProbs.Check(device, problem, workspace);
+        LogProbs.Check(device, ProblemNames.Problem, problem, workspace);
         shard.Check(problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
         Require.Input(device, merged, nameof(merged), problem.Hidden.Length(0), ShardPartials.Count);
-        LogProbs.CheckGradients(device, problem, upstream, gradients);
+        LogProbs.CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
         gradients.RequireDisjoint(merged, nameof(merged));
         device.LogProbsShardBackward(problem, shard, merged, upstream, gradients, workspace);
     }

@@ -152,19 +152,19 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
             var mirroredOutputs = new PairOutputs
             {
                 Loss = call.Written(outputs.Loss),
-                Chosen = call.Written(outputs.Chosen),
-                Rejected = call.Written(outputs.Rejected),
-                ReferenceChosen = call.Written(outputs.ReferenceChosen),
-                ReferenceRejected = call.Written(outputs.ReferenceRejected),
+                ChosenGradient = call.Written(outputs.ChosenGradient),
+                RejectedGradient = call.Written(outputs.RejectedGradient),
+                ReferenceChosenGradient = call.Written(outputs.ReferenceChosenGradient),
+                ReferenceRejectedGradient = call.Written(outputs.ReferenceRejectedGradient),
                 ChosenReward = call.Written(outputs.ChosenReward),
                 RejectedReward = call.Written(outputs.RejectedReward),
             };
             gpu.PairLoss(mirrored, loss, mirroredOutputs, call.Written(metrics), scratch);
             call.CopyBack(0, outputs.Loss);
-            call.CopyBack(1, outputs.Chosen);
-            call.CopyBack(2, outputs.Rejected);
-            call.CopyBack(3, outputs.ReferenceChosen);
-            call.CopyBack(4, outputs.ReferenceRejected);
+            call.CopyBack(1, outputs.ChosenGradient);
+            call.CopyBack(2, outputs.RejectedGradient);
+            call.CopyBack(3, outputs.ReferenceChosenGradient);
+            call.CopyBack(4, outputs.ReferenceRejectedGradient);
             call.CopyBack(5, outputs.ChosenReward);
             call.CopyBack(6, outputs.RejectedReward);
             call.CopyBack(7, metrics);
@@ -186,9 +186,9 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
                 Reduction = batch.Reduction,
                 Divisor = batch.Divisor,
             };
-            gpu.TokenLoss(mirrored, loss, new TokenLossOutputs { Loss = call.Written(outputs.Loss), LogProb = call.Written(outputs.LogProb) }, call.Written(metrics), scratch);
+            gpu.TokenLoss(mirrored, loss, new TokenLossOutputs { Loss = call.Written(outputs.Loss), LogProbGradient = call.Written(outputs.LogProbGradient) }, call.Written(metrics), scratch);
             call.CopyBack(0, outputs.Loss);
-            call.CopyBack(1, outputs.LogProb);
+            call.CopyBack(1, outputs.LogProbGradient);
             call.CopyBack(2, metrics);
         }
     }

@@ -38,7 +38,7 @@ public class PolicyLossTests
         float[] now = [0, 1, 2, -1, 30, -30, 0.1f, 0, 60], old = new float[9], advantage = [1, -1, -1, 2, 0.5f, -0.5f, -2, 0, -1], losses = new float[9], gradient = new float[9];
         using var workspace = new Workspace(Device);
         PolicyLoss.Evaluate(Device, new() { LogProb = TensorView.Of(now, 1, 9), OldLogProb = TensorView.Of(old, 1, 9), Advantage = TensorView.Of(advantage, 1, 9), Reduction = TokenReduction.TokenSum },
-            new PpoClip(0.2f, 0.2f, dualClip, bound), new() { Loss = TensorView.Of(losses, 1, 9), LogProb = TensorView.Of(gradient, 1, 9) }, default, workspace);
+            new PpoClip(0.2f, 0.2f, dualClip, bound), new() { Loss = TensorView.Of(losses, 1, 9), LogProbGradient = TensorView.Of(gradient, 1, 9) }, default, workspace);
         PolicyResult<T> Say<T>() where T : System.Numerics.IFloatingPointIeee754<T> => PolicyOracle.PpoClip<T>(Grid.Of(now, 1, 9), Grid.Of(old, 1, 9), Grid.Of(advantage, 1, 9), null,
             0.2f, 0.2f, dualClip, bound, Reduction.TokenSum);
         Contract.Check(losses, Say<double>().Losses.Data, Say<float>().Losses.Data, Contract.Forward, "losses");
@@ -73,7 +73,7 @@ public class PolicyLossTests
                 Advantage = TensorView.Of(Array.ConvertAll(advantage, x => (float)x), sequences, tokens),
                 Mask = TensorView.Of(mask, sequences, tokens),
                 Reduction = reduction,
-            }, new Weighted(), new() { LogProb = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics), workspace);
+            }, new Weighted(), new() { LogProbGradient = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics), workspace);
             double[] expected = FiniteDifferences.Gradient(now, Reduced);
             for (int i = 0; i < 36; i++)
                 Assert.Equal(expected[i], gradient[i], 1e-6);
@@ -122,7 +122,7 @@ public class PolicyLossTests
             {
                 LogProb = TensorView.Of(now, 6, 10).Slice(0, first, count), OldLogProb = TensorView.Of(old, 6, 10).Slice(0, first, count),
                 Advantage = TensorView.Of(advantage, 6, 10).Slice(0, first, count), Mask = TensorView.Of(mask, 6, 10).Slice(0, first, count), Reduction = reduction, Divisor = divisor,
-            }, new PpoClip(), new() { LogProb = TensorView.Of(gradient, 6, 10).Slice(0, first, count) }, default, workspace);
+            }, new PpoClip(), new() { LogProbGradient = TensorView.Of(gradient, 6, 10).Slice(0, first, count) }, default, workspace);
         }
     }
 
@@ -137,7 +137,7 @@ public class PolicyLossTests
             PolicyLoss.Evaluate(Device, new()
             {
                 LogProb = TensorView.Of(nan, 3, 11), OldLogProb = TensorView.Of(nan, 3, 11), Advantage = TensorView.Of(nan, 3, 11), Mask = TensorView.Of(new bool[33], 3, 11), Reduction = reduction,
-            }, new PpoClip(), new() { Loss = TensorView.Of(losses, 3, 11), LogProb = TensorView.Of(gradient, 3, 11) }, TensorView.Of(metrics), workspace);
+            }, new PpoClip(), new() { Loss = TensorView.Of(losses, 3, 11), LogProbGradient = TensorView.Of(gradient, 3, 11) }, TensorView.Of(metrics), workspace);
             Assert.Equal(new float[33], losses);
             Assert.Equal(new float[33], gradient);
             Assert.Equal(new float[PolicyMetrics.Count], metrics);
@@ -167,7 +167,7 @@ public class PolicyLossTests
             float[] each = new float[40], gradient = new float[40], metrics = new float[PolicyMetrics.Count];
             using var workspace = new Workspace(Device);
             PolicyLoss.Evaluate(Device, new() { LogProb = TensorView.Of(now, 2, 20), OldLogProb = TensorView.Of(new float[40], 2, 20), Advantage = TensorView.Of(Seeded.Normal(40, 2), 2, 20), Mask = kept },
-                new PpoClip(), new() { Loss = TensorView.Of(each, 2, 20), LogProb = TensorView.Of(gradient, 2, 20) }, TensorView.Of(metrics), workspace);
+                new PpoClip(), new() { Loss = TensorView.Of(each, 2, 20), LogProbGradient = TensorView.Of(gradient, 2, 20) }, TensorView.Of(metrics), workspace);
             return [.. each, .. gradient, metrics[PolicyMetrics.Tokens]];
         }
     }
@@ -194,8 +194,8 @@ public class PolicyLossTests
             Throws<ArgumentOutOfRangeException>("batch.Divisor", () => PolicyLoss.Evaluate(Device, Batch() with { Divisor = divisor }, new PpoClip(), default, default, workspace));
         Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(d) }, default, workspace));
         Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(a, 2, 3) }, default, workspace));
-        Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(d, 2, 3), LogProb = TensorView.Of(d, 2, 3) }, default, workspace));
-        Throws<ArgumentException>("outputs.LogProb", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { LogProb = TensorView.Of(d, 2, 3).Slice(1, 0, 1).Expand(1, 3) }, default, workspace));
+        Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(d, 2, 3), LogProbGradient = TensorView.Of(d, 2, 3) }, default, workspace));
+        Throws<ArgumentException>("outputs.LogProbGradient", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { LogProbGradient = TensorView.Of(d, 2, 3).Slice(1, 0, 1).Expand(1, 3) }, default, workspace));
         Throws<ArgumentException>("metrics", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), default, TensorView.Of(d), workspace));
         Throws<ArgumentOutOfRangeException>("lower", () => _ = new PpoClip(1.1f));
         Throws<ArgumentOutOfRangeException>("upper", () => _ = new PpoClip(0.2f, -1));
@@ -235,7 +235,7 @@ public class PolicyLossTests
             Mask = masked ? TensorView.Of(mask, sequences, tokens) : default,
             Reduction = reduction,
             Divisor = divisor,
-        }, new PpoClip(0.2f, 0.3f, 3f, 20f), new() { Loss = losses.View, LogProb = derivatives.View }, TensorView.Of(metrics), workspace);
+        }, new PpoClip(0.2f, 0.3f, 3f, 20f), new() { Loss = losses.View, LogProbGradient = derivatives.View }, TensorView.Of(metrics), workspace);
         PolicyResult<T> Say<T>() where T : System.Numerics.IFloatingPointIeee754<T> => PolicyOracle.PpoClip<T>(Grid.Of(l, sequences, tokens),
             Grid.Of(o, sequences, tokens), Grid.Of(a, sequences, tokens), masked ? mask : null, 0.2f, 0.3f, 3, 20, (Reduction)reduction, divisor);
         (PolicyResult<double> oracle, PolicyResult<float> naive) = (Say<double>(), Say<float>());

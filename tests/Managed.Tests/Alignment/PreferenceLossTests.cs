@@ -75,7 +75,7 @@ public class PreferenceLossTests
                 Chosen = TensorView.Of(inputs[0]), Rejected = TensorView.Of(inputs[1]), ReferenceChosen = TensorView.Of(inputs[2]), ReferenceRejected = TensorView.Of(inputs[3]),
             }, new Lopsided(), new()
             {
-                Loss = Wanted(0), Chosen = Wanted(1), Rejected = Wanted(2), ReferenceChosen = Wanted(3), ReferenceRejected = Wanted(4), ChosenReward = Wanted(5), RejectedReward = Wanted(6),
+                Loss = Wanted(0), ChosenGradient = Wanted(1), RejectedGradient = Wanted(2), ReferenceChosenGradient = Wanted(3), ReferenceRejectedGradient = Wanted(4), ChosenReward = Wanted(5), RejectedReward = Wanted(6),
             }, withMetrics ? TensorView.Of(outputs[7]) : default, workspace);
             return outputs;
         }
@@ -96,7 +96,7 @@ public class PreferenceLossTests
             Chosen = TensorView.Of(inputs[0]), Rejected = TensorView.Of(inputs[1]), ReferenceChosen = TensorView.Of(inputs[2]), ReferenceRejected = TensorView.Of(inputs[3]),
         }, new Lopsided(), new()
         {
-            Chosen = TensorView.Of(gradients[0]), Rejected = TensorView.Of(gradients[1]), ReferenceChosen = TensorView.Of(gradients[2]), ReferenceRejected = TensorView.Of(gradients[3]),
+            ChosenGradient = TensorView.Of(gradients[0]), RejectedGradient = TensorView.Of(gradients[1]), ReferenceChosenGradient = TensorView.Of(gradients[2]), ReferenceRejectedGradient = TensorView.Of(gradients[3]),
         }, default, workspace);
         for (int input = 0; input < 4; input++)
         {
@@ -116,7 +116,7 @@ public class PreferenceLossTests
         float[] losses = new float[9], gradient = new float[9];
         using var workspace = new Workspace(Device);
         PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(new float[9]), Reduction = LossReduction.Sum }, new DpoSigmoid(0.5f),
-            new() { Loss = TensorView.Of(losses), Chosen = TensorView.Of(gradient) }, default, workspace);
+            new() { Loss = TensorView.Of(losses), ChosenGradient = TensorView.Of(gradient) }, default, workspace);
         float ln2 = MathF.Log(2);
         Assert.Equal([ln2, 0, 5000, 0, 5e29f, float.NaN, float.NaN, float.NaN, losses[8]], losses.Select((value, i) => i is 5 or 6 && float.IsNaN(value) ? float.NaN : value));
         Assert.Equal((-0.25f, 0f, -0.5f, 0f, -0.5f), (gradient[0], gradient[1], gradient[2], gradient[3], gradient[4]));
@@ -134,7 +134,7 @@ public class PreferenceLossTests
         {
             Array.Fill(metrics, 7f);
             PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(Array.Empty<float>()), Rejected = TensorView.Of(Array.Empty<float>()), Reduction = reduction },
-                new DpoSigmoid(), new() { Chosen = TensorView.Of(Array.Empty<float>()) }, TensorView.Of(metrics), workspace);
+                new DpoSigmoid(), new() { ChosenGradient = TensorView.Of(Array.Empty<float>()) }, TensorView.Of(metrics), workspace);
             Assert.Equal(new float[PreferenceMetrics.Count], metrics);
         }
     }
@@ -177,7 +177,7 @@ public class PreferenceLossTests
         Throws<ArgumentException>("batch.ReferenceChosen", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b), ReferenceChosen = TensorView.Of(c, 3) }, new DpoSigmoid(), default, default, workspace));
         Throws<ArgumentException>("outputs.Loss", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(c, 3) }, default, workspace));
         Throws<ArgumentException>("outputs.Loss", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(a) }, default, workspace));
-        Throws<ArgumentException>("outputs.Rejected", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(c), Rejected = TensorView.Of(c) }, default, workspace));
+        Throws<ArgumentException>("outputs.RejectedGradient", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { Loss = TensorView.Of(c), RejectedGradient = TensorView.Of(c) }, default, workspace));
         Throws<ArgumentException>("outputs.ChosenReward", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), new() { ChosenReward = TensorView.Of(c, 1).Expand(0, 4) }, default, workspace));
         Throws<ArgumentException>("metrics", () => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(a), Rejected = TensorView.Of(b) }, new DpoSigmoid(), default, TensorView.Of(new float[6]), workspace));
         TensorBuffer disposed = Device.Allocate(ElementType.Float32, 4);
@@ -212,10 +212,10 @@ public class PreferenceLossTests
         }, new DpoSigmoid(beta, smoothing), new()
         {
             Loss = Column(outputs[0]),
-            Chosen = Column(outputs[1]),
-            Rejected = Column(outputs[2]),
-            ReferenceChosen = Column(outputs[3]),
-            ReferenceRejected = Column(outputs[4]),
+            ChosenGradient = Column(outputs[1]),
+            RejectedGradient = Column(outputs[2]),
+            ReferenceChosenGradient = Column(outputs[3]),
+            ReferenceRejectedGradient = Column(outputs[4]),
             ChosenReward = Column(outputs[5]),
             RejectedReward = Column(outputs[6]),
         }, TensorView.Of(metrics), workspace);

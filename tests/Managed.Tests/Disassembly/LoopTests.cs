@@ -107,8 +107,8 @@ public class LoopProbe
         float[] metrics = new float[PreferenceMetrics.Count];
         var loss = new DpoSigmoid(0.1f, 0.1f);
         PreferenceLoss.Evaluate(ComputeDevice.Cpu, batch, loss, new PairOutputs { Loss = TensorView.Of(losses) }, TensorView.Of(metrics), workspace);
-        PreferenceLoss.Evaluate(ComputeDevice.Cpu, batch, loss, new PairOutputs { Chosen = TensorView.Of(byChosen) }, default, workspace);
-        PreferenceLoss.Evaluate(ComputeDevice.Cpu, batch, loss, new PairOutputs { Chosen = TensorView.Of(byChosen), Rejected = TensorView.Of(byRejected) }, default, workspace);
+        PreferenceLoss.Evaluate(ComputeDevice.Cpu, batch, loss, new PairOutputs { ChosenGradient = TensorView.Of(byChosen) }, default, workspace);
+        PreferenceLoss.Evaluate(ComputeDevice.Cpu, batch, loss, new PairOutputs { ChosenGradient = TensorView.Of(byChosen), RejectedGradient = TensorView.Of(byRejected) }, default, workspace);
         Assert.All(losses, x => Assert.True(x > 0));
         Assert.Equal(byChosen, byRejected.Select(x => -x));
     }
@@ -119,7 +119,7 @@ public class LoopProbe
         float[] logProb = Numbers(3), old = Numbers(4), advantage = Numbers(5), losses = new float[Count], gradient = new float[Count], metrics = new float[PolicyMetrics.Count];
         var batch = new TokenBatch { LogProb = TensorView.Of(logProb, 4, Count / 4), OldLogProb = TensorView.Of(old, 4, Count / 4), Advantage = TensorView.Of(advantage, 4, Count / 4) };
         PolicyLoss.Evaluate(ComputeDevice.Cpu, batch, new PpoClip(), new TokenLossOutputs { Loss = TensorView.Of(losses, 4, Count / 4) }, TensorView.Of(metrics), workspace);
-        PolicyLoss.Evaluate(ComputeDevice.Cpu, batch, new PpoClip(), new TokenLossOutputs { LogProb = TensorView.Of(gradient, 4, Count / 4) }, TensorView.Of(metrics), workspace);
+        PolicyLoss.Evaluate(ComputeDevice.Cpu, batch, new PpoClip(), new TokenLossOutputs { LogProbGradient = TensorView.Of(gradient, 4, Count / 4) }, TensorView.Of(metrics), workspace);
         Assert.Equal(Count, metrics[PolicyMetrics.Tokens]);
     }
 

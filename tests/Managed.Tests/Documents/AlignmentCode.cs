@@ -24,7 +24,7 @@ public class AlignmentCode
                 Reduction = LossReduction.Mean,
             },
             new DpoSigmoid(beta: 0.1f, labelSmoothing: 0.05f),
-            new PairOutputs { Loss = TensorView.Of(loss), Chosen = TensorView.Of(chosenGradient), Rejected = TensorView.Of(rejectedGradient) },
+            new PairOutputs { Loss = TensorView.Of(loss), ChosenGradient = TensorView.Of(chosenGradient), RejectedGradient = TensorView.Of(rejectedGradient) },
             TensorView.Of(metrics), workspace);
         // snippet ends
 
@@ -55,7 +55,7 @@ public class AlignmentCode
                 Reduction = TokenReduction.TokenMean,
             },
             new PpoClip(lower: 0.2f, upper: 0.2f),
-            new TokenLossOutputs { LogProb = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics), workspace);
+            new TokenLossOutputs { LogProbGradient = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics), workspace);
         // snippet ends
 
         // Ratios 1 and 2, the second one clipped to 1.2: loss −(1 + 1.2) / 2.

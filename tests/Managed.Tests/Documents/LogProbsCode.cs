@@ -106,7 +106,7 @@ public class LogProbsCode
         var problem = new PreferenceProblem { Policy = policy, Reference = reference, CumulativeLengths = cumulativeLengths, Mask = answerTokens };
         PreferenceLogProbs.FromHidden(device, problem, new PreferenceOutputs { Chosen = chosen, Rejected = rejected, ReferenceChosen = referenceChosen, ReferenceRejected = referenceRejected }, workspace);
         PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = rejected, ReferenceChosen = referenceChosen, ReferenceRejected = referenceRejected },
-            new DpoSigmoid(beta: 0.1f), new PairOutputs { Chosen = ofChosen, Rejected = ofRejected }, metrics, workspace);
+            new DpoSigmoid(beta: 0.1f), new PairOutputs { ChosenGradient = ofChosen, RejectedGradient = ofRejected }, metrics, workspace);
         PreferenceLogProbs.FromHiddenBackward(device, problem, new PreferenceUpstream { Chosen = ofChosen, Rejected = ofRejected }, gradients, workspace);
         // snippet ends
 

@@ -69,7 +69,7 @@ public class ReadmeCode
             ReferenceRejected = TensorView.Of(referenceRejected),
         };
         PreferenceLoss.Evaluate(device, pairs, new DpoSigmoid(beta: 0.1f),
-            new PairOutputs { Loss = TensorView.Of(loss), Chosen = TensorView.Of(gradient) }, TensorView.Of(metrics), workspace);
+            new PairOutputs { Loss = TensorView.Of(loss), ChosenGradient = TensorView.Of(gradient) }, TensorView.Of(metrics), workspace);
         Console.WriteLine($"DPO loss {metrics[PreferenceMetrics.Loss]:F4}, reward margin {metrics[PreferenceMetrics.RewardMargin]:F4}");
 
         TensorBuffer Zeros(params ReadOnlySpan<long> shape) => device.Allocate(ElementType.Float32, shape);
@@ -203,7 +203,7 @@ public class ReadmeCode
         using var workspace = new Workspace(device);
         float[] chosen = [1, 4, 12], rejected = [0, 0, 0], loss = new float[3], gradient = new float[3];
         var pairs = new PairBatch { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) };
-        var outputs = new PairOutputs { Loss = TensorView.Of(loss), Chosen = TensorView.Of(gradient) };
+        var outputs = new PairOutputs { Loss = TensorView.Of(loss), ChosenGradient = TensorView.Of(gradient) };
         // snippet: own-loss-call
         // pairs: a PairBatch of log-probs [n], as above. outputs: a PairOutputs of tensors [n]: the loss, the gradient of each log-prob.
         PreferenceLoss.Evaluate(device, pairs, new Hinge(beta: 0.125f), outputs, metrics: default, workspace);

@@ -173,7 +173,7 @@ public class PreferenceLogProbsTests
         float[] ofHidden = new float[h.Length], ofEntries = new float[v.Length];
         PreferenceLogProbs.FromHidden(Device, problem, new() { Chosen = TensorView.Of(sums[0]), Rejected = TensorView.Of(sums[1]), ReferenceChosen = TensorView.Of(sums[2]), ReferenceRejected = TensorView.Of(sums[3]) }, workspace);
         PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(sums[0]), Rejected = TensorView.Of(sums[1]), ReferenceChosen = TensorView.Of(sums[2]), ReferenceRejected = TensorView.Of(sums[3]) }, new DpoSigmoid(0.5f),
-            new() { Chosen = TensorView.Of(sums[4]), Rejected = TensorView.Of(sums[5]) }, default, workspace);
+            new() { ChosenGradient = TensorView.Of(sums[4]), RejectedGradient = TensorView.Of(sums[5]) }, default, workspace);
         PreferenceLogProbs.FromHiddenBackward(Device, problem, new() { Chosen = TensorView.Of(sums[4]), Rejected = TensorView.Of(sums[5]) },
             new() { Hidden = TensorView.Of(ofHidden, tokens, width), Vocabulary = TensorView.Of(ofEntries, vocabulary, width) }, workspace);
         foreach ((double[] variable, float[] ours) in ((double[], float[])[])[(hidden.Data, ofHidden), (entries.Data, ofEntries)])
@@ -230,27 +230,83 @@ public class PreferenceLogProbsTests
     }
 
     [Fact]
+    public void A_reference_without_targets_has_the_policy_s()
+    {
+        var answers = new Answers("padded masked shaped");
+        Written expected = new(), written = new();
+        using var workspace = new Workspace(Device);
+        expected.Run(Device, answers, new float[Pairs], new float[Pairs], workspace);
+        PreferenceProblem problem = answers.Problem;
+        // What its own ignored target would be plays no part.
+        problem.Reference = problem.Reference with { Targets = default, IgnoreTarget = 0 };
+        Assert.Equal(PreferenceLogProbs.WorkspaceBytes(Device, answers.Problem, backward: false), PreferenceLogProbs.WorkspaceBytes(Device, problem, backward: false));
+        PreferenceLogProbs.FromHidden(Device, problem, new() { ReferenceChosen = TensorView.Of(written.ReferenceChosen), ReferenceRejected = TensorView.Of(written.ReferenceRejected) }, workspace);
+        Assert.Equal(expected.ReferenceChosen, written.ReferenceChosen);
+        Assert.Equal(expected.ReferenceRejected, written.ReferenceRejected);
+    }
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void A_token_that_counts_in_one_model_only_throws_before_anything_is_written(bool inPolicy)
+    {
+        // The ignored targets differ, outside the answers and behind the mask too; that is no matter.
+        var answers = new Answers("padded masked");
+        float[] chosen = [7, 7, 7, 7];
+        long[] targets = [.. answers.Targets.Select(target => target == -100 ? -1 : target)];
+        PreferenceProblem problem = answers.Problem;
+        problem.Reference = problem.Reference with { Targets = TensorView.Of(targets), IgnoreTarget = -1 };
+        using var workspace = new Workspace(Device);
+        PreferenceLogProbs.FromHidden(Device, problem, new() { ReferenceRejected = TensorView.Of(new float[Pairs]) }, workspace);
+
+        long[] own = [.. answers.Targets];
+        (inPolicy ? ref targets[50] : ref own[50]) = inPolicy ? -1 : -100;
+        problem.Policy = problem.Policy with { Targets = TensorView.Of(own) };
+        string message = inPolicy
+            ? $"problem.Reference.Targets[50] is -1, which ignores a token that problem.Policy.Targets, {own[50]} there, counts; both must count the same ones. Without problem.Reference.Targets they do."
+            : $"problem.Reference.Targets[50] is {targets[50]}, which counts a token that problem.Policy.Targets, -100 there, ignores; both must count the same ones. Without problem.Reference.Targets they do.";
+        try
+        {
+            PreferenceLogProbs.FromHidden(Device, problem, new() { Chosen = TensorView.Of(chosen) }, workspace);
+            Assert.Fail("Nothing was thrown.");
+        }
+        catch (ArgumentException thrown)
+        {
+            Assert.Equal("problem.Reference.Targets", thrown.ParamName);
+            Assert.StartsWith(message, thrown.Message);
+        }
+        Assert.Equal([7f, 7f, 7f, 7f], chosen);
+    }
+
+    [Fact]
     public void Bad_input_throws_naming_it()
     {
-        float[] hidden = new float[24], entries = new float[15], out2 = new float[2];
+        float[] hidden = new float[24], entries = new float[15], bias = new float[5], out2 = new float[2];
         int[] targets = new int[8];
         using var workspace = new Workspace(Device);
         PreferenceProblem Good() => new() { Policy = new() { Hidden = TensorView.Of(hidden, 8, 3), Vocabulary = TensorView.Of(entries, 5, 3), Targets = TensorView.Of(targets) } };
         Throws("outputs asks for nothing; set at least one tensor.", problem => problem, default);
-        Throws("problem.Hidden is required.", problem => { problem.Policy = default; return problem; }, new() { Chosen = TensorView.Of(out2) });
+        Throws("problem.Policy.Hidden is required.", problem => { problem.Policy = default; return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("8 tokens aren't 6 sequences of one length; set problem.CumulativeLengths.", problem => problem, new() { Chosen = TensorView.Of(new float[3]) });
         Throws("problem.CumulativeLengths has the shape [3]; it should be [5].", problem => { problem.CumulativeLengths = TensorView.Of(new int[3]); return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("problem.CumulativeLengths[2] is 9; it must lie between the one before, 4, and the number of tokens, 8.", problem => { problem.CumulativeLengths = TensorView.Of((int[])[0, 4, 9, 9, 9]); return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("problem.Mask has the shape [7]; it should be [8].", problem => { problem.Mask = TensorView.Of(new bool[7]); return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("outputs.Rejected has the shape [3]; it should be [2].", problem => problem, new() { Chosen = TensorView.Of(out2), Rejected = TensorView.Of(new float[3]) });
         Throws("outputs.Chosen and outputs.Rejected share memory.", problem => problem, new() { Chosen = TensorView.Of(out2), Rejected = TensorView.Of(out2) });
-        Throws("outputs.Chosen and problem.Hidden share memory.", problem => problem, new() { Chosen = TensorView.Of(hidden, 24).Slice(0, 0, 2) });
+        Throws("outputs.Chosen and problem.Policy.Hidden share memory.", problem => problem, new() { Chosen = TensorView.Of(hidden, 24).Slice(0, 0, 2) });
         Throws("outputs asks for log-probs of the reference, but there are no problem.Reference.Hidden.", problem => problem, new() { ReferenceChosen = TensorView.Of(out2) });
         Throws("problem.Reference.Hidden has 4 tokens; the policy has 8.", problem =>
         {
             problem.Reference = new() { Hidden = TensorView.Of(new float[12], 4, 3), Vocabulary = TensorView.Of(entries, 5, 3), Targets = TensorView.Of(new int[4]) };
             return problem;
         }, new() { Chosen = TensorView.Of(out2) });
+        Throws("problem.Policy.Temperature is -1; it must be a positive number.", problem => { problem.Policy = problem.Policy with { Temperature = -1 }; return problem; }, new() { Chosen = TensorView.Of(out2) });
+        Throws("problem.Reference.Vocabulary is required.", problem => { problem.Reference = new() { Hidden = problem.Policy.Hidden }; return problem; }, new() { Chosen = TensorView.Of(out2) });
+        Throws("outputs.Chosen and problem.Reference.Bias share memory.", problem =>
+        {
+            problem.Reference = new() { Hidden = problem.Policy.Hidden, Vocabulary = problem.Policy.Vocabulary, Bias = TensorView.Of(bias) };
+            return problem;
+        }, new() { Chosen = TensorView.Of(bias).Slice(0, 0, 2) });
         Throws("problem.Reduction is no reduction.", problem => { problem.Reduction = (SequenceReduction)7; return problem; }, new() { Chosen = TensorView.Of(out2) });
         Assert.StartsWith("upstream holds nothing;", Assert.Throws<ArgumentException>(() => PreferenceLogProbs.FromHiddenBackward(Device, Good(), default, new() { Hidden = TensorView.Of(new float[24], 8, 3) }, workspace)).Message);
         Assert.StartsWith("gradients asks for nothing;", Assert.Throws<ArgumentException>(() => PreferenceLogProbs.FromHiddenBackward(Device, Good(), new() { Chosen = TensorView.Of(out2) }, default, workspace)).Message);

@@ -67,7 +67,7 @@ public sealed class LigerPreferenceReplay : IReplay
         using var workspace = new Workspace(ComputeDevice.Cpu);
         PreferenceLoss.Evaluate(ComputeDevice.Cpu,
             new() { Chosen = TensorView.Of(inputs[0]), Rejected = TensorView.Of(inputs[1]), ReferenceChosen = TensorView.Of(inputs[2]), ReferenceRejected = TensorView.Of(inputs[3]) }, new DpoSigmoid((float)beta),
-            new() { Loss = TensorView.Of(outputs[0]), Chosen = TensorView.Of(outputs[1]), Rejected = TensorView.Of(outputs[2]), ChosenReward = TensorView.Of(outputs[3]), RejectedReward = TensorView.Of(outputs[4]) },
+            new() { Loss = TensorView.Of(outputs[0]), ChosenGradient = TensorView.Of(outputs[1]), RejectedGradient = TensorView.Of(outputs[2]), ChosenReward = TensorView.Of(outputs[3]), RejectedReward = TensorView.Of(outputs[4]) },
             TensorView.Of(metrics), workspace);
         T[] Typed(float[] values) => (T[])(object)values;
         return new(Typed(outputs[0]), T.CreateTruncating(metrics[PreferenceMetrics.Loss]), Typed(outputs[1]), Typed(outputs[2]), [], [], Typed(outputs[3]), Typed(outputs[4]), null!);

@@ -45,7 +45,7 @@ public sealed class PolicyReplay : IReplay
             Divisor = (float?)read.Divisor,
         };
         PolicyLoss.Evaluate(device, batch, new PpoClip((float)read.Lower, (float)read.Upper, (float)read.DualClip, (float)read.Bound),
-            new TokenLossOutputs { LogProb = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics, PolicyMetrics.Count), workspace);
+            new TokenLossOutputs { LogProbGradient = TensorView.Of(gradient, sequences, tokens) }, TensorView.Of(metrics, PolicyMetrics.Count), workspace);
         return Named(vector, gradient, metrics[PolicyMetrics.Loss], metrics[PolicyMetrics.ClipFraction], metrics[PolicyMetrics.DualClipFraction], metrics[PolicyMetrics.OldKl]);
     }
 

@@ -74,8 +74,8 @@ public sealed class PreferenceReplay : IReplay
         var outputs = new PairOutputs
         {
             Loss = TensorView.Of(result.Losses, pairs),
-            Chosen = TensorView.Of(result.Chosen, pairs),
-            Rejected = TensorView.Of(result.Rejected, pairs),
+            ChosenGradient = TensorView.Of(result.Chosen, pairs),
+            RejectedGradient = TensorView.Of(result.Rejected, pairs),
             ChosenReward = TensorView.Of(result.ChosenReward, pairs),
             RejectedReward = TensorView.Of(result.RejectedReward, pairs),
         };
@@ -83,8 +83,8 @@ public sealed class PreferenceReplay : IReplay
         {
             batch.ReferenceChosen = View(read.ReferenceChosen);
             batch.ReferenceRejected = View(read.ReferenceRejected);
-            outputs.ReferenceChosen = TensorView.Of(result.ReferenceChosen, pairs);
-            outputs.ReferenceRejected = TensorView.Of(result.ReferenceRejected, pairs);
+            outputs.ReferenceChosenGradient = TensorView.Of(result.ReferenceChosen, pairs);
+            outputs.ReferenceRejectedGradient = TensorView.Of(result.ReferenceRejected, pairs);
         }
         PreferenceLoss.Evaluate(device, batch, loss, outputs, TensorView.Of(result.Metrics, PreferenceMetrics.Count), workspace);
         return result;
