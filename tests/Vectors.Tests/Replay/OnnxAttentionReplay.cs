@@ -67,7 +67,7 @@ public sealed class OnnxAttentionReplay : IReplay
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
             DenseBias = Broadcast(vector.Input("attn_mask"), key.Shape[2], isMask: false),
             Mask = Broadcast(vector.Input("attn_mask"), key.Shape[2], isMask: true),
-        }, null, null, null, []);
+        });
     }
 
     // Broadcast from the last axis on. A boolean mask hides, any other is added; keys beyond it are hidden.
