@@ -77,3 +77,11 @@ public sealed class LogLengthFormula : IScoreFormula
 
     private static T Length<T>(in PairPlace<T> at) where T : IFloatingPointIeee754<T> => T.Log(at.QueryPosition + T.One + T.One);
 }
+
+/// <summary>s + the first captured value times the second: a bias with a gate.</summary>
+public sealed class GatedBiasFormula : IScoreFormula
+{
+    public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => score + at.Captured0 * at.Captured1;
+
+    public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => new(T.One, at.Captured1, at.Captured0);
+}
