@@ -118,6 +118,25 @@ public class GpuFaultTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void A_kernel_in_float16_is_refused_by_a_device_without_it()
+    {
+        gpu.NeedsOpenCl();
+        using GpuDevice device = gpu.OpenAnother(); // a failed compilation would be the last one of the others' device
+        using TensorBuffer values = device.Upload<float>([1, 2]);
+        var scaling = new Scaling { Values = device.Tensor<float>(values), Factor = 2f, Rows = 1, Columns = 2 };
+        if (gpu.HasFloat16)
+        {
+            device.Launch(GreedyKernels.ScaleInHalf, 1, 2, scaling);
+            Assert.Equal([2f, 4f], values.ToArray<float>());
+            return;
+        }
+        var thrown = Assert.Throws<NotSupportedException>(() => device.Launch(GreedyKernels.ScaleInHalf, 1, 2, scaling));
+        Assert.Contains("GreedyKernels.ScaleInHalf doesn't compile for", thrown.Message);
+        Assert.Contains("Float16 (Half) type is not supported on this device", thrown.Message);
+        Assert.Equal([1f, 2f], values.ToArray<float>());
+    }
+
+    [Fact]
     public void A_kernel_that_does_not_compile_is_named_with_the_reason()
     {
         using GpuDevice device = GpuUnderTest.OpenSimulator();
@@ -207,6 +226,8 @@ public static class GreedyKernels
         Group.Barrier();
         a.Values[Group.IdxX] = tile[TooMany - 1 - Group.IdxX];
     }
+
+    public static void ScaleInHalf(Scaling a) => a.Values[0, Group.IdxX] = (ILGPU.Half)a.Values[0, Group.IdxX] * (ILGPU.Half)a.Factor;
 
     public static void Allocate(Scaling a) => a.Values[0] = string.Concat("a", a.Rows.ToString(System.Globalization.CultureInfo.InvariantCulture)).Length;
 }
