@@ -80,7 +80,7 @@ public class GpuFaultTests(GpuUnderTest gpu)
         using var source = new CancellationTokenSource();
         using TensorBuffer values = gpu.Device.Upload<float>(ones, rows, columns);
         var scaling = new Scaling { Values = gpu.Device.Tensor<float>(values), Factor = 2f, Rows = rows, Columns = columns };
-        using (var second = (GpuDevice)gpu.Device.With(source.Token))
+        using (GpuDevice second = gpu.Device.With(source.Token))
         {
             for (int launch = 0; launch < 10; launch++)
                 second.Launch(UserKernels.Scale, rows * columns / 64, 64, scaling);

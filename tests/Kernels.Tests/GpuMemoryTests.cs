@@ -235,8 +235,8 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         Assert.Equal(new GpuCounts(1, 0, 0), device.Counts - start);
         losses.ToArray<float>();
         Assert.Equal(new GpuCounts(1, 0, 4 * pairs), device.Counts - start);
-        using ComputeDevice cancellable = device.With(CancellationToken.None);
-        Assert.Equal(device.Counts, ((GpuDevice)cancellable).Counts);
+        using GpuDevice cancellable = device.With(CancellationToken.None);
+        Assert.Equal(device.Counts, cancellable.Counts);
     }
 
     /// <summary>A device that tells when it is waited for.</summary>
