@@ -12,10 +12,10 @@ public sealed class AlibiReplay : IReplay
     public bool IsRemark(VectorCase vector, string output) => output == "slopes_float32";
 
     public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T> =>
-        Replay(vector, Array.ConvertAll(AlibiOracle.Slopes(Heads(vector), BiasMax(vector)), T.CreateTruncating), inputs => AttentionOracle.Forward<T>(inputs).LogSumExp.Data);
+        Replay(vector, Array.ConvertAll(AlibiOracle.Slopes(Heads(vector), BiasMax(vector)), T.CreateTruncating), AttentionReplay.Oracle<T>);
 
     public Results<float> Library(VectorCase vector) =>
-        Replay(vector, Alibi.Slopes(Heads(vector), BiasMax(vector)), inputs => AttentionReplay.Run(new(inputs), new PlainScore()).Outputs["lse"].Values);
+        Replay(vector, Alibi.Slopes(Heads(vector), BiasMax(vector)), read => AttentionReplay.Run(read, new PlainScore()));
 
     /// <summary>BLOOM and Falcon: slope · (visible keys up to j, less 1), 0 where masked. MPT: −slope · (Sk − 1 − j). [b, h, Sk].</summary>
     internal static Grid<double> KeyBias(double[] slopes, Grid<double>? visible, int keys)
@@ -36,7 +36,7 @@ public sealed class AlibiReplay : IReplay
         return bias;
     }
 
-    private static Results<T> Replay<T>(VectorCase vector, T[] slopes, Func<AttentionInputs, T[]> logSumExp) where T : unmanaged, IFloatingPointIeee754<T>
+    private static Results<T> Replay<T>(VectorCase vector, T[] slopes, Func<AttentionReplay.Case, Results<T>> run) where T : unmanaged, IFloatingPointIeee754<T>
     {
         vector.KnowsOnly(["num_heads", "alibi_bias_max", "sequence_length"], ["attention_mask"]);
         Grid<double>? visible = vector.Input("attention_mask")?.Grid;
@@ -51,25 +51,10 @@ public sealed class AlibiReplay : IReplay
         results.Output("bias_falcon_bfloat16", Bias(rounded));
         return results;
 
-        // A query of zeros that sees one key has that key's bias as its log-sum-exp.
         T[] Bias(T[] slopes)
         {
             Grid<double> columns = KeyBias(Array.ConvertAll(slopes, double.CreateTruncating), visible, keys);
-            int rows = columns.Shape[0] * slopes.Length;
-            var bias = new T[rows * keys];
-            for (int key = 0; key < keys; key++)
-            {
-                Grid<double> mask = Grid.Zeros<double>(1, 1, 1, keys);
-                mask.Data[key] = 1;
-                T[] column = logSumExp(new AttentionInputs
-                {
-                    Query = Grid.Zeros<double>(columns.Shape[0], slopes.Length, 1, 1), Key = Grid.Zeros<double>(columns.Shape[0], 1, keys, 1), Value = Grid.Zeros<double>(columns.Shape[0], 1, keys, 1),
-                    Mask = mask, ColumnBias = columns,
-                });
-                for (int row = 0; row < rows; row++)
-                    bias[row * keys + key] = column[row];
-            }
-            return bias;
+            return BiasProbe.Run(new(BiasProbe.Blank(columns.Shape[0], slopes.Length, 1, keys) with { ColumnBias = columns }), run).Outputs["bias"].Values;
         }
     }
 

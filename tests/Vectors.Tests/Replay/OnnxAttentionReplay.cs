@@ -38,31 +38,26 @@ public sealed class OnnxAttentionReplay : IReplay
         Grid<double> identity = Grid.Zeros<double>(batch, keyHeads, keys, keys);
         for (int row = 0; row < batch * keyHeads * keys; row++)
             identity.Data[row * keys + row % keys] = 1;
-        return run(new(Part(inputs, identity, inputs.Mask, mode: 2))).Outputs["output"].Values;
+        return run(new(inputs with { Value = identity })).Outputs["output"].Values;
     }
 
     // A query that sees one key has its score as log-sum-exp: scaled (mode 0), capped too (1), with mask and bias too (2).
     private static T[] Scores<T>(AttentionInputs inputs, int mode, Func<AttentionReplay.Case, Results<T>> run) where T : unmanaged
     {
         (int batch, int heads, int queries, int keys) = (inputs.Query.Shape[0], inputs.Query.Shape[1], inputs.Query.Shape[2], inputs.Key.Shape[2]);
+        AttentionInputs upTo = mode == 2 ? inputs : inputs with { Softcap = mode == 0 ? null : inputs.Softcap, Causal = false, KeyLengths = null, DenseBias = null };
         var scores = new T[batch * heads * queries * keys];
         for (int key = 0; key < keys; key++)
         {
             Grid<double> alone = Grid.Zeros<double>(batch, heads, queries, keys);
             for (int row = 0; row < batch * heads * queries; row++)
                 alone.Data[row * keys + key] = mode < 2 || inputs.Mask is null ? 1 : inputs.Mask[row / (heads * queries), row / queries % heads, row % queries, key];
-            T[] column = run(new(Part(inputs, inputs.Value, alone, mode))).Outputs["lse"].Values;
+            T[] column = run(new(upTo with { Mask = alone })).Outputs["lse"].Values;
             for (int row = 0; row < column.Length; row++)
                 scores[row * keys + key] = column[row];
         }
         return scores;
     }
-
-    private static AttentionInputs Part(AttentionInputs inputs, Grid<double> value, Grid<double>? mask, int mode) => new()
-    {
-        Query = inputs.Query, Key = inputs.Key, Value = value, Scale = inputs.Scale, Mask = mask, QueryOffset = inputs.QueryOffset, QueryOffsets = inputs.QueryOffsets,
-        Softcap = mode > 0 ? inputs.Softcap : null, Causal = mode > 1 && inputs.Causal, KeyLengths = mode > 1 ? inputs.KeyLengths : null, DenseBias = mode > 1 ? inputs.DenseBias : null,
-    };
 
     // The cache after the call is what the caller put together for it.
     private static void Present<T>(VectorCase vector, AttentionReplay.Case read, Results<T> results) where T : unmanaged, INumberBase<T>

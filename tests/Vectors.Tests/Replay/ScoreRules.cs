@@ -52,3 +52,16 @@ public readonly struct EarlierOrOwnGroup : IScoreRule
     public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> =>
         T.SelectEqual(at.Captured0, at.Captured1, score, T.SelectLess(T.Zero, at.Distance, T.From(float.NegativeInfinity), score));
 }
+
+/// <summary>s − m·|position − position|: Captured0 and Captured1 are the positions of query and key, Captured2 the slope m.</summary>
+public readonly struct SlopedPositions : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => score - at.Captured2 * T.Abs(at.Captured0 - at.Captured1);
+}
+
+/// <summary>s + c − c' for keys behind, s + d' − d for keys ahead: c and d are the query's, Captured0 and Captured2; c' and d' the key's, Captured1 and Captured3.</summary>
+public readonly struct TwoSidedGates : IScoreRule
+{
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> =>
+        score + T.SelectLess(T.Zero, at.Distance, at.Captured3 - at.Captured2, at.Captured0 - at.Captured1);
+}
