@@ -143,6 +143,18 @@ public class PreferenceLossTests
     public void New_without_arguments_has_the_documented_constants() => Assert.Equal((new DpoSigmoid(0.1f, 0f), 0.1f), (new DpoSigmoid(), new DpoSigmoid().RewardScale));
 
     [Fact]
+    public void Default_instead_of_new_is_refused()
+    {
+        float[] log = [-1f, -2f], loss = [7f, 7f];
+        using var workspace = new Workspace(Device);
+        var thrown = Assert.Throws<ArgumentOutOfRangeException>(() => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(log), Rejected = TensorView.Of(log) }, default(DpoSigmoid),
+            new() { Loss = TensorView.Of(loss) }, default, workspace));
+        Assert.StartsWith("loss.RewardScale is 0; it must be a positive number: β of DpoSigmoid", thrown.Message);
+        Assert.Equal("loss.RewardScale", thrown.ParamName);
+        Assert.Equal([7f, 7f], loss);
+    }
+
+    [Fact]
     public void Workspace_bytes_are_enough_and_not_one_too_many()
     {
         foreach (int pairs in (int[])[1, 8192, 8193, 100_000])

@@ -64,6 +64,13 @@ public class SequenceLogProbsTests
     }
 
     [Fact]
+    public void The_target_that_is_ignored_is_minus_100_unless_set()
+    {
+        Assert.Equal((-100, -100), (default(SequenceLayout).IgnoreTarget, new SequenceLayout().IgnoreTarget));
+        Assert.Equal(0, new SequenceLayout { IgnoreTarget = 0 }.IgnoreTarget);
+    }
+
+    [Fact]
     public void Gradients_match_finite_differences_of_the_oracle()
     {
         long[] bounds = [1, 4, 4, 9];
