@@ -62,9 +62,7 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         if (Has(AttentionBias.Slopes))
         {
             (slopes, slopesGradient) = (Zeros(heads), Zeros(heads));
-            // ALiBi's slopes 2^(−8/h), 2^(−16/h) ...
-            for (int head = 0; head < heads; head++)
-                slopes.AsSpan<float>()[head] = MathF.Pow(2, -8f * (head + 1) / heads);
+            Alibi.Slopes(heads).CopyTo(slopes.AsSpan<float>());
         }
         if (Has(AttentionBias.Buckets))
             (table, tableGradient) = (Noisy(7, 2, AttentionSetup.Buckets, heads), Zeros(AttentionSetup.Buckets, heads));

@@ -80,7 +80,7 @@ public class GpuFaultTests(GpuUnderTest gpu)
         using var source = new CancellationTokenSource();
         using TensorBuffer values = gpu.Device.Upload<float>(ones, rows, columns);
         var scaling = new Scaling { Values = gpu.Device.Tensor<float>(values), Factor = 2f, Rows = rows, Columns = columns };
-        using (var second = (GpuDevice)gpu.Device.With(source.Token))
+        using (GpuDevice second = gpu.Device.With(source.Token))
         {
             for (int launch = 0; launch < 10; launch++)
                 second.Launch(UserKernels.Scale, rows * columns / 64, 64, scaling);
@@ -114,6 +114,25 @@ public class GpuFaultTests(GpuUnderTest gpu)
         using TensorBuffer values = gpu.Device.Upload<float>([1, 2]);
         var thrown = Assert.Throws<NotSupportedException>(() => gpu.Device.Launch(GreedyKernels.Spread, 1, 2, new Scaling { Values = gpu.Device.Tensor<float>(values), Columns = 2 }));
         Assert.Contains($"GreedyKernels.Spread takes {sizeof(float) * GreedyKernels.TooMany} bytes of shared memory", thrown.Message);
+        Assert.Equal([1f, 2f], values.ToArray<float>());
+    }
+
+    [Fact]
+    public void A_kernel_in_float16_is_refused_by_a_device_without_it()
+    {
+        gpu.NeedsOpenCl();
+        using GpuDevice device = gpu.OpenAnother(); // a failed compilation would be the last one of the others' device
+        using TensorBuffer values = device.Upload<float>([1, 2]);
+        var scaling = new Scaling { Values = device.Tensor<float>(values), Factor = 2f, Rows = 1, Columns = 2 };
+        if (gpu.HasFloat16)
+        {
+            device.Launch(GreedyKernels.ScaleInHalf, 1, 2, scaling);
+            Assert.Equal([2f, 4f], values.ToArray<float>());
+            return;
+        }
+        var thrown = Assert.Throws<NotSupportedException>(() => device.Launch(GreedyKernels.ScaleInHalf, 1, 2, scaling));
+        Assert.Contains("GreedyKernels.ScaleInHalf doesn't compile for", thrown.Message);
+        Assert.Contains("Float16 (Half) type is not supported on this device", thrown.Message);
         Assert.Equal([1f, 2f], values.ToArray<float>());
     }
 
@@ -207,6 +226,8 @@ public static class GreedyKernels
         Group.Barrier();
         a.Values[Group.IdxX] = tile[TooMany - 1 - Group.IdxX];
     }
+
+    public static void ScaleInHalf(Scaling a) => a.Values[0, Group.IdxX] = (ILGPU.Half)a.Values[0, Group.IdxX] * (ILGPU.Half)a.Factor;
 
     public static void Allocate(Scaling a) => a.Values[0] = string.Concat("a", a.Rows.ToString(System.Globalization.CultureInfo.InvariantCulture)).Length;
 }

@@ -15,14 +15,7 @@ public class GpuLeakTests(GpuUnderTest gpu)
         using GpuDevice device = gpu.OpenAnother();
         using var workspace = new Workspace(device);
         using TensorBuffer pinned = device.AllocatePinned(ElementType.Float32, pairs);
-        Call(warmUp);
-        GpuMemory before = device.Memory;
-        long managed = GC.GetTotalMemory(forceFullCollection: true), resident = Resident();
-        Call(calls);
-        Assert.Equal(before, device.Memory);
-        Assert.InRange(GC.GetTotalMemory(forceFullCollection: true) - managed, long.MinValue, 1 << 20);
-        // A buffer of each call would be 12 MB, an OpenCL event of each 2 MB and more.
-        Assert.InRange(Resident() - resident, long.MinValue, 8 << 20);
+        LeakNothing(device, warmUp, calls, Call); // a buffer of each call would be 12 MB, an OpenCL event of each 2 MB and more
 
         void Call(int times)
         {
@@ -35,6 +28,38 @@ public class GpuLeakTests(GpuUnderTest gpu)
                     device.Synchronize();
             }
         }
+
+    }
+
+    [Fact]
+    public void Ten_thousand_calls_of_all_operations_leak_nothing()
+    {
+        gpu.NeedsOpenCl();
+        const int calls = 10_000, size = 16, warmUp = 50;
+        using GpuDevice device = gpu.OpenAnother();
+        LeakNothing(device, warmUp, (calls + TrafficCase.All.Length - 1) / TrafficCase.All.Length, rounds =>
+        {
+            for (int round = 0; round < rounds; round++)
+            {
+                foreach (TrafficCase operation in TrafficCase.All)
+                {
+                    using var tensors = new TrafficTensors(device);
+                    operation.Run(tensors, size);
+                }
+                device.Synchronize();
+            }
+        });
+    }
+
+    private static void LeakNothing(GpuDevice device, int warmUp, int times, Action<int> call)
+    {
+        call(warmUp);
+        GpuMemory before = device.Memory;
+        long managed = GC.GetTotalMemory(forceFullCollection: true), resident = Resident();
+        call(times);
+        Assert.Equal(before, device.Memory);
+        Assert.InRange(GC.GetTotalMemory(forceFullCollection: true) - managed, long.MinValue, 1 << 20);
+        Assert.InRange(Resident() - resident, long.MinValue, 8 << 20);
 
         static long Resident()
         {

@@ -3,30 +3,57 @@ using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>What only a GPU's log-probs can get wrong: targets that lie in its memory, rows longer than what it caches, what it touches.</summary>
+/// <summary>What only a GPU's log-probs can get wrong: targets that lie in its memory, rows longer than what it keeps, what it touches.</summary>
 public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
 {
-    // In the backward pass 7,168 logits stay in shared memory; with sums that are saved, a group takes 4,096.
-    public static TheoryData<int> Vocabularies => [1, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097, 7167, 7168, 7169, 8191, 8192, 8193, 20_011];
+    // In the backward pass a row of 11,264 logits stays in shared memory; with sums that are saved, a group takes 4,096, however long the row is.
+    private const int KeptLogits = 11_264;
+
+    public static TheoryData<int> Vocabularies => [1, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097, 8191, 8192, 8193, 11_263, KeptLogits, 11_265, 20_011];
 
     [Theory]
     [MemberData(nameof(Vocabularies))]
-    public void Results_and_gradients_keep_the_contract_at_the_edges_of_blocks_and_cache(int vocabulary)
+    public void Results_and_gradients_keep_the_contract_at_the_edges_of_blocks_and_of_what_is_kept(int vocabulary)
     {
         const int rows = 3;
         float[] logits = Seeded.Normal(rows * vocabulary, vocabulary, 3);
         long[] targets = [vocabulary - 1, vocabulary / 2, 0];
         float[] a = Seeded.Normal(rows, 1), b = Seeded.Normal(rows, 2), c = Seeded.Normal(rows, 3);
         Grid<double> z = Grid.Of(logits, rows, vocabulary);
-        Outcome outcome = Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0);
         (TokenResult<double> oracle, TokenResult<float> naive) = (LogProbsOracle.Forward<double>(z, targets), LogProbsOracle.Forward<float>(z, targets));
-        Contract.Check(outcome.LogProb, oracle.LogProb, naive.LogProb, Contract.Forward, "log-prob");
-        Contract.Check(outcome.LogSumExp, oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp");
-        Contract.Check(outcome.Entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
         double[] Wide(float[] x) => Array.ConvertAll(x, v => (double)v);
         (double[] exact, float[] plain) = (LogProbsOracle.Backward<double>(z, targets, Wide(a), Wide(b), Wide(c)).Data, LogProbsOracle.Backward<float>(z, targets, Wide(a), Wide(b), Wide(c)).Data);
-        Contract.Check(outcome.Gradient, exact, plain, Contract.Gradient, "gradient");
-        Contract.Check(Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0, keepsRemainder: true).Gradient, exact, plain, Contract.Gradient, "gradient with what rounding took");
+        foreach (bool keepsRemainder in vocabulary <= KeptLogits ? (bool[])[false, true] : [true])
+        {
+            Outcome outcome = Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0, keepsRemainder);
+            float[] logSumExp = keepsRemainder ? [.. outcome.LogSumExp.Where((_, i) => i % 2 == 0)] : outcome.LogSumExp;
+            Contract.Check(outcome.LogProb, oracle.LogProb, naive.LogProb, Contract.Forward, "log-prob");
+            Contract.Check(logSumExp, oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp");
+            Contract.Check(outcome.Entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
+            Contract.Check(outcome.Gradient, exact, plain, Contract.Gradient, keepsRemainder ? "gradient with what rounding took" : "gradient");
+        }
+    }
+
+    [Fact]
+    public void Longer_rows_than_are_kept_need_what_rounding_took_and_are_refused_without_it_before_anything_is_written()
+    {
+        const int vocabulary = KeptLogits + 1;
+        float[] logits = Seeded.Normal(2 * vocabulary, 1);
+        using TensorBuffer z = gpu.Device.Upload<float>(logits, 2, vocabulary), y = gpu.Device.Upload<long>([1, 2]), ones = gpu.Device.Upload<float>([1, 1]);
+        using TensorBuffer logSumExp = gpu.Device.Allocate(ElementType.Float32, 2), pairs = gpu.Device.Allocate(ElementType.Float32, 2, 2);
+        LogitsProblem problem = new() { Logits = z, Targets = y };
+        LogProbs.FromLogits(gpu.Device, problem, new() { LogSumExp = logSumExp });
+        long before = gpu.Device.Counts.Launches;
+        var thrown = Assert.Throws<NotSupportedException>(
+            () => LogProbs.FromLogitsBackward(gpu.Device, new() { Logits = z, Targets = y }, new() { LogSumExp = logSumExp }, new() { LogProb = ones }, z));
+        Assert.Contains("saved.LogSumExp is [2]; for rows of more than 11264 logits, here 11265, the device", thrown.Message);
+        Assert.Contains("needs it as [2, 2]: allocate it so, and the forward pass fills both columns", thrown.Message);
+        Assert.Equal(before, gpu.Device.Counts.Launches);
+        Assert.Equal(logits, z.ToArray<float>());
+
+        LogProbs.FromLogits(gpu.Device, problem, new() { LogSumExp = pairs });
+        LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = pairs }, new() { LogProb = ones }, z);
+        Assert.All(z.ToArray<float>(), value => Assert.InRange(value, -1f, 1f));
     }
 
     [Theory]

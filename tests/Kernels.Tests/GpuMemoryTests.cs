@@ -132,7 +132,7 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         using TensorBuffer held = device.Allocate(ElementType.Float32, 16_384);
         var thrown = Assert.Throws<InsufficientMemoryException>(() => device.Allocate(ElementType.Float32, 10_000));
         Assert.Contains("has no room for 40000 bytes", thrown.Message);
-        Assert.Contains($"it has {long.MaxValue} in all", thrown.Message);
+        Assert.Contains($"it has {long.MaxValue} in all, at most {long.MaxValue - 65_536} of them free", thrown.Message);
         Assert.Contains("holds 65536 in 1 tensors", thrown.Message);
         held.Clear();
         device.Synchronize();
@@ -164,7 +164,7 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         gpu.NeedsOpenCl();
         const long elements = 1L << 47; // a petabyte
         var thrown = Assert.Throws<InsufficientMemoryException>(() => gpu.Device.Allocate(ElementType.Int64, elements));
-        Assert.Matches($@"no room for {8 * elements} bytes: it has \d+ in all(, \d+ of them free)?; this device handle holds \d+ in \d+ tensors\.", thrown.Message);
+        Assert.Matches($@"no room for {8 * elements} bytes: it has \d+ in all, (at most )?\d+ of them free; this device handle holds \d+ in \d+ tensors\.", thrown.Message);
         using TensorBuffer small = gpu.Device.Upload<float>([1]);
         Assert.Equal([1f], small.ToArray<float>());
     }
@@ -235,8 +235,8 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         Assert.Equal(new GpuCounts(1, 0, 0), device.Counts - start);
         losses.ToArray<float>();
         Assert.Equal(new GpuCounts(1, 0, 4 * pairs), device.Counts - start);
-        using ComputeDevice cancellable = device.With(CancellationToken.None);
-        Assert.Equal(device.Counts, ((GpuDevice)cancellable).Counts);
+        using GpuDevice cancellable = device.With(CancellationToken.None);
+        Assert.Equal(device.Counts, cancellable.Counts);
     }
 
     /// <summary>A device that tells when it is waited for.</summary>

@@ -46,6 +46,8 @@ public sealed class GpuUnderTest : IDisposable
 
     public bool IsInterpreted => listing is null;
 
+    public bool HasFloat16 => listing is { Float16: true };
+
     /// <summary>What was looked through for the device.</summary>
     public IReadOnlyList<GpuListing> Listing { get; }
 

@@ -122,7 +122,7 @@ public class LaunchTests(GpuUnderTest gpu)
 
         using var source = new CancellationTokenSource();
         source.Cancel();
-        using var cancelled = (GpuDevice)gpu.Device.With(source.Token);
+        using GpuDevice cancelled = gpu.Device.With(source.Token);
         Assert.Throws<OperationCanceledException>(() => cancelled.Launch(UserKernels.Scale, 1, 2, scaling));
         Assert.Equal([1f, 2f], values.ToArray<float>());
     }

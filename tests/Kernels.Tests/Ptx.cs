@@ -40,6 +40,8 @@ internal static partial class Ptx
             yield return "it calls a function; everything should have been inlined";
         if (Local().Match(text) is { Success: true } local)
             yield return $"it keeps variables in memory instead of registers: {local.Value.Trim()}";
+        if (FloatAtomic().Match(text) is { Success: true } atomic)
+            yield return $"it adds floats in whatever order threads come: {atomic.Value.Trim()}";
         if (Approximate().Match(text) is { Success: true } approximate)
             yield return $"it approximates more coarsely than the library's own functions: {approximate.Value.Trim()}";
         foreach (Match mirrored in MirroredComparison().Matches(text))
@@ -107,6 +109,9 @@ internal static partial class Ptx
 
     [GeneratedRegex(@"^.*\.local\b.*$", RegexOptions.Multiline)]
     private static partial Regex Local();
+
+    [GeneratedRegex(@"^.*\b(atom|red)\.[\w.]*\.b?f(16|32|64)\w*\b.*$", RegexOptions.Multiline)]
+    private static partial Regex FloatAtomic();
 
     [GeneratedRegex(@"^.*\.(approx|full|ftz)\b.*$", RegexOptions.Multiline)]
     private static partial Regex Approximate();

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Reflection;
+using Alignment;
 using ILGPU.Runtime.Cuda;
 using Xunit;
 
@@ -61,25 +62,29 @@ public class PtxTests(ITestOutputHelper output)
         Assert.Single(Ptx.Faults("\tcall.uni (retval), f;"));
         Assert.Single(Ptx.Faults("\t.local .align 4 .b8 depot[8];"));
         Assert.Single(Ptx.Faults("\t.shared .align 4 .b8 tile[49153];"));
+        Assert.Single(Ptx.Faults("\tatom.global.add.f32 %f1, [%rd1], %f2;"));
+        Assert.Single(Ptx.Faults("\t@%p3 red.relaxed.gpu.global.add.v2.f32 [%rd1], {%f1, %f2};"));
         Assert.Single(Ptx.Faults("\tdiv.full.f32 %f1, %f2, %f3;"));
         Assert.Single(Ptx.Faults("\tex2.approx.ftz.f32 %f1, %f2;"));
         Assert.Single(Ptx.Faults("\tsetp.gtu.f32\t%p2, %f1, 0f42B20000;\n\tselp.b32\t%f2, 0f42B20000, %f1, %p2;"));
         Assert.Single(Ptx.Faults("\tsetp.lt.f32\t%p1, %f1, 0f00000000;\n\tsetp.ltu.f32\t%p2, %f1, 0f00000000;\n\tselp.b32\t%f2, %f3, %f4, %p2;"));
         Assert.Single(Ptx.Faults("\tsetp.lt.f32\t%p1, %f1, 0f00000000;\n\tsetp.ltu.f32\t%p2, %f1, 0f3F800000;\n\tand.pred\t%p3, %p1, %p2;"));
         Assert.Empty(Ptx.Faults("\tsetp.lt.f32\t%p1, %f1, 0f00000000;\n\tsetp.ltu.f32\t%p2, %f1, 0f00000000;\n\tand.pred\t%p3, %p1, %p2;"));
+        Assert.Empty(Ptx.Faults("\tatom.global.add.s32 %r1, [%rd1], %r2;"));
         Assert.Empty(Ptx.Faults("\t@%p3 bra L_2;\n\tbra.uni L_3;\n\t.shared .align 4 .b8 tile[49152];\n\tst.shared.f32 [%r1], %f1;"));
     }
 
-    /// <summary>The library's kernels with every tile, every built-in loss or rule and a rule that does everything, and the ones of the test project.</summary>
+    /// <summary>The library's kernels with every tile, every built-in loss or rule and a rule that does everything, the sample's, and the ones of the test project.</summary>
     internal static IEnumerable<(string Name, MethodInfo Method, int GroupSize)> All()
     {
-        IEnumerable<(MethodInfo, int)> library = typeof(GpuDevice).Assembly.GetTypes().Where(type => type.Name.Split('`')[0].EndsWith("Kernels", StringComparison.Ordinal))
+        IEnumerable<(MethodInfo, int)> products = ((Assembly[])[typeof(GpuDevice).Assembly, typeof(GpuMaths).Assembly]).SelectMany(assembly => assembly.GetTypes())
+            .Where(type => type.Name.Split('`')[0].EndsWith("Kernels", StringComparison.Ordinal))
             .SelectMany(Tiles).SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
         IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
         IEnumerable<(MethodInfo, int)> comparisons = KernelsOf(typeof(ComparisonKernels)).Select(kernel => (kernel, GroupSize(typeof(ComparisonKernels))));
         IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
             .SelectMany(type => KernelsOf(typeof(TabulateKernels)).Select(kernel => (kernel.MakeGenericMethod(type), GroupSize(typeof(TabulateKernels)))));
-        return library.Concat(proof).Concat(comparisons).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
+        return products.Concat(proof).Concat(comparisons).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
     }
 
     // A class whose kernels have a tile, with every one.

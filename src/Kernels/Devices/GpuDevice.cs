@@ -100,7 +100,7 @@ public sealed partial class GpuDevice : ComputeDevice
     public override string Name { get; }
 
     /// <inheritdoc/>
-    public override ComputeDevice With(CancellationToken cancellation) => new GpuDevice(this, cancellation, tileSide);
+    public override GpuDevice With(CancellationToken cancellation) => new GpuDevice(this, cancellation, tileSide);
 
     /// <inheritdoc/>
     public override void Synchronize() => Queue.Synchronize();

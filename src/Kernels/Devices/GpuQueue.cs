@@ -419,8 +419,9 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
     private string TooLittleMemory(long bytes)
     {
         GpuMemory memory = pool.State;
-        string free = accelerator is CudaAccelerator cuda ? $", {cuda.GetFreeMemory()} of them free" : "";
-        return $"{accelerator.Name} has no room for {bytes} bytes: it has {accelerator.MemorySize} in all{free}; this device handle holds {memory.TensorBytes} in {memory.Tensors} tensors.";
+        // OpenCL doesn't tell what other programs hold.
+        string free = accelerator is CudaAccelerator cuda ? $"{cuda.GetFreeMemory()}" : $"at most {accelerator.MemorySize - memory.TensorBytes - memory.CachedBytes}";
+        return $"{accelerator.Name} has no room for {bytes} bytes: it has {accelerator.MemorySize} in all, {free} of them free; this device handle holds {memory.TensorBytes} in {memory.Tensors} tensors.";
     }
 
     private void CheckGroup(MethodInfo kernel, int groupSize)

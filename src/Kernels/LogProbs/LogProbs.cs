@@ -8,10 +8,8 @@ namespace TransformerKernels;
 //
 // The backward pass needs what the sums gave. If what rounding took from the log-sum-exp was saved beside it, each logit is read once and replaced, by any group: a
 // row is cut into slices. A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-25, and every probability with it; at logits around 10,000 that is a
-// thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps the first 7,168 logits in shared memory, writes the gradient,
-// and reads again only what lies beyond those, the last first, which a cache still holds. A row of up to 7,168 logits costs one reading and one writing;
-// a longer one at most half as much again, counted without caches: V = 32,000 1.40 times, of which the second-level cache serves what fits it.
-// More shared memory than 32 KB isn't there on every OpenCL device, and an eighth of a multiprocessor's for each of its groups keeps it full.
+// thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps all of it in shared memory, and writes the gradient. So each
+// logit is read once here too, and a row that is longer than what shared memory keeps is refused: read twice, 32,000 logits would cost 1.4 times their bytes.
 public sealed partial class GpuDevice
 {
     /// <inheritdoc/>
@@ -26,6 +24,13 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
+        long vocabulary = problem.Logits.Length(1);
+        if (saved.LogSumExp.Rank == 1 && vocabulary > LogProbsKernels.KeptLogits)
+        {
+            long tokens = problem.Logits.Length(0);
+            throw new NotSupportedException($"saved.LogSumExp is [{tokens}]; for rows of more than {LogProbsKernels.KeptLogits} logits, here {vocabulary}, the device {Name} needs it as "
+                + $"[{tokens}, 2]: allocate it so, and the forward pass fills both columns. Nothing was written.");
+        }
         LogProbsBackwardArguments arguments = new(this, problem, saved, upstream, logitsGradient);
         cancellation.ThrowIfCancellationRequested();
         if (arguments.Rows.Count > 0 && saved.LogSumExp.Rank == 2)
@@ -92,8 +97,8 @@ internal static class LogProbsKernels
     private const int Logits = 4;
     private const int BlockLogits = Logits * GroupSize;
 
-    // Logits that stay in shared memory between the two sweeps: with the sums, 31 KB.
-    private const int CachedLogits = 7 * BlockLogits;
+    /// <summary>Logits of a row whose sums aren't saved, which stay in shared memory until their gradient is written: with the sums 47 of the 48 KB that a kernel may declare.</summary>
+    public const int KeptLogits = 11 * BlockLogits;
 
     /// <summary>Logits of a row whose sums are saved that a group takes: enough to make little of what is read for the row.</summary>
     public const int SliceLogits = 4 * BlockLogits;
@@ -125,7 +130,7 @@ internal static class LogProbsKernels
                 }
                 continue;
             }
-            GpuLogitSums sums = Sums(a.Rows, row, shared, shared, 0);
+            GpuLogitSums sums = Sums(a.Rows, row, shared, shared, keeps: false);
             if (Group.IdxX == 0)
             {
                 float logit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
@@ -138,7 +143,7 @@ internal static class LogProbsKernels
     /// <summary>The gradient of a row's logits: dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)) wherever the target isn't.</summary>
     public static void FromLogitsBackward(LogProbsBackwardArguments a, GpuFaults faults)
     {
-        ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums), cache = SharedMemory.Allocate<float>(CachedLogits);
+        ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums), kept = SharedMemory.Allocate<float>(KeptLogits);
         ArrayView<float> gradient = a.Gradient.Memory;
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
         {
@@ -152,28 +157,12 @@ internal static class LogProbsKernels
                     faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 continue;
             }
-            // Before the barriers of the sums: the gradient may replace the logits.
-            float targetLogit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
-            GpuLogitSums sums = Sums(a.Rows, row, shared, cache, CachedLogits);
+            GpuLogitSums sums = Sums(a.Rows, row, shared, kept, keeps: true);
             Upstream upstream = new(OrZero(a.OfLogProb, row), OrZero(a.OfLogSumExp, row), OrZero(a.OfEntropy, row));
-
-            for (long start = (a.Rows.Vocabulary - 1) / BlockLogits * BlockLogits; start >= 0; start -= BlockLogits)
-            {
-                long j0 = start + Group.IdxX, j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
-                float z0 = Logit(a.Rows, row, cache, j0), z1 = Logit(a.Rows, row, cache, j1), z2 = Logit(a.Rows, row, cache, j2), z3 = Logit(a.Rows, row, cache, j3);
-                if (j0 < a.Rows.Vocabulary)
-                    gradient[to + j0] = upstream.OfLogit(z0 - sums.Shift - sums.LogSum, sums.Entropy);
-                if (j1 < a.Rows.Vocabulary)
-                    gradient[to + j1] = upstream.OfLogit(z1 - sums.Shift - sums.LogSum, sums.Entropy);
-                if (j2 < a.Rows.Vocabulary)
-                    gradient[to + j2] = upstream.OfLogit(z2 - sums.Shift - sums.LogSum, sums.Entropy);
-                if (j3 < a.Rows.Vocabulary)
-                    gradient[to + j3] = upstream.OfLogit(z3 - sums.Shift - sums.LogSum, sums.Entropy);
-            }
-            // By the thread that has just written there.
-            if (Group.IdxX == (int)(target % GroupSize))
-                gradient[to + target] = upstream.OfTarget(targetLogit - sums.Shift - sums.LogSum, sums.Entropy);
-            Group.Barrier(); // the next row replaces the cache
+            // A thread takes the logits that it kept itself.
+            for (int j = Group.IdxX; j < a.Rows.Vocabulary; j += GroupSize)
+                gradient[to + j] = upstream.Of(kept[j] - sums.Shift - sums.LogSum, sums.Entropy, j == target);
+            Group.Barrier(); // for PoCL 6, whose code corrupts memory without; nothing here needs it
         }
     }
 
@@ -240,9 +229,9 @@ internal static class LogProbsKernels
     // Three arrays of a float a thread.
     private const int SharedSums = 3 * GroupSize;
 
-    /// <summary>The sums of a row, in every thread; its first logits go to the cache.</summary>
+    /// <summary>The sums of a row, in every thread; its logits are kept if that is asked for.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static GpuLogitSums Sums(in GpuLogitRows rows, long row, ArrayView<float> shared, ArrayView<float> cache, int cached)
+    private static GpuLogitSums Sums(in GpuLogitRows rows, long row, ArrayView<float> shared, ArrayView<float> kept, bool keeps)
     {
         ThreadSums own = new(float.NegativeInfinity, 0f, 0f, 0f, 0f);
         ArrayView<float> memory = rows.Logits.Memory;
@@ -257,12 +246,12 @@ internal static class LogProbsKernels
                 z2 = memory[at + j2];
             if (j3 < rows.Vocabulary)
                 z3 = memory[at + j3];
-            if (j0 < cached)
+            if (keeps)
             {
-                cache[(int)j0] = z0;
-                cache[(int)j1] = z1;
-                cache[(int)j2] = z2;
-                cache[(int)j3] = z3;
+                kept[(int)j0] = z0;
+                kept[(int)j1] = z1;
+                kept[(int)j2] = z2;
+                kept[(int)j3] = z3;
             }
             float low = z0 > z1 ? z0 : z1, high = z2 > z3 ? z2 : z3, largest = low > high ? low : high;
             if (largest > own.Max)
@@ -300,14 +289,6 @@ internal static class LogProbsKernels
         GpuLogitSums sums = new(max == float.PositiveInfinity || max == float.NegativeInfinity ? 0f : max, shared[0], shared[GroupSize], shared[2 * GroupSize]);
         Group.Barrier();
         return sums;
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float Logit(in GpuLogitRows rows, long row, ArrayView<float> cache, long j)
-    {
-        if (j >= rows.Vocabulary)
-            return float.NegativeInfinity;
-        return j < CachedLogits ? cache[(int)j] : rows.Logits.Memory[rows.Logits.At(row, 0) + j];
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -29,7 +29,7 @@ public ref struct AttentionProblem
     /// <summary>The same for each sequence, [b], int32 or int64, in place of <see cref="QueryOffset"/>.</summary>
     public TensorView QueryOffsets { get; set; }
 
-    /// <summary>ALiBi slopes m, [h] or [b, h]: adds −m·|distance| (Press et al. 2022).</summary>
+    /// <summary>ALiBi slopes m, [h] or [b, h]: adds −m·|distance| (Press et al. 2022). <see cref="Alibi.Slopes"/> makes the usual ones.</summary>
     public TensorView Slopes { get; set; }
 
     /// <summary>A bias read at distance + <see cref="DistanceCentre"/>, [h, n] or [1, n]; n must cover every distance of the shapes, Sq + Sk − 1 of them.</summary>

@@ -143,7 +143,7 @@ public ref struct TokenOutputs
 /// <summary>What the forward pass left for the backward pass. All float32.</summary>
 public ref struct TokenSaved
 {
-    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, each logit is read once; without, the row's sums are formed again.</summary>
+    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, the backward pass is faster; without, it forms the row's sums again, which GPUs do for up to 11,264 logits.</summary>
     public TensorView LogSumExp { get; set; }
 
     /// <summary>[n], as the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
@@ -268,6 +268,7 @@ public static partial class LogProbs
     /// <param name="logitsGradient">[n, V], float32 or the logits' type, rows contiguous, overwritten. May be the logits themselves: then they are replaced in place.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    /// <exception cref="NotSupportedException">The device lacks what is asked for; or it is a GPU, the rows are longer than 11,264 logits, and saved.LogSumExp isn't [n, 2].</exception>
     public static void FromLogitsBackward(ComputeDevice device, in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,
         TensorView logitsGradient)
     {

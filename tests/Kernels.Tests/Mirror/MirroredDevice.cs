@@ -12,7 +12,7 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
 
     protected internal override object MemorySpace => Cpu.MemorySpace;
 
-    public override ComputeDevice With(CancellationToken cancellation) => new MirroredDevice((GpuDevice)gpu.With(cancellation));
+    public override ComputeDevice With(CancellationToken cancellation) => new MirroredDevice(gpu.With(cancellation));
 
     public override void Synchronize() => gpu.Synchronize();
 

@@ -5,10 +5,6 @@ namespace Alignment.Tests;
 /// <summary>The mathematics that the tests of the sample's model run on: a GPU's.</summary>
 internal static class MathsUnderTest
 {
-    /// <summary>Skips the test, aloud, without OpenCL: these tests are too large for the simulator.</summary>
-    public static ModelMaths Open()
-    {
-        GpuUnderTest.Current.NeedsOpenCl();
-        return new GpuMaths(GpuUnderTest.Current.Device);
-    }
+    /// <summary>Without OpenCL the interpreter takes the tests that are small enough.</summary>
+    public static ModelMaths Open() => new GpuMaths(GpuUnderTest.Current.Device);
 }

@@ -3,7 +3,7 @@ using System.Numerics;
 namespace TransformerKernels.Oracle;
 
 /// <summary>What attention is computed of: b batch, h query heads, hk key heads, Sq queries, Sk keys, d head size, dv value size.</summary>
-public sealed class AttentionInputs
+public sealed record AttentionInputs
 {
     /// <summary>[b, h, Sq, d].</summary>
     public required Grid<double> Query { get; init; }

@@ -77,3 +77,33 @@ public sealed class LogLengthFormula : IScoreFormula
 
     private static T Length<T>(in PairPlace<T> at) where T : IFloatingPointIeee754<T> => T.Log(at.QueryPosition + T.One + T.One);
 }
+
+/// <summary>s + the first captured value times the second: a bias with a gate.</summary>
+public sealed class GatedBiasFormula : IScoreFormula
+{
+    public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => score + at.Captured0 * at.Captured1;
+
+    public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => new(T.One, at.Captured1, at.Captured0);
+}
+
+/// <summary>s − m·|a − b|: captured are a, b and m.</summary>
+public sealed class SlopedPositionsFormula : IScoreFormula
+{
+    public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> => score - at.Captured2 * T.Abs(at.Captured0 - at.Captured1);
+
+    public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T>
+    {
+        T sign = T.CreateTruncating(T.Sign(at.Captured0 - at.Captured1));
+        return new(T.One, -at.Captured2 * sign, at.Captured2 * sign, -T.Abs(at.Captured0 - at.Captured1));
+    }
+}
+
+/// <summary>s + a − b where the key isn't ahead, s + d − c where it is: captured are a, b, c and d.</summary>
+public sealed class TwoSidedGatesFormula : IScoreFormula
+{
+    public T Score<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
+        score + (at.Distance > T.Zero ? at.Captured3 - at.Captured2 : at.Captured0 - at.Captured1);
+
+    public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : IFloatingPointIeee754<T> =>
+        at.Distance > T.Zero ? new(T.One, T.Zero, T.Zero, -T.One, T.One) : new(T.One, T.One, -T.One);
+}

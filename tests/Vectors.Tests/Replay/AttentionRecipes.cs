@@ -21,6 +21,7 @@ public sealed class AttentionRecipes
         offsets = vector.Parameter("query_offset") is { ValueKind: JsonValueKind.Array } ? Integers("query_offset")! : [.. Enumerable.Repeat((int)(vector.Number("query_offset") ?? keys - queries), batch)];
         Slopes();
         Kerple();
+        DistancesPerSequence();
         ForgettingGate();
         Lookup();
         SecondDense();
@@ -111,6 +112,30 @@ public sealed class AttentionRecipes
                 terms.Add((h, "distance_vector", h * n + at, derivative(h, at + least)));
             }
         }
+    }
+
+    // A vector for each sequence too: what it says of every pair.
+    private void DistancesPerSequence()
+    {
+        if (vector.Input("distance_vector") is not { Shape.Length: 3 } vectors)
+            return;
+        Free("dense_bias");
+        int n = vectors.Shape[2], centre = (int)vector.Number("distance_centre")!, at = 0;
+        DenseBias = Grid.Zeros<double>(batch, heads, queries, keys);
+        var terms = new List<(int, string, int, double)>();
+        for (int line = 0; line < batch * heads; line++)
+        {
+            for (int i = 0; i < queries; i++)
+            {
+                for (int j = 0; j < keys; j++, at++)
+                {
+                    int entry = line * n + j - i - offsets[line / heads] + centre;
+                    DenseBias.Data[at] = vectors.Data[entry];
+                    terms.Add((entry, "dense_bias", at, 1));
+                }
+            }
+        }
+        chains.Add(new("distance_vector", vectors.Count, terms));
     }
 
     // c[p] − c[j], c the running sum of ln sigmoid(f).

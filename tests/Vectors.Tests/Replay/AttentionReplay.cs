@@ -13,7 +13,7 @@ public sealed class AttentionReplay : IReplay
 
     private static readonly string[] Inputs =
         ["query", "key", "value", "upstream_output", "upstream_lse", "alibi_slopes", "distance_vector", "t5_table", "table_2d", "dense_bias", "row_bias", "column_bias", "sinks", "mask", "temperature", "length_gain",
-            "dense_bias_2", "forget_logits", "lookup_table", "lookup_index", "kerple_p", "kerple_a", "document_ids"];
+            "dense_bias_2", "forget_logits", "lookup_table", "lookup_index", "kerple_p", "kerple_a", "document_ids", "gate"];
 
     public bool Owns(VectorCase vector) => vector.Folder == "attention";
 
@@ -48,8 +48,8 @@ public sealed class AttentionReplay : IReplay
             results.Gradient("column_bias", backward.ColumnBias.Data, magnitude: Largest(backward.ColumnBiasMagnitude!));
         if (backward.Sinks is not null)
             results.Gradient("sinks", backward.Sinks.Data, magnitude: Largest(backward.SinksMagnitude!));
-        if (read.CapturedName is not null)
-            results.Gradient(read.CapturedName, backward.Captured[0].Data, magnitude: read.Inputs.Captured[0].By == CapturedBy.Head ? Largest(backward.CapturedMagnitude[0]) : 0);
+        for (int c = 0; c < read.Captured.Count; c++)
+            results.Gradient(read.Captured[c], backward.Captured[c].Data, magnitude: IsByDistance(read.Inputs.Captured[c]) ? 0 : Largest(backward.CapturedMagnitude[c]));
         return Chain.Apply(results, read.Chains);
     }
 
@@ -63,7 +63,7 @@ public sealed class AttentionReplay : IReplay
             "leaky" => Run(read, new LeakyScore()),
             "relative_temperature" => Run(read, new LearnedTemperature()),
             "log_length" => Run(read, new LogLength()),
-            _ => Run(read, new PlainScore()),
+            _ => vector.Input("gate") is null ? Run(read, new PlainScore()) : Run(read, new GatedBias()),
         };
     }
 
@@ -95,12 +95,11 @@ public sealed class AttentionReplay : IReplay
             QueryOffsets = inputs.QueryOffsets is null ? default : TensorView.Of(inputs.QueryOffsets, batch),
             Softcap = (float?)inputs.Softcap,
             KeyLengths = inputs.KeyLengths is null ? default : TensorView.Of(inputs.KeyLengths, batch),
+            Captured0 = Captured(inputs, 0),
+            Captured1 = Captured(inputs, 1),
+            Captured2 = Captured(inputs, 2),
+            Captured3 = Captured(inputs, 3),
         };
-        if (inputs.Captured.Count > 0)
-        {
-            CapturedValues captured = inputs.Captured[0];
-            problem.Captured0 = captured.By == CapturedBy.Head ? CapturedTensor.PerHead(View(captured.Values)) : CapturedTensor.PerHeadAndAbsoluteDistance(View(captured.Values));
-        }
         int[] outputShape = [batch, heads, queries, inputs.Value.Shape[3]];
         float[] output = New(outputShape), logSumExp = New(batch, heads, queries);
         Attention.Forward(device, problem, rule, View(output, outputShape), View(logSumExp, batch, heads, queries), workspace);
@@ -113,7 +112,7 @@ public sealed class AttentionReplay : IReplay
         float[] query = New(inputs.Query.Shape), key = New(inputs.Key.Shape), value = New(inputs.Value.Shape);
         float[] slopes = New(inputs.Slopes?.Shape ?? [0]), bias = New(inputs.DistanceBias?.Shape ?? [0]);
         float[] table = New(inputs.BucketTable?.Shape ?? [0]), cells = New(inputs.CellTable?.Shape ?? [0]), dense = New(inputs.DenseBias?.Shape ?? [0]), rows = New(inputs.RowBias?.Shape ?? [0]), columns = New(inputs.ColumnBias?.Shape ?? [0]), sinks = New(inputs.Sinks?.Shape ?? [0]);
-        float[] capturedGradient = New(inputs.Captured.Count > 0 ? inputs.Captured[0].Values.Shape : [0]);
+        float[][] captured = [.. inputs.Captured.Select(values => New(values.Values.Shape))];
         var gradients = new AttentionGradients
         {
             Query = View(query, inputs.Query.Shape),
@@ -127,7 +126,10 @@ public sealed class AttentionReplay : IReplay
             RowBias = inputs.RowBias is null ? default : View(rows, inputs.RowBias.Shape),
             ColumnBias = inputs.ColumnBias is null ? default : View(columns, inputs.ColumnBias.Shape),
             Sinks = inputs.Sinks is null ? default : View(sinks, inputs.Sinks.Shape),
-            Captured0 = inputs.Captured.Count > 0 ? View(capturedGradient, inputs.Captured[0].Values.Shape) : default,
+            Captured0 = Gradient(0),
+            Captured1 = Gradient(1),
+            Captured2 = Gradient(2),
+            Captured3 = Gradient(3),
         };
         Attention.Backward(device, problem, rule, new AttentionSaved { Output = View(output, outputShape), LogSumExp = View(logSumExp, batch, heads, queries) },
             new AttentionUpstream { Output = View(read.Upstream), LogSumExp = View(read.LogSumExpUpstream) }, gradients, workspace);
@@ -136,16 +138,38 @@ public sealed class AttentionReplay : IReplay
         results.Gradient("value", value, batch, keyHeads);
         // One number a head has no other to be hidden by.
         results.Gradient("alibi_slopes", slopes);
-        results.Gradient("distance_vector", bias, 1, inputs.DistanceBias?.Shape[0] ?? 1);
+        if (inputs.DistanceBias is not null)
+            results.Gradient("distance_vector", bias, 1, inputs.DistanceBias.Shape[0]);
         results.Gradient("t5_table", table);
         results.Gradient("table_2d", cells);
         results.Gradient("dense_bias", dense);
         results.Gradient("row_bias", rows);
         results.Gradient("column_bias", columns);
         results.Gradient("sinks", sinks);
-        if (read.CapturedName is not null)
-            results.Gradient(read.CapturedName, capturedGradient, 1, inputs.Captured[0].By == CapturedBy.Head ? 1 : inputs.Captured[0].Values.Shape[0]);
+        for (int c = 0; c < read.Captured.Count; c++)
+            results.Gradient(read.Captured[c], captured[c], 1, IsByDistance(inputs.Captured[c]) ? inputs.Captured[c].Values.Shape[0] : 1);
         return Chain.Apply(results, read.Chains);
+
+        TensorView Gradient(int c) => c < read.Captured.Count ? View(captured[c], inputs.Captured[c].Values.Shape) : default;
+    }
+
+    // One line a head; anything else is a sum over pairs that may cancel.
+    private static bool IsByDistance(CapturedValues captured) => captured.By is CapturedBy.HeadAndDistance or CapturedBy.HeadAndAbsoluteDistance;
+
+    private static CapturedTensor Captured(AttentionInputs inputs, int c)
+    {
+        if (c >= inputs.Captured.Count)
+            return default;
+        TensorView values = View(inputs.Captured[c].Values);
+        return inputs.Captured[c].By switch
+        {
+            CapturedBy.Head => CapturedTensor.PerHead(values),
+            CapturedBy.HeadAndDistance => CapturedTensor.PerHeadAndDistance(values, inputs.Captured[c].Centre),
+            CapturedBy.HeadAndAbsoluteDistance => CapturedTensor.PerHeadAndAbsoluteDistance(values),
+            CapturedBy.Query => CapturedTensor.PerQuery(values),
+            CapturedBy.Key => CapturedTensor.PerKey(values),
+            _ => CapturedTensor.Dense(values),
+        };
     }
 
     private static Case Read(VectorCase vector)
@@ -156,12 +180,14 @@ public sealed class AttentionReplay : IReplay
         var made = new AttentionRecipes(vector);
         // Causal attention sees no distance above 0, where alone the forms differ.
         bool hasSlopes = vector.Text("alibi_form") is null or "symmetric" || (vector.Text("alibi_form") == "one_sided" && causal && isCausal);
-        if (vector.Input("distance_vector") is { Shape.Length: > 2 })
-            throw new NotReplayedException("distance_vector per batch");
         int[]? offsets = vector.Parameter("query_offset") is { ValueKind: JsonValueKind.Array } list ? [.. list.EnumerateArray().Select(offset => offset.GetInt32())] : null;
-        string? capturedName = vector.Text("score_rule") switch { "relative_temperature" => "temperature", "log_length" => "length_gain", _ => null };
-        CapturedValues? captured = capturedName is null ? null
-            : new(vector.Need(capturedName).Grid, capturedName == "temperature" ? CapturedBy.HeadAndAbsoluteDistance : CapturedBy.Head);
+        bool isGated = vector.Input("gate") is not null;
+        (string Name, CapturedBy By)[] captured = isGated ? [("gate", CapturedBy.Query), ("distance_vector", CapturedBy.HeadAndDistance)] : vector.Text("score_rule") switch
+        {
+            "relative_temperature" => [("temperature", CapturedBy.HeadAndAbsoluteDistance)],
+            "log_length" => [("length_gain", CapturedBy.Head)],
+            _ => [],
+        };
         return new(new AttentionInputs
         {
             Query = vector.Need("query").Grid,
@@ -172,7 +198,7 @@ public sealed class AttentionReplay : IReplay
             QueryOffset = offsets is null ? (int?)vector.Number("query_offset") : null,
             QueryOffsets = offsets,
             Slopes = hasSlopes ? vector.Input("alibi_slopes")?.Grid : null,
-            DistanceBias = made.DistanceBias ?? vector.Input("distance_vector")?.Grid,
+            DistanceBias = made.DistanceBias ?? (!isGated && vector.Input("distance_vector") is { Shape.Length: 2 } line ? line.Grid : null),
             DistanceCentre = made.DistanceBias is null ? (int?)vector.Number("distance_centre") : made.DistanceCentre,
             BucketTable = vector.Input("t5_table")?.Grid,
             MaximumDistance = (int)(vector.Number("t5_max_distance") ?? 128),
@@ -189,7 +215,7 @@ public sealed class AttentionReplay : IReplay
             KeyLengths = vector.Parameter("seqused_k") is { } lengths ? [.. lengths.EnumerateArray().Select(length => length.GetInt32())] : null,
             Formula = vector.Text("score_rule") switch
             {
-                null => null,
+                null => isGated ? new GatedBiasFormula() : null,
                 "checkerboard" => new CheckerboardFormula(),
                 "squared" => new SquaredFormula(),
                 "leaky" => new LeakyFormula(0.125),
@@ -197,8 +223,8 @@ public sealed class AttentionReplay : IReplay
                 "log_length" => new LogLengthFormula(),
                 { } rule => throw new NotReplayedException($"score_rule {rule}"),
             },
-            Captured = captured is null ? [] : [captured],
-        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid, capturedName, made.Chains);
+            Captured = [.. captured.Select(one => new CapturedValues(vector.Need(one.Name).Grid, one.By, (int)(vector.Number("distance_centre") ?? 0)))],
+        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid) { Captured = [.. captured.Select(one => one.Name)], Chains = made.Chains };
     }
 
     // [h, s] counts for every sequence.
@@ -212,5 +238,11 @@ public sealed class AttentionReplay : IReplay
 
     private static TensorView View(Grid<double>? grid) => grid is null ? default : View(Array.ConvertAll(grid.Data, x => (float)x), grid.Shape);
 
-    internal sealed record Case(AttentionInputs Inputs, Grid<double>? Upstream, Grid<double>? LogSumExpUpstream, string? CapturedName, IReadOnlyList<Chain> Chains);
+    /// <summary>A problem, what arrives at its outputs, and how the gradients of captured tensors (those of the first so many) and of what biases were made of are called.</summary>
+    internal sealed record Case(AttentionInputs Inputs, Grid<double>? Upstream = null, Grid<double>? LogSumExpUpstream = null)
+    {
+        public IReadOnlyList<string> Captured { get; init; } = [];
+
+        public IReadOnlyList<Chain> Chains { get; init; } = [];
+    }
 }

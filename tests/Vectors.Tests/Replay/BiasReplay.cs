@@ -53,7 +53,7 @@ public sealed class BiasReplay : IReplay
         var gradient = new float[read.Table.Data.Length];
         for (int key = 0; key < read.Keys; key++)
         {
-            Results<float> one = AttentionReplay.Run(new(read.Of(key), Grid.Zeros<double>(1, read.Heads, read.Queries, 1), read.Upstream(key), null, []), new PlainScore());
+            Results<float> one = AttentionReplay.Run(new(read.Of(key), Grid.Zeros<double>(1, read.Heads, read.Queries, 1), read.Upstream(key)), new PlainScore());
             for (int at = 0; at < read.Heads * read.Queries; at++)
                 bias[at * read.Keys + key] = one.Outputs["lse"].Values[at];
             for (int at = 0; at < gradient.Length; at++)

@@ -24,7 +24,7 @@ public sealed class HfAttentionReplay : IReplay
         AttentionReplay.Case read = Read(vector);
         Results<float> results = AttentionReplay.Run(read, new PlainScore());
         if (BiasName(vector) is { } name)
-            results.Output(name, BiasOf(vector, read.Inputs, one => AttentionReplay.Run(new(one, null, null, null, []), new PlainScore()).Outputs["lse"].Values));
+            results.Output(name, BiasOf(vector, read.Inputs, one => AttentionReplay.Run(new(one), new PlainScore()).Outputs["lse"].Values));
         return results;
     }
 
@@ -90,7 +90,7 @@ public sealed class HfAttentionReplay : IReplay
             BucketTable = table, MaximumDistance = (int)(vector.Number("max_distance") ?? 128), IsBidirectional = vector.Parameter("bidirectional") is null || vector.Flag("bidirectional"),
             DenseBias = dense, RowBias = rows, ColumnBias = columns, Sinks = vector.Input("sinks")?.Grid, Mask = vector.Need("mask").Grid,
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
-        }, vector.Input("upstream_output")?.Grid, null, null, chains);
+        }, vector.Input("upstream_output")?.Grid) { Chains = chains };
     }
 
     // c[i] − c[j], c the running sum of the gates' logarithms.
@@ -117,33 +117,11 @@ public sealed class HfAttentionReplay : IReplay
         return (rows, columns);
     }
 
-    // BLOOM and Falcon: slope · (visible keys up to j − 1), 0 where masked. MPT: −slope · (Sk − 1 − j).
+    // Falcon divides its bias as it does its scores.
     private static Grid<double> KeyBias(VectorCase vector, int heads, int keys)
     {
-        double[] slopes = Slopes(heads, vector.Number("alibi_bias_max") ?? 8);
-        double scale = vector.Text("kind") == "falcon" ? vector.Number("scale")!.Value : 1;
-        Grid<double>? visible = vector.Input("attention_mask")?.Grid;
-        Grid<double> bias = Grid.Zeros<double>(visible?.Shape[0] ?? 1, heads, keys);
-        for (int b = 0; b < bias.Shape[0]; b++)
-        {
-            for (int h = 0; h < heads; h++)
-            {
-                double seen = 0;
-                for (int j = 0; j < keys; j++)
-                {
-                    seen += visible?[b, j] ?? 0;
-                    bias[b, h, j] = scale * slopes[h] * (visible is null ? j - (keys - 1) : visible[b, j] == 0 ? 0 : seen - 1);
-                }
-            }
-        }
-        return bias;
-    }
-
-    // The paper's: 2^(−max(h + 1)/n) for n heads, a power of two; the next odd ones of twice as many for the rest.
-    private static double[] Slopes(int heads, double maximum)
-    {
-        int power = 1 << BitOperations.Log2((uint)heads);
-        return [.. Enumerable.Range(0, heads).Select(h => Math.Pow(2, h < power ? -maximum * (h + 1) / power : -maximum * (2 * (h - power) + 1) / (2 * power)))];
+        Grid<double> bias = AlibiReplay.KeyBias(AlibiOracle.Slopes(heads, vector.Number("alibi_bias_max") ?? 8), vector.Input("attention_mask")?.Grid, keys);
+        return vector.Text("kind") == "falcon" ? Times(bias, vector.Number("scale")!.Value) : bias;
     }
 
     private static Chain Clip(string name, Grid<double> x, double clip) => new(name, x.Data.Length, [.. x.Data.Select((value, i) => (i, name, i, Math.Abs(value) <= clip ? 1.0 : 0.0))]);

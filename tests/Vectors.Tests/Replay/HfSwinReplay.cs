@@ -50,8 +50,8 @@ public sealed class HfSwinReplay : IReplay
                 Query = Grid.Zeros<double>(1, cells.Shape[1], n, 1), Key = Grid.Zeros<double>(1, cells.Shape[1], n, 1), Value = Grid.Zeros<double>(1, cells.Shape[1], n, 1), Mask = mask,
                 CellTable = cells, WindowHeight = window[0], WindowWidth = window[1],
             };
-            Results<T> one = run(new(Of(table), Grid.Zeros<double>(1, heads, n, 1), arriving, null, []));
-            T[] rows = run(new(Of(numbers), null, null, null, [])).Outputs["lse"].Values;
+            Results<T> one = run(new(Of(table), Grid.Zeros<double>(1, heads, n, 1), arriving));
+            T[] rows = run(new(Of(numbers))).Outputs["lse"].Values;
             for (int at = 0; at < heads * n; at++)
                 bias[at * n + key] = one.Outputs["lse"].Values[at];
             for (int at = 0; at < n; at++)
@@ -104,7 +104,7 @@ public sealed class HfSwinReplay : IReplay
             {
                 Query = Cut(vector.Need("query").Grid), Key = Cut(vector.Need("key").Grid), Value = Cut(vector.Need("value").Grid), Scale = vector.Number("scale"),
                 CellTable = table, WindowHeight = window, WindowWidth = window, DenseBias = shift == 0 ? null : Mask(vector.Number("shift_mask_value")!.Value),
-            }, Cut(vector.Need("upstream_output").Grid), null, null, [Back("query"), Back("key"), Back("value"), Chain.Of("relative_position_bias_table", "table_2d", table.Data.Length)]);
+            }, Cut(vector.Need("upstream_output").Grid)) { Chains = [Back("query"), Back("key"), Back("value"), Chain.Of("relative_position_bias_table", "table_2d", table.Data.Length)] };
             Results<T> results = run(read), whole = new();
             whole.Output("output", Join(results.Outputs["output"].Values), batch, heads);
             foreach ((string name, Result<T> gradient) in results.Gradients)

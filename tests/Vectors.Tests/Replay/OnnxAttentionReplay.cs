@@ -11,27 +11,52 @@ public sealed class OnnxAttentionReplay : IReplay
     // The suite's numpy code runs in float32.
     public double? ReferenceError(VectorCase vector) => 1e-6;
 
-    public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T>
+    public Results<T>? Oracle<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T> => Replay(vector, AttentionReplay.Oracle<T>);
+
+    public Results<float> Library(VectorCase vector) => Replay(vector, read => AttentionReplay.Run(read, new PlainScore()));
+
+    private static Results<T> Replay<T>(VectorCase vector, Func<AttentionReplay.Case, Results<T>> run) where T : unmanaged, IFloatingPointIeee754<T>
     {
         AttentionReplay.Case read = Read(vector);
+        int batch = read.Inputs.Query.Shape[0], heads = read.Inputs.Query.Shape[1];
+        T[] output = run(read).Outputs["output"].Values;
         var results = new Results<T>();
-        Grid<T> output = AttentionOracle.Forward<T>(read.Inputs).Output;
-        results.Output("Y", vector.Need("Q").Shape.Length == 3 ? Join(output).Data : output.Data);
+        if (vector.Need("Q").Shape.Length == 4)
+            results.Output("Y", output, batch, heads);
+        else
+            results.Output("Y", Join(new Grid<T>(output, batch, heads, read.Inputs.Query.Shape[2], read.Inputs.Value.Shape[3])).Data);
         Present(vector, read, results);
+        if (vector.Outputs.ContainsKey("qk_matmul_output"))
+            results.Output("qk_matmul_output", (int)(vector.Number("qk_matmul_output_mode") ?? 0) is var mode && mode == 3 ? Weights(read.Inputs, run) : Scores(read.Inputs, mode, run), batch, heads);
         return results;
     }
 
-    public Results<float> Library(VectorCase vector)
+    // Neither is an output of attention that never stores them. Values that are the rows of the identity give the weights.
+    private static T[] Weights<T>(AttentionInputs inputs, Func<AttentionReplay.Case, Results<T>> run) where T : unmanaged
     {
-        AttentionReplay.Case read = Read(vector);
-        Result<float> output = AttentionReplay.Run(read, new PlainScore()).Outputs["output"];
-        var results = new Results<float>();
-        if (vector.Need("Q").Shape.Length == 4)
-            results.Output("Y", output.Values, output.Batch, output.Heads);
-        else
-            results.Output("Y", Join(new Grid<float>(output.Values, output.Batch, output.Heads, vector.Need("Q").Shape[1], output.Values.Length / (output.Batch * output.Heads * vector.Need("Q").Shape[1]))).Data);
-        Present(vector, read, results);
-        return results;
+        (int batch, int keyHeads, int keys) = (inputs.Key.Shape[0], inputs.Key.Shape[1], inputs.Key.Shape[2]);
+        Grid<double> identity = Grid.Zeros<double>(batch, keyHeads, keys, keys);
+        for (int row = 0; row < batch * keyHeads * keys; row++)
+            identity.Data[row * keys + row % keys] = 1;
+        return run(new(inputs with { Value = identity })).Outputs["output"].Values;
+    }
+
+    // A query that sees one key has its score as log-sum-exp: scaled (mode 0), capped too (1), with mask and bias too (2).
+    private static T[] Scores<T>(AttentionInputs inputs, int mode, Func<AttentionReplay.Case, Results<T>> run) where T : unmanaged
+    {
+        (int batch, int heads, int queries, int keys) = (inputs.Query.Shape[0], inputs.Query.Shape[1], inputs.Query.Shape[2], inputs.Key.Shape[2]);
+        AttentionInputs upTo = mode == 2 ? inputs : inputs with { Softcap = mode == 0 ? null : inputs.Softcap, Causal = false, KeyLengths = null, DenseBias = null };
+        var scores = new T[batch * heads * queries * keys];
+        for (int key = 0; key < keys; key++)
+        {
+            Grid<double> alone = Grid.Zeros<double>(batch, heads, queries, keys);
+            for (int row = 0; row < batch * heads * queries; row++)
+                alone.Data[row * keys + key] = mode < 2 || inputs.Mask is null ? 1 : inputs.Mask[row / (heads * queries), row / queries % heads, row % queries, key];
+            T[] column = run(new(upTo with { Mask = alone })).Outputs["lse"].Values;
+            for (int row = 0; row < column.Length; row++)
+                scores[row * keys + key] = column[row];
+        }
+        return scores;
     }
 
     // The cache after the call is what the caller put together for it.
@@ -45,7 +70,9 @@ public sealed class OnnxAttentionReplay : IReplay
 
     private static AttentionReplay.Case Read(VectorCase vector)
     {
-        vector.KnowsOnly(["scale", "is_causal", "q_num_heads", "kv_num_heads", "softcap"], ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"]);
+        vector.KnowsOnly(["scale", "is_causal", "q_num_heads", "kv_num_heads", "softcap", "qk_matmul_output_mode", "left_window_size", "right_window_size"], ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"]);
+        vector.Requires("left_window_size", -1.0);
+        vector.Requires("right_window_size", -1.0);
         foreach (string name in (string[])["Q", "K", "V"])
         {
             if (vector.Need(name).Type != "float32")
@@ -67,7 +94,7 @@ public sealed class OnnxAttentionReplay : IReplay
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
             DenseBias = Broadcast(vector.Input("attn_mask"), key.Shape[2], isMask: false),
             Mask = Broadcast(vector.Input("attn_mask"), key.Shape[2], isMask: true),
-        }, null, null, null, []);
+        });
     }
 
     // Broadcast from the last axis on. A boolean mask hides, any other is added; keys beyond it are hidden.
