@@ -15,15 +15,30 @@ internal static class Exponential
     /// <summary>e to this power and below is 0 in float32.</summary>
     public const float Lowest = -104f;
 
+    /// <summary>The same of powers of two.</summary>
+    public const float LowestOfTwo = Lowest * Log2E;
+
     /// <summary>What powers of e are multiplied by to be powers of two, and back.</summary>
     public const float Log2E = 1.44269504f, Ln2 = 0.693147181f;
 
     private const float C6 = 2.1612915e-4f, C5 = 1.2467846e-3f, C4 = 9.6754516e-3f, C3 = 5.5485281e-2f, C2 = 2.4022931e-1f, C1 = 6.9314704e-1f;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V OfNonPositive<V>(V x) where V : struct, ILanes<V>
+    public static V OfNonPositive<V>(V x) where V : struct, ILanes<V> => PowerOfTwo(x * Log2E);
+
+    /// <summary>Four at once, step by step side by side: the JIT doesn't reorder, and one alone waits for itself.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void OfNonPositive<V>(V x0, V x1, V x2, V x3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
     {
-        V y = x * Log2E, f = V.Fraction(y);
+        V constant = V.From(Log2E);
+        PowersOfTwo(x0 * constant, x1 * constant, x2 * constant, x3 * constant, out e0, out e1, out e2, out e3);
+    }
+
+    /// <summary>2^y for y from <see cref="LowestOfTwo"/> to 0 (or a rounding above it).</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V PowerOfTwo<V>(V y) where V : struct, ILanes<V>
+    {
+        V f = V.Fraction(y);
         V p = V.MultiplyAdd(V.From(C6), f, V.From(C5));
         p = V.MultiplyAdd(p, f, V.From(C4));
         p = V.MultiplyAdd(p, f, V.From(C3));
@@ -33,12 +48,10 @@ internal static class Exponential
         return V.ScaleDown(p, y);
     }
 
-    /// <summary>Four at once, step by step side by side: the JIT doesn't reorder, and one alone waits for itself.</summary>
+    /// <summary>2^y of four.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void OfNonPositive<V>(V x0, V x1, V x2, V x3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
+    public static void PowersOfTwo<V>(V y0, V y1, V y2, V y3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
     {
-        V constant = V.From(Log2E);
-        V y0 = x0 * constant, y1 = x1 * constant, y2 = x2 * constant, y3 = x3 * constant;
         V f0 = V.Fraction(y0), f1 = V.Fraction(y1), f2 = V.Fraction(y2), f3 = V.Fraction(y3);
         V first = V.From(C6), next = V.From(C5);
         V p0 = V.MultiplyAdd(first, f0, next), p1 = V.MultiplyAdd(first, f1, next), p2 = V.MultiplyAdd(first, f2, next), p3 = V.MultiplyAdd(first, f3, next);

@@ -240,7 +240,7 @@ internal sealed partial class CpuDevice
                 // A mean with weights is added afterwards.
                 float ofMean = MeanWeights == null ? 0 : arriving.MeanLogit / Shard.Whole;
                 var slope = new LogitSlope(whole.Row, MeanWeights == null ? arriving : arriving with { MeanLogit = 0 }, Shard.Whole);
-                Shift[i] = whole.Row.Shift;
+                Shift[i] = whole.Row.Anchor;
                 (Constant[i], PerLogit[i], PerExponential[i], Everywhere[i]) = slope.Coefficients;
                 double atTarget = slope.AtTarget(whole.TargetLogit);
                 if (MeanWeights != null)

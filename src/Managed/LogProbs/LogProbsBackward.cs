@@ -35,7 +35,7 @@ internal sealed partial class CpuDevice
     private unsafe struct LogProbsBackwardWork : IWork
     {
         // A row that, with the next one, leaves half of a second cache of a megabyte.
-        private const int PrefetchedFloats = 1 << 16;
+        private const int PrefetchedBytes = 1 << 18;
 
         public LogitRows Rows;
         public LogSumExpVector LogSumExp;
@@ -64,41 +64,42 @@ internal sealed partial class CpuDevice
             int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
             Arriving arriving = Upstream[row];
-            if (KeepsPowers(row, arriving))
-            {
-                DifferentiatePowers<TLanes>(row, (nint)target, arriving, slopes);
-                return;
-            }
-            RowSums sums = Merged.IsPresent ? Merged[row].Row
-                // Saved sums have no squares.
-                : LogSumExp.HasRemainder && arriving.SumOfSquares == 0 ? LogSumExp.Sums(row, Entropy.OrZero(row)) : LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block);
             nint column = Rows.Column(target);
-            double logit = column < 0 ? double.NegativeInfinity : Rows.At<TLanes>(row, column);
+            double logit = column < 0 ? double.NegativeInfinity : Rows.Shape.Scale * Rows.At<TLanes>(row, column);
+            if (KeepsPowers(row, arriving))
+                DifferentiatePowers<TLanes>(row, column, logit, arriving, block);
+            else
+                Differentiate<TLanes>(row, column, logit, arriving, goesOn, block, slopes);
+            Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
+        }
+
+        private readonly void Differentiate<TLanes>(nint row, nint column, double logit, in Arriving arriving, bool goesOn, float* block, float* slopes) where TLanes : struct, ILanes<TLanes>
+        {
             // A mean with weights is added afterwards.
             float ofMean = Rows.MeanWeights == null ? 0 : arriving.MeanLogit / Rows.Shard.Whole;
+            // What costs most to compute twice is kept where the gradient goes.
+            float* kept = Rows.Shape.IsCapped && Gradient.IsFloat32 && ofMean == 0 ? Gradient.Row(row) : null;
+            // Saved sums have no squares.
+            bool known = Merged.IsPresent || (LogSumExp.HasRemainder && arriving.SumOfSquares == 0);
+            RowSums sums = !known ? LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block, null, kept)
+                : Merged.IsPresent ? Merged[row].RowOf(Rows.Shape.Scale) : LogSumExp.Sums(row, Entropy.OrZero(row), Rows.Shape.Scale);
             var slope = new LogitSlope(sums, ofMean == 0 ? arriving : arriving with { MeanLogit = 0 }, Rows.Shard.Whole);
 
-            nint start = 0;
-            if (Rows.IsPlain && Rows.Type == ElementType.Float32)
-            {
-                start = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
-                bool fits = start <= PrefetchedFloats;
-                slope.Differentiate<TLanes>((float*)Rows.Row(row), Gradient.Row(row), start, goesOn && fits ? (float*)Rows.Row(row + 1) : null);
-                if (ofMean != 0)
-                    Rows.AddMean(ofMean, 0, start, Gradient.Row(row));
-            }
-            for (; start < Rows.Vocabulary; start += length)
+            // What can be read where it lies and written where it belongs is one piece.
+            nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
+            nint length = Rows.IsPlain && Gradient.IsFloat32 && ofMean == 0 && whole > 0 ? whole : LogitSums<TLanes>.Block;
+            bool asksAhead = goesOn && Rows.Vocabulary * Rows.Type.Size() <= PrefetchedBytes;
+            for (nint start = 0; start < Rows.Vocabulary; start += length)
             {
                 nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
-                Rows.Prepare<TLanes>(row, start, count, block);
-                slope.Differentiate<TLanes>(block, slopes, padded);
+                StoredLogits u = !known && kept != null && count == length ? new((byte*)(kept + start), ElementType.Float32) : Rows.Read<TLanes>(row, start, count, block);
+                bool apart = !Gradient.IsFloat32 || count != padded || ofMean != 0;
+                slope.Differentiate<TLanes>(u, Rows.Shape, apart ? slopes : Gradient.Row(row) + start, padded, asksAhead ? Rows.Row(row + 1) + start * Rows.Type.Size() : null);
                 if (ofMean != 0)
-                    Rows.AddMean(ofMean, start, count, slopes);
-                if (Rows.Shape.Bends)
-                    Rows.Shape.Unbend<TLanes>(block, slopes, padded);
-                Gradient.Write<TLanes>(slopes, row, start, count);
+                    Rows.AddMean(ofMean, start, count, block, slopes);
+                if (apart)
+                    Gradient.Write<TLanes>(slopes, row, start, count);
             }
-            Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
             if (column < 0)
                 return;
             double atTarget = slope.AtTarget(logit) + (ofMean == 0 ? 0 : ofMean * Rows.MeanWeights[column]);
@@ -108,28 +109,36 @@ internal sealed partial class CpuDevice
 
         // Whether each power of e counts only as it is.
         private readonly bool KeepsPowers(nint row, in Arriving arriving) =>
-            !Merged.IsPresent && !LogSumExp.HasRemainder && float.IsFinite(LogSumExp[row]) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 }
-            && Rows.IsPlain && Rows.Type == ElementType.Float32;
+            !Merged.IsPresent && !LogSumExp.HasRemainder && float.IsFinite(LogSumExp[row]) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 } && !Rows.Shape.IsCapped && Rows.Type == ElementType.Float32;
 
-        private readonly void DifferentiatePowers<TLanes>(nint row, nint target, in Arriving arriving, float* tail) where TLanes : struct, ILanes<TLanes>
+        private readonly void DifferentiatePowers<TLanes>(nint row, nint target, double logit, in Arriving arriving, float* block) where TLanes : struct, ILanes<TLanes>
         {
-            float* logits = (float*)Rows.Row(row), gradient = Gradient.Row(row);
-            float shift = LogSumExp[row], logit = logits[target];
-            nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count, rest = Rows.Vocabulary - whole;
-            // Beside the target's power the others' sum would lose its digits, and where p is nearly 1 they are what p − 1 is made of.
-            double sum = ExponentialRow.Form<TLanes>(logits, gradient, whole, shift, target);
-            if (rest > 0)
+            float* gradient = Gradient.Row(row);
+            RowSums near = RowSums.Anchored(Rows.Shape.Scale, LogSumExp[row], 0, 0, 0);
+            nint length = LogitSums<TLanes>.Block, last = 0;
+            // Each block has a sum of its own, so that few numbers of very different size meet.
+            double sum = Math.Exp(logit - near.Shift);
+            for (nint start = 0; start < Rows.Vocabulary; start += length)
             {
-                Rows.Prepare<TLanes>(row, whole, rest, tail);
-                sum += ExponentialRow.Form<TLanes>(tail, tail, TLanes.Count, shift, target - whole);
+                nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
+                StoredLogits u = Rows.Read<TLanes>(row, start, count, block);
+                // Beside the target's power the others' sum would lose its digits, and where p is nearly 1 they are what p − 1 is made of.
+                if (target >= start && target < start + count)
+                {
+                    Rows.Prepare<TLanes>(row, start, count, block);
+                    block[target - start] = float.NegativeInfinity;
+                    u = new((byte*)block, ElementType.Float32);
+                }
+                last = count == padded ? 0 : count;
+                sum += ExponentialRow.Form<TLanes>(u, last > 0 ? block : gradient + start, padded, near.Anchor, Rows.Shape.PowerScale);
             }
-            sum += Math.Exp((double)logit - shift);
-            var slope = new LogitSlope(new RowSums(shift, sum, 0, 0, 0), arriving, Rows.Shard.Whole);
-            ExponentialRow.Multiply<TLanes>(gradient, whole, slope.Coefficients.Constant);
-            ExponentialRow.Multiply<TLanes>(tail, rest > 0 ? TLanes.Count : 0, slope.Coefficients.Constant);
-            Gradient.Write<TLanes>(tail, row, whole, rest);
-            Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
-            gradient[target] = (float)slope.AtTarget(logit);
+            var slope = new LogitSlope(near with { Sum = sum }, arriving, Rows.Shard.Whole);
+            float factor = (float)(slope.Coefficients.Constant * Rows.Shape.Steepest);
+            ExponentialRow.Multiply<TLanes>(gradient, Rows.Vocabulary - last, factor);
+            for (nint i = 0; i < last; i++)
+                gradient[Rows.Vocabulary - last + i] = block[i] * factor;
+            if (target >= 0)
+                gradient[target] = (float)(slope.AtTarget(logit) * Rows.Shape.Steepest);
         }
     }
 }

@@ -73,37 +73,47 @@ internal sealed partial class CpuDevice
                 Top.Clear(row);
                 return;
             }
-            RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block);
+            TopRows.List top = Top.Begin(row);
+            RowSums sums = LogitSums<TLanes>.Of(Rows, row, Sought, block, Top.Count > 0 ? &top : null);
+            top.Finish(Rows.Shape.Scale, sums.Shift, sums.LogSum);
             bool all = Partials.IsPresent;
             nint column = Rows.Column(target);
             var whole = new VocabularySums
             {
                 // Where no sums could be formed the shift is 0.
-                Max = sums.Sum == 0 ? float.NegativeInfinity : double.IsFinite(sums.Sum) ? sums.Shift : (float)sums.Sum,
+                Max = sums.Sum == 0 ? double.NegativeInfinity : double.IsFinite(sums.Sum) ? sums.Shift : sums.Sum,
                 Sum = sums.Sum,
                 Weighted = sums.Weighted,
                 Squares = sums.Squares,
                 Logits = all || Results.HasMeanLogit ? Rows.Total<TLanes>(row, block) / Rows.Shard.Whole : 0,
-                TargetLogit = column < 0 ? float.NegativeInfinity : Rows.At<TLanes>(row, column),
+                TargetLogit = column < 0 ? double.NegativeInfinity : Rows.Shape.Scale * Rows.At<TLanes>(row, column),
                 Argmax = all || Results.HasArgmax ? Rows.Shard.First + FirstLargest<TLanes>(row, sums, block) : 0,
             };
             Results.Set(row, whole);
             if (all)
                 Partials[row] = whole;
-            if (Top.Count > 0)
-                FindTop<TLanes>(row, sums, block);
         }
 
         private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
         {
             // Where there is a NaN, it may be anywhere; an infinite logit too, for no sums were formed of its block.
-            bool anywhere = !double.IsFinite(sums.Sum);
-            nint start = anywhere ? 0 : sums.LargestBlock, end = anywhere ? Rows.Vocabulary : Math.Min(Rows.Vocabulary, start + LogitSums<TLanes>.Block);
-            float largest = float.NegativeInfinity;
-            nint found = start;
-            for (; start < end; start += LogitSums<TLanes>.Block)
+            bool anywhere = !double.IsFinite(sums.Sum) || sums.Sum == 0;
+            if (!anywhere)
             {
-                nint count = Math.Min(LogitSums<TLanes>.Block, end - start);
+                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - sums.LargestBlock);
+                Rows.Prepare<TLanes>(row, sums.LargestBlock, count, block);
+                nint at = 0;
+                while (at + TLanes.Count < count && !TLanes.AnyEqual(TLanes.From(sums.Anchor), TLanes.Load(block + at)))
+                    at += TLanes.Count;
+                while (at + 1 < count && block[at] != sums.Anchor)
+                    at++;
+                return sums.LargestBlock + at;
+            }
+            float largest = float.NegativeInfinity;
+            nint found = 0;
+            for (nint start = 0; start < Rows.Vocabulary; start += LogitSums<TLanes>.Block)
+            {
+                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - start);
                 Rows.Prepare<TLanes>(row, start, count, block);
                 for (nint i = 0; i < count; i++)
                 {
@@ -114,24 +124,6 @@ internal sealed partial class CpuDevice
                 }
             }
             return found;
-        }
-
-        private readonly void FindTop<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
-        {
-            TopRows.List top = Top.Begin(row);
-            for (nint start = 0; start < Rows.Vocabulary; start += LogitSums<TLanes>.Block)
-            {
-                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - start);
-                Rows.Prepare<TLanes>(row, start, count, block);
-                for (nint i = 0; i < count; i += TLanes.Count)
-                {
-                    if (top.IsFull && !TLanes.AnyLess(TLanes.From(top.Threshold), TLanes.Load(block + i)))
-                        continue;
-                    for (nint j = i; j < Math.Min(i + TLanes.Count, count); j++)
-                        top.Offer(start + j, block[j]);
-                }
-            }
-            top.Finish(sums.Shift, sums.LogSum);
         }
     }
 }

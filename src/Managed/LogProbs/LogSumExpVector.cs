@@ -34,14 +34,14 @@ internal sealed partial class CpuDevice
                 data[index * row + column] = float.IsFinite(rounded) ? (float)(shift - rounded + logSum) : 0;
         }
 
-        /// <summary>The sums of a row relative to its rounded log-sum-exp, which lies between the largest logit and ln V above it.</summary>
-        public RowSums Sums(nint index, float entropy)
+        /// <summary>The sums of a row relative to its rounded log-sum-exp, or nearly so, which lies between the largest logit and ln V above it.</summary>
+        public RowSums Sums(nint index, float entropy, double scale)
         {
             float shift = data[index * row];
             if (!float.IsFinite(shift))
-                return new(0, double.NaN, double.NaN, double.NaN, 0);
+                return new(0, 0, double.NaN, double.NaN, double.NaN, 0);
             double logSum = data[index * row + column], sum = Math.Exp(logSum);
-            return new(shift, sum, (logSum - entropy) * sum, double.NaN, 0);
+            return RowSums.Anchored(scale, shift, sum, (logSum - entropy) * sum, double.NaN);
         }
     }
 }

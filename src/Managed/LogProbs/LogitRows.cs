@@ -5,6 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     /// <summary>The rows of a <see cref="LogitsProblem"/> in pinned memory, and what becomes of a logit before it counts.</summary>
+    /// <remarks>Rows are read as u, of which z = scale · u is what counts (<see cref="LogitShape"/>): the scale goes into the constants that come after it.</remarks>
     private readonly unsafe struct LogitRows
     {
         private readonly byte* logits, targets;
@@ -23,7 +24,7 @@ internal sealed partial class CpuDevice
 
         public readonly ElementType Type;
 
-        /// <summary>Whether the logits count as they stand in memory.</summary>
+        /// <summary>Whether u stands in memory as it is.</summary>
         public readonly bool IsPlain;
 
         /// <summary>The weights of the mean logit; null for 1.</summary>
@@ -47,7 +48,7 @@ internal sealed partial class CpuDevice
             Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Logits.Length(1));
             Tail = (nint)problem.Logits.Length(1) - Vocabulary;
             IgnoreTarget = problem.IgnoreTarget;
-            IsPlain = bias == null && !shape.Bends;
+            IsPlain = bias == null && !shape.IsCapped;
             Shard = shard ?? new(0, Vocabulary);
         }
 
@@ -60,48 +61,72 @@ internal sealed partial class CpuDevice
         /// <summary>The column of a target; −1 if it lies in another slice of the vocabulary.</summary>
         public nint Column(long target) => target >= Shard.First && target < Shard.First + Vocabulary ? (nint)(target - Shard.First) : -1;
 
-        /// <summary>Computes the logits of a part of a row, −∞ behind them up to a whole vector. Returns the largest; NaN may be passed over.</summary>
-        public float Prepare<V>(nint row, nint start, nint count, float* prepared) where V : struct, ILanes<V> => (Type, IsPlain) switch
+        /// <summary>A part of a row as whole vectors of u: where it lies, or prepared.</summary>
+        public StoredLogits Read<V>(nint row, nint start, nint count, float* prepared) where V : struct, ILanes<V>
         {
-            (ElementType.Float32, true) => Prepare<V, Float32Storage, Yes>(row, start, count, prepared),
-            (ElementType.Float32, false) => Prepare<V, Float32Storage, No>(row, start, count, prepared),
-            (ElementType.BFloat16, true) => Prepare<V, BFloat16Storage, Yes>(row, start, count, prepared),
-            (ElementType.BFloat16, false) => Prepare<V, BFloat16Storage, No>(row, start, count, prepared),
-            (_, true) => Prepare<V, Float16Storage, Yes>(row, start, count, prepared),
-            (_, false) => Prepare<V, Float16Storage, No>(row, start, count, prepared),
+            if (IsPlain && count % V.Count == 0)
+                return new(Row(row) + start * Type.Size(), Type);
+            Prepare<V>(row, start, count, prepared);
+            return new((byte*)prepared, ElementType.Float32);
+        }
+
+        /// <summary>Computes u of a part of a row, −∞ behind it up to a whole vector. Returns the largest; NaN may be passed over.</summary>
+        public float Prepare<V>(nint row, nint start, nint count, float* prepared) where V : struct, ILanes<V>
+        {
+            nint w = V.Count, whole = count - count % w, size = Type.Size();
+            byte* source = Row(row) + start * size;
+            float* offset = bias == null ? null : bias + start;
+            float largest = Prepare<V>(source, offset, whole, prepared);
+            if (whole == count)
+                return largest;
+            // What isn't a whole vector is copied into one.
+            nint rest = count - whole;
+            byte* stored = stackalloc byte[(int)(w * sizeof(float))];
+            float* offsets = stackalloc float[(int)w];
+            new Span<byte>(stored, (int)(w * sizeof(float))).Clear();
+            new Span<float>(offsets, (int)w).Clear();
+            new Span<byte>(source + whole * size, (int)(rest * size)).CopyTo(new Span<byte>(stored, (int)(rest * size)));
+            if (offset != null)
+                new Span<float>(offset + whole, (int)rest).CopyTo(new Span<float>(offsets, (int)rest));
+            Prepare<V>(stored, offset == null ? null : offsets, w, prepared + whole);
+            new Span<float>(prepared + count, (int)(w - rest)).Fill(float.NegativeInfinity);
+            return V.MaxNative(V.From(largest), V.Load(prepared + whole)).Largest();
+        }
+
+        private float Prepare<V>(byte* source, float* offset, nint count, float* prepared) where V : struct, ILanes<V> => Type switch
+        {
+            ElementType.Float32 => Prepare<V, Float32Storage>(source, offset, count, prepared),
+            ElementType.BFloat16 => Prepare<V, BFloat16Storage>(source, offset, count, prepared),
+            _ => Prepare<V, Float16Storage>(source, offset, count, prepared),
         };
 
-        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private float Prepare<V, TStorage, TPlain>(nint row, nint start, nint count, float* prepared)
-            where V : struct, ILanes<V> where TStorage : struct, IStorage where TPlain : struct, IChoice
+        private float Prepare<V, TStorage>(byte* source, float* offset, nint count, float* prepared) where V : struct, ILanes<V> where TStorage : struct, IStorage => (offset != null, shape.IsCapped) switch
         {
-            byte* source = Row(row) + start * TStorage.Size;
-            float* offset = bias + start;
+            (false, false) => Prepare<V, TStorage, No, No>(source, offset, shape, count, prepared),
+            (false, true) => Prepare<V, TStorage, No, Yes>(source, offset, shape, count, prepared),
+            (true, false) => Prepare<V, TStorage, Yes, No>(source, offset, shape, count, prepared),
+            (true, true) => Prepare<V, TStorage, Yes, Yes>(source, offset, shape, count, prepared),
+        };
+
+        // A leaf, so that nothing is spilled around calls.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static float Prepare<V, TStorage, TBias, TCapped>(byte* source, float* offset, LogitShape shape, nint count, float* prepared)
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TBias : struct, IChoice where TCapped : struct, IChoice
+        {
+            nint w = V.Count, step = w * TStorage.Size;
             V largest = V.From(float.NegativeInfinity);
-            nint i = 0;
-            for (; i <= count - V.Count; i += V.Count)
+            for (float* end = prepared + count; prepared < end; prepared += w, source += step)
             {
-                V z = TStorage.Load<V>(source + i * TStorage.Size);
-                if (!TPlain.Taken)
-                    z = shape.Bend(bias == null ? z : z + V.Load(offset + i));
-                largest = V.MaxNative(largest, z);
-                z.Store(prepared + i);
-            }
-            if (i < count)
-            {
-                nint end = i + V.Count;
-                float last = float.NegativeInfinity;
-                for (; i < count; i++)
+                V u = TStorage.Load<V>(source);
+                if (TBias.Taken)
                 {
-                    Real32 z = TStorage.Load<Real32>(source + i * TStorage.Size);
-                    if (!TPlain.Taken)
-                        z = shape.Bend(bias == null ? z : z + offset[i]);
-                    prepared[i] = z.Value;
-                    last = z.Value > last ? z.Value : last;
+                    u += V.Load(offset);
+                    offset += w;
                 }
-                for (; i < end; i++)
-                    prepared[i] = float.NegativeInfinity;
-                largest = V.MaxNative(largest, V.From(last));
+                if (TCapped.Taken)
+                    u = shape.Cap(u);
+                largest = V.MaxNative(largest, u);
+                u.Store(prepared);
             }
             return largest.Largest();
         }
@@ -122,20 +147,26 @@ internal sealed partial class CpuDevice
                 for (nint i = whole; i < count; i++)
                     total += MeanWeights == null ? block[i] : Weighted(new Real32(block[i]), new Real32(weights[i])).Value;
             }
-            return total;
+            return shape.Scale * total;
         }
 
         // An infinite logit of weight 0 is left out.
         private static V Weighted<V>(V z, V weight) where V : struct, ILanes<V> => V.SelectEqual(weight, V.Zero, V.Zero, z * weight);
 
         /// <summary>Adds a gradient of Σ w z to that of a part of a row.</summary>
-        public void AddMean(float slope, nint start, nint count, float* gradient)
+        /// <param name="slope">Of z.</param>
+        /// <param name="start">Where the part begins.</param>
+        /// <param name="count">How long it is.</param>
+        /// <param name="prepared">Its u; only where there is a softcap.</param>
+        /// <param name="gradient">What is added to.</param>
+        public void AddMean(float slope, nint start, nint count, float* prepared, float* gradient)
         {
+            float ofLogit = (float)(slope * shape.Steepest);
             for (nint i = 0; i < count; i++)
-                gradient[i] += slope * MeanWeights[start + i];
+                gradient[i] += ofLogit * MeanWeights[start + i] * (shape.IsCapped ? 1 - prepared[i] * prepared[i] : 1);
         }
 
-        /// <summary>A single logit, computed as all of them are.</summary>
+        /// <summary>u of a single logit, computed as all of them are.</summary>
         public float At<V>(nint row, nint column) where V : struct, ILanes<V>
         {
             float* prepared = stackalloc float[V.Count];
@@ -145,19 +176,42 @@ internal sealed partial class CpuDevice
         }
     }
 
-    /// <summary>The softcap c and the temperature T of logits: z = c tanh(x / c) / T.</summary>
+    /// <summary>Numbers of a storage type, side by side.</summary>
+    private readonly unsafe record struct StoredLogits(nint Address, ElementType Type)
+    {
+        public StoredLogits(byte* data, ElementType type) : this((nint)data, type)
+        {
+        }
+
+        public byte* Data => (byte*)Address;
+    }
+
+    /// <summary>The softcap c and the temperature T of logits: z = c tanh(x / c) / T is scale · u, with u = tanh(x / c) and the scale c / T; without a softcap u = x and the scale is 1 / T.</summary>
     private readonly unsafe struct LogitShape(float softcap, float temperature)
     {
+        // Of a softcap whose reciprocal is infinite, all but 0 is ±1.
+        private readonly float perSoftcap = softcap == 0 ? 0 : Math.Min(1 / softcap, float.MaxValue), scale = (float)((softcap == 0 ? 1.0 : softcap) / temperature);
+
+        public bool IsCapped => softcap != 0;
+
         /// <summary>Whether it does anything.</summary>
         public bool Bends => softcap != 0 || temperature != 1;
 
+        public double Scale => (softcap == 0 ? 1.0 : softcap) / temperature;
+
+        /// <summary>The scale for powers of two in place of those of e.</summary>
+        public float PowerScale => (float)Math.Min(Scale / Math.Log(2), float.MaxValue);
+
+        /// <summary>∂z/∂x of a small x: 1 / T.</summary>
+        public double Steepest => 1.0 / temperature;
+
+        /// <summary>u where there is a softcap.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public V Bend<V>(V x) where V : struct, ILanes<V>
-        {
-            if (softcap != 0)
-                x = V.Tanh(x / softcap) * softcap;
-            return temperature == 1 ? x : x / temperature;
-        }
+        public V Cap<V>(V x) where V : struct, ILanes<V> => V.Tanh(x * perSoftcap);
+
+        /// <summary>z.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public V Bend<V>(V x) where V : struct, ILanes<V> => (IsCapped ? Cap(x) : x) * scale;
 
         /// <summary>Turns gradients of z into gradients of x: (1 − tanh²) / T.</summary>
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
@@ -175,7 +229,7 @@ internal sealed partial class CpuDevice
             }
         }
 
-        /// <summary>The factor of <see cref="Unbend"/> for one z.</summary>
+        /// <summary>∂z/∂x at one z.</summary>
         public double Slope(double z)
         {
             double tanh = softcap == 0 ? 0 : z * temperature / softcap;
@@ -212,20 +266,37 @@ internal sealed partial class CpuDevice
                 return;
             }
             ushort* target = (ushort*)(data + row * stride) + start;
-            nint i = 0;
-            for (; i <= count - V.Count; i += V.Count)
-                Write(V.Load(numbers + i), target + i);
-            for (; i < count; i++)
-                Write(new Real32(numbers[i]), target + i);
+            nint whole = count - count % V.Count;
+            if (type == ElementType.BFloat16)
+                WriteBFloat16<V>(numbers, target, whole);
+            else
+                WriteFloat16<V>(numbers, target, whole);
+            if (whole == count)
+                return;
+            nint rest = count - whole;
+            float* last = stackalloc float[V.Count];
+            ushort* rounded = stackalloc ushort[V.Count];
+            new Span<float>(last, V.Count).Clear();
+            new Span<float>(numbers + whole, (int)rest).CopyTo(new Span<float>(last, (int)rest));
+            if (type == ElementType.BFloat16)
+                V.Load(last).StoreBFloat16(rounded);
+            else
+                V.Load(last).StoreFloat16(rounded);
+            new Span<ushort>(rounded, (int)rest).CopyTo(new Span<ushort>(target + whole, (int)rest));
         }
 
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private void Write<V>(V numbers, ushort* target) where V : struct, ILanes<V>
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static void WriteBFloat16<V>(float* numbers, ushort* target, nint count) where V : struct, ILanes<V>
         {
-            if (type == ElementType.BFloat16)
-                numbers.StoreBFloat16(target);
-            else
-                numbers.StoreFloat16(target);
+            for (nint i = 0; i < count; i += V.Count)
+                V.Load(numbers + i).StoreBFloat16(target + i);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static void WriteFloat16<V>(float* numbers, ushort* target, nint count) where V : struct, ILanes<V>
+        {
+            for (nint i = 0; i < count; i += V.Count)
+                V.Load(numbers + i).StoreFloat16(target + i);
         }
     }
 }

@@ -12,13 +12,14 @@ internal sealed partial class CpuDevice
     private readonly unsafe struct LogitSlope
     {
         private readonly Arriving of;
-        private readonly double logSum, entropy, squares;
-        private readonly float shift, constant, perLogit, perExponential, everywhere;
+        private readonly double shift, logSum, entropy, squares, constant, perLogit, perExponential, everywhere;
+        private readonly float anchor;
         private readonly bool isUniform;
 
         public LogitSlope(in RowSums sums, in Arriving arriving, long entries)
         {
             of = arriving;
+            anchor = sums.Anchor;
             shift = sums.Shift;
             logSum = sums.LogSum;
             entropy = sums.Entropy;
@@ -27,14 +28,14 @@ internal sealed partial class CpuDevice
             bool any = sums.Sum > 0 && sums.Sum < double.PositiveInfinity;
             isUniform = of.Entropy == 0;
             double ofPeak = of.SumOfSquares == 0 ? 0 : 2 * of.SumOfSquares * (1 / sums.Sum - squares);
-            constant = any ? (float)(((double)of.LogSumExp - of.LogProb - (isUniform ? 0 : of.Entropy * sums.MinusMean) + ofPeak) / sums.Sum) : float.NaN;
-            perLogit = any ? (float)(of.Entropy / sums.Sum) : float.NaN;
-            perExponential = any ? (float)(2 * of.SumOfSquares / sums.Sum / sums.Sum) : float.NaN;
+            constant = any ? ((double)of.LogSumExp - of.LogProb - (isUniform ? 0 : of.Entropy * sums.MinusMean) + ofPeak) / sums.Sum : double.NaN;
+            perLogit = any ? -of.Entropy / sums.Sum : double.NaN;
+            perExponential = any ? 2 * of.SumOfSquares / sums.Sum / sums.Sum : double.NaN;
             everywhere = of.MeanLogit / entries;
         }
 
         /// <summary>a, b, c and d.</summary>
-        public (float Constant, float PerLogit, float PerExponential, float Everywhere) Coefficients => (constant, -perLogit, perExponential, everywhere);
+        public (float Constant, float PerLogit, float PerExponential, float Everywhere) Coefficients => ((float)constant, (float)perLogit, (float)perExponential, (float)everywhere);
 
         /// <summary>The gradient at the target. There p − 1 is what counts: from the logarithm in double, it keeps its digits where p is nearly 1.</summary>
         public double AtTarget(double logit)
@@ -48,99 +49,134 @@ internal sealed partial class CpuDevice
         }
 
         /// <summary>The gradient of whole vectors of logits as if none were the target; in place if both are one.</summary>
-        /// <param name="logits">Prepared logits.</param>
+        /// <param name="u">Of which z = scale · u.</param>
+        /// <param name="shape">How.</param>
         /// <param name="gradient">Where it goes.</param>
         /// <param name="count">How many, whole vectors.</param>
-        /// <param name="next">So many floats that will be needed soon, from here; null for none.</param>
-        public void Differentiate<V>(float* logits, float* gradient, nint count, float* next = null) where V : struct, ILanes<V>
+        /// <param name="next">As many numbers as u that will be needed soon, from here; null for none.</param>
+        public void Differentiate<V>(StoredLogits u, LogitShape shape, float* gradient, nint count, byte* next = null) where V : struct, ILanes<V>
         {
-            if (of.SumOfSquares != 0 || of.MeanLogit != 0)
+            switch (u.Type)
             {
-                DifferentiateAll<V>(logits, gradient, count);
-                return;
-            }
-            nint eights = HasManyRegisters ? count - count % (8 * V.Count) : 0;
-            if (isUniform)
-            {
-                Differentiate8<V, Yes>(logits, gradient, eights, shift, constant, perLogit, next);
-                DifferentiateRest<V, Yes>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit, eights == 0 ? next : null);
-            }
-            else
-            {
-                Differentiate8<V, No>(logits, gradient, eights, shift, constant, perLogit, next);
-                DifferentiateRest<V, No>(logits + eights, gradient + eights, count - eights, shift, constant, perLogit, eights == 0 ? next : null);
+                case ElementType.Float32: Differentiate<V, Float32Storage>(u.Data, shape, gradient, count, next); break;
+                case ElementType.BFloat16: Differentiate<V, BFloat16Storage>(u.Data, shape, gradient, count, next); break;
+                default: Differentiate<V, Float16Storage>(u.Data, shape, gradient, count, next); break;
             }
         }
 
-        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate8<V, TUniform>(float* logits, float* gradient, nint count, float shift, float constant, float perLogit, float* next)
-            where V : struct, ILanes<V> where TUniform : struct, IChoice
+        private void Differentiate<V, TStorage>(byte* u, LogitShape shape, float* gradient, nint count, byte* next) where V : struct, ILanes<V> where TStorage : struct, IStorage
         {
-            nint w = V.Count;
-            V lowest = V.From(Exponential.Lowest), shifts = V.From(shift), a = V.From(constant), b = V.From(-perLogit * Exponential.Ln2);
-            float* end = logits + count;
-            for (; logits < end; logits += 8 * w, gradient += 8 * w)
+            // With a softcap ∂z/∂x is −(u² − 1) of the steepest.
+            double unit = shape.IsCapped ? -shape.Steepest : shape.Steepest;
+            var slopes = new Slopes(anchor, shape.PowerScale, (float)(unit * constant), (float)(unit * perLogit * Math.Log(2)), (float)(unit * perExponential), (float)(unit * everywhere));
+            switch (of.SumOfSquares != 0 || of.MeanLogit != 0, isUniform, shape.IsCapped)
+            {
+                case (true, _, false): DifferentiateAll<V, TStorage, No>(u, slopes, gradient, count); break;
+                case (true, _, true): DifferentiateAll<V, TStorage, Yes>(u, slopes, gradient, count); break;
+                case (false, true, false): Differentiate<V, TStorage, Yes, No>(u, slopes, gradient, count, next); break;
+                case (false, true, true): Differentiate<V, TStorage, Yes, Yes>(u, slopes, gradient, count, next); break;
+                case (false, false, false): Differentiate<V, TStorage, No, No>(u, slopes, gradient, count, next); break;
+                case (false, false, true): Differentiate<V, TStorage, No, Yes>(u, slopes, gradient, count, next); break;
+            }
+        }
+
+        // What is taken off u, what then makes an exponent of 2 of it, and a, b, c, d for that exponent, times ∂z/∂x.
+        private readonly record struct Slopes(float Anchor, float Scale, float Constant, float PerPower, float PerExponential, float Everywhere);
+
+        private static void Differentiate<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next)
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
+        {
+            nint eights = HasManyRegisters ? count - count % (8 * V.Count) : 0, read = eights * TStorage.Size;
+            if (eights > 0)
+                Differentiate8<V, TStorage, TUniform, TCapped>(u, slopes, gradient, eights, next);
+            if (eights < count)
+                DifferentiateRest<V, TStorage, TUniform, TCapped>(u + read, slopes, gradient + eights, count - eights, next == null ? null : next + read);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static void Differentiate8<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next)
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
+        {
+            nint w = V.Count, step = w * TStorage.Size;
+            V lowest = V.From(Exponential.LowestOfTwo), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale), a = V.From(slopes.Constant), b = V.From(slopes.PerPower);
+            float* end = gradient + count;
+            for (; gradient < end; u += 8 * step, gradient += 8 * w)
             {
                 if (next != null)
                 {
-                    Prefetch.Four<V>(next);
-                    Prefetch.Four<V>(next + 4 * w);
-                    next += 8 * w;
+                    Prefetch.Bytes(next, 4 * step);
+                    Prefetch.Bytes(next + 4 * step, 4 * step);
+                    next += 8 * step;
                 }
-                V y0 = V.MaxNative(lowest, V.Load(logits) - shifts) * Exponential.Log2E, y1 = V.MaxNative(lowest, V.Load(logits + w) - shifts) * Exponential.Log2E;
-                V y2 = V.MaxNative(lowest, V.Load(logits + 2 * w) - shifts) * Exponential.Log2E, y3 = V.MaxNative(lowest, V.Load(logits + 3 * w) - shifts) * Exponential.Log2E;
-                V y4 = V.MaxNative(lowest, V.Load(logits + 4 * w) - shifts) * Exponential.Log2E, y5 = V.MaxNative(lowest, V.Load(logits + 5 * w) - shifts) * Exponential.Log2E;
-                V y6 = V.MaxNative(lowest, V.Load(logits + 6 * w) - shifts) * Exponential.Log2E, y7 = V.MaxNative(lowest, V.Load(logits + 7 * w) - shifts) * Exponential.Log2E;
+                V y0 = V.MaxNative(lowest, (TStorage.Load<V>(u) - anchor) * scale), y1 = V.MaxNative(lowest, (TStorage.Load<V>(u + step) - anchor) * scale);
+                V y2 = V.MaxNative(lowest, (TStorage.Load<V>(u + 2 * step) - anchor) * scale), y3 = V.MaxNative(lowest, (TStorage.Load<V>(u + 3 * step) - anchor) * scale);
+                V y4 = V.MaxNative(lowest, (TStorage.Load<V>(u + 4 * step) - anchor) * scale), y5 = V.MaxNative(lowest, (TStorage.Load<V>(u + 5 * step) - anchor) * scale);
+                V y6 = V.MaxNative(lowest, (TStorage.Load<V>(u + 6 * step) - anchor) * scale), y7 = V.MaxNative(lowest, (TStorage.Load<V>(u + 7 * step) - anchor) * scale);
                 Exponential.PowersOfTwo(y0, y1, y2, y3, y4, y5, y6, y7, out V e0, out V e1, out V e2, out V e3, out V e4, out V e5, out V e6, out V e7);
-                (e0 * Factor<V, TUniform>(y0, a, b)).Store(gradient);
-                (e1 * Factor<V, TUniform>(y1, a, b)).Store(gradient + w);
-                (e2 * Factor<V, TUniform>(y2, a, b)).Store(gradient + 2 * w);
-                (e3 * Factor<V, TUniform>(y3, a, b)).Store(gradient + 3 * w);
-                (e4 * Factor<V, TUniform>(y4, a, b)).Store(gradient + 4 * w);
-                (e5 * Factor<V, TUniform>(y5, a, b)).Store(gradient + 5 * w);
-                (e6 * Factor<V, TUniform>(y6, a, b)).Store(gradient + 6 * w);
-                (e7 * Factor<V, TUniform>(y7, a, b)).Store(gradient + 7 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e0, y0, a, b, u).Store(gradient);
+                Slope<V, TStorage, TUniform, TCapped>(e1, y1, a, b, u + step).Store(gradient + w);
+                Slope<V, TStorage, TUniform, TCapped>(e2, y2, a, b, u + 2 * step).Store(gradient + 2 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e3, y3, a, b, u + 3 * step).Store(gradient + 3 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e4, y4, a, b, u + 4 * step).Store(gradient + 4 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e5, y5, a, b, u + 5 * step).Store(gradient + 5 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e6, y6, a, b, u + 6 * step).Store(gradient + 6 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e7, y7, a, b, u + 7 * step).Store(gradient + 7 * w);
             }
         }
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void DifferentiateRest<V, TUniform>(float* logits, float* gradient, nint count, float shift, float constant, float perLogit, float* next)
-            where V : struct, ILanes<V> where TUniform : struct, IChoice
+        private static void DifferentiateRest<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next)
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
         {
-            nint w = V.Count, i = 0;
-            V lowest = V.From(Exponential.Lowest), a = V.From(constant), b = V.From(-perLogit);
-            for (; i + 4 * w <= count; i += 4 * w)
+            nint w = V.Count, step = w * TStorage.Size;
+            V lowest = V.From(Exponential.LowestOfTwo), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale), a = V.From(slopes.Constant), b = V.From(slopes.PerPower);
+            float* end = gradient + count;
+            for (; gradient <= end - 4 * w; u += 4 * step, gradient += 4 * w)
             {
                 if (next != null)
-                    Prefetch.Four<V>(next + i);
-                V t0 = V.MaxNative(lowest, V.Load(logits + i) - shift), t1 = V.MaxNative(lowest, V.Load(logits + i + w) - shift);
-                V t2 = V.MaxNative(lowest, V.Load(logits + i + 2 * w) - shift), t3 = V.MaxNative(lowest, V.Load(logits + i + 3 * w) - shift);
-                Exponential.OfNonPositive(t0, t1, t2, t3, out V e0, out V e1, out V e2, out V e3);
-                (e0 * Factor<V, TUniform>(t0, a, b)).Store(gradient + i);
-                (e1 * Factor<V, TUniform>(t1, a, b)).Store(gradient + i + w);
-                (e2 * Factor<V, TUniform>(t2, a, b)).Store(gradient + i + 2 * w);
-                (e3 * Factor<V, TUniform>(t3, a, b)).Store(gradient + i + 3 * w);
+                {
+                    Prefetch.Bytes(next, 4 * step);
+                    next += 4 * step;
+                }
+                V y0 = V.MaxNative(lowest, (TStorage.Load<V>(u) - anchor) * scale), y1 = V.MaxNative(lowest, (TStorage.Load<V>(u + step) - anchor) * scale);
+                V y2 = V.MaxNative(lowest, (TStorage.Load<V>(u + 2 * step) - anchor) * scale), y3 = V.MaxNative(lowest, (TStorage.Load<V>(u + 3 * step) - anchor) * scale);
+                Exponential.PowersOfTwo(y0, y1, y2, y3, out V e0, out V e1, out V e2, out V e3);
+                Slope<V, TStorage, TUniform, TCapped>(e0, y0, a, b, u).Store(gradient);
+                Slope<V, TStorage, TUniform, TCapped>(e1, y1, a, b, u + step).Store(gradient + w);
+                Slope<V, TStorage, TUniform, TCapped>(e2, y2, a, b, u + 2 * step).Store(gradient + 2 * w);
+                Slope<V, TStorage, TUniform, TCapped>(e3, y3, a, b, u + 3 * step).Store(gradient + 3 * w);
             }
-            for (; i < count; i += w)
+            for (; gradient < end; u += step, gradient += w)
             {
-                V t = V.MaxNative(lowest, V.Load(logits + i) - shift);
-                (Exponential.OfNonPositive(t) * Factor<V, TUniform>(t, a, b)).Store(gradient + i);
+                V y = V.MaxNative(lowest, (TStorage.Load<V>(u) - anchor) * scale);
+                Slope<V, TStorage, TUniform, TCapped>(Exponential.PowerOfTwo(y), y, a, b, u).Store(gradient);
             }
+        }
+
+        // e (a + b y), times u² − 1 if there is a softcap.
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static V Slope<V, TStorage, TUniform, TCapped>(V e, V y, V a, V b, byte* u)
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
+        {
+            V slope = e * (TUniform.Taken ? a : V.MultiplyAdd(b, y, a));
+            if (!TCapped.Taken)
+                return slope;
+            V tanh = TStorage.Load<V>(u);
+            return slope * V.MultiplyAdd(tanh, tanh, -V.One);
         }
 
         // With all four coefficients.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private void DifferentiateAll<V>(float* logits, float* gradient, nint count) where V : struct, ILanes<V>
+        private static void DifferentiateAll<V, TStorage, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count) where V : struct, ILanes<V> where TStorage : struct, IStorage where TCapped : struct, IChoice
         {
-            V lowest = V.From(Exponential.Lowest), a = V.From(constant), b = V.From(-perLogit), c = V.From(perExponential), d = V.From(everywhere);
-            for (nint i = 0; i < count; i += V.Count)
+            V lowest = V.From(Exponential.LowestOfTwo), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale);
+            V a = V.From(slopes.Constant), b = V.From(slopes.PerPower), c = V.From(slopes.PerExponential), d = V.From(slopes.Everywhere);
+            for (float* end = gradient + count; gradient < end; gradient += V.Count, u += V.Count * TStorage.Size)
             {
-                V t = V.MaxNative(lowest, V.Load(logits + i) - shift), e = Exponential.OfNonPositive(t);
-                V.MultiplyAdd(e, V.MultiplyAdd(c, e - 1f, V.MultiplyAdd(b, t, a)), d).Store(gradient + i);
+                V x = TStorage.Load<V>(u), y = V.MaxNative(lowest, (x - anchor) * scale), e = Exponential.PowerOfTwo(y);
+                V slope = V.MultiplyAdd(e, V.MultiplyAdd(c, e - 1f, V.MultiplyAdd(b, y, a)), d);
+                (TCapped.Taken ? slope * V.MultiplyAdd(x, x, -V.One) : slope).Store(gradient);
             }
         }
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static V Factor<V, TUniform>(V t, V a, V b) where V : struct, ILanes<V> where TUniform : struct, IChoice => TUniform.Taken ? a : V.MultiplyAdd(b, t, a);
     }
 }

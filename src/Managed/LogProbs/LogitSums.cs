@@ -6,9 +6,9 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    /// <summary>The sums over one row, t = z − shift: Σ e^t, Σ e^t t, Σ e^2t.</summary>
+    /// <summary>The sums over one row, t = z − shift, the shift being scale · anchor: Σ e^t, Σ e^t t, Σ e^2t.</summary>
     /// <remarks>A shift of ±∞ would make ∞ − ∞ of what is one: it is 0 then, and the sums are 0 (all logits −∞) or ∞.</remarks>
-    private readonly record struct RowSums(float Shift, double Sum, double Weighted, double Squares, nint LargestBlock)
+    private readonly record struct RowSums(float Anchor, double Shift, double Sum, double Weighted, double Squares, nint LargestBlock)
     {
         public double LogSum => Math.Log(Sum);
 
@@ -18,6 +18,14 @@ internal sealed partial class CpuDevice
         public double Entropy => LogSum + MinusMean;
 
         public double SumOfSquares => Squares / Sum / Sum;
+
+        /// <summary>Sums of any shift, moved to the nearest that has a float32 for an anchor.</summary>
+        public static RowSums Anchored(double scale, double shift, double sum, double weighted, double squares)
+        {
+            float anchor = (float)Math.Clamp(shift / scale, -float.MaxValue, float.MaxValue);
+            double moved = shift - scale * anchor, factor = Math.Exp(moved);
+            return new(anchor, scale * anchor, sum * factor, (weighted + sum * moved) * factor, squares * factor * factor, 0);
+        }
     }
 
     private static bool HasManyRegisters => Avx512F.IsSupported || AdvSimd.IsSupported;
@@ -31,7 +39,7 @@ internal sealed partial class CpuDevice
         Squares = 2,
     }
 
-    /// <summary>Forms <see cref="RowSums"/> in one pass over memory; the shift is the largest logit so far.</summary>
+    /// <summary>Forms <see cref="RowSums"/> in one pass over memory; the anchor is the largest logit so far.</summary>
     /// <remarks>
     /// The row is taken in blocks that stay in the first cache. While a block's exponentials are formed, the next block's maximum is: so what waits for
     /// memory and what computes goes on side by side. Each block has sums of its own, so that few numbers of very different size meet, and the ones of the
@@ -45,58 +53,79 @@ internal sealed partial class CpuDevice
         // How far ahead of the maximum memory is asked for. With two threads 32,000 logits took 2.8 ms from 8 or 16 KiB on, 3.0 ms from 32 on and 3.1 ms from 4 on.
         public const int PrefetchBytes = 16384;
 
-        private float max, shift;
+        private float max, anchor, powerScale;
+        private double scale;
         private Sought sought;
         private bool infinite, sawNaN;
         private nint largestBlock;
         private V ones, sum, weighted, squares;
 
+        // What will be needed soon, and how much of it per vector.
+        private byte* next;
+        private nint nextStep;
+
         /// <summary>The floats of scratch that a row which isn't plain needs.</summary>
         public static int Block => BlockVectors * V.Count;
 
-        public static RowSums Of(in LogitRows rows, nint row, Sought sought, float* scratch)
+        /// <summary>The sums of a row.</summary>
+        /// <param name="rows">The rows.</param>
+        /// <param name="row">Which one.</param>
+        /// <param name="sought">Which sums.</param>
+        /// <param name="scratch"><see cref="Block"/> floats.</param>
+        /// <param name="top">Takes the likeliest tokens; null if nobody asks.</param>
+        /// <param name="kept">Where u is left, but for the last block if that isn't whole; null for nowhere.</param>
+        public static RowSums Of(in LogitRows rows, nint row, Sought sought, float* scratch, TopRows.List* top = null, float* kept = null)
         {
-            var sums = new LogitSums<V> { max = float.NegativeInfinity, sought = sought };
+            var sums = new LogitSums<V> { max = float.NegativeInfinity, sought = sought, powerScale = rows.Shape.PowerScale, scale = rows.Shape.Scale };
             if (rows.IsPlain)
             {
                 switch (rows.Type)
                 {
                     case ElementType.Float32:
-                        sums.AddStored<Float32Storage>(rows, row, scratch);
+                        sums.AddStored<Float32Storage>(rows, row, scratch, top);
                         return sums.Total();
                     case ElementType.BFloat16:
-                        sums.AddStored<BFloat16Storage>(rows, row, scratch);
+                        sums.AddStored<BFloat16Storage>(rows, row, scratch, top);
                         return sums.Total();
                 }
             }
-            sums.AddPrepared(rows, row, 0, scratch);
+            sums.AddPrepared(rows, row, 0, scratch, top, kept);
             return sums.Total();
         }
 
         // Straight from memory; what isn't a whole vector, prepared.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private void AddStored<TStorage>(in LogitRows rows, nint row, float* scratch) where TStorage : struct, IStorage
+        private void AddStored<TStorage>(in LogitRows rows, nint row, float* scratch, TopRows.List* top) where TStorage : struct, IStorage
         {
             byte* logits = rows.Row(row);
             nint whole = Whole(rows.Vocabulary), block = Block, size = TStorage.Size;
-            float next = Largest<TStorage>(logits, Math.Min(block, whole));
+            float largest = Largest<TStorage>(logits, Math.Min(block, whole));
             for (nint start = 0; start < whole; start += block)
             {
                 nint length = Math.Min(block, whole - start);
                 byte* at = logits + start * size;
-                next = Add<TStorage>(at, length, start, next, at + length * size, Math.Min(block, whole - start - length));
+                next = at + length * size + PrefetchBytes;
+                nextStep = V.Count * size;
+                if (top != null)
+                    top->Look<V, TStorage>(at, length, start, largest);
+                largest = Add<TStorage>(at, length, start, largest, at + length * size, Math.Min(block, whole - start - length));
             }
-            AddPrepared(rows, row, whole, scratch);
+            AddPrepared(rows, row, whole, scratch, top, null);
         }
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private void AddPrepared(in LogitRows rows, nint row, nint start, float* scratch)
+        private void AddPrepared(in LogitRows rows, nint row, nint start, float* scratch, TopRows.List* top, float* kept)
         {
             for (nint block = Block; start < rows.Vocabulary; start += block)
             {
                 nint length = Math.Min(block, rows.Vocabulary - start);
-                float largest = rows.Prepare<V>(row, start, length, scratch);
-                Add<Float32Storage>((byte*)scratch, Whole(length + V.Count - 1), start, largest, (byte*)scratch, 0);
+                float* prepared = kept != null && length == block ? kept + start : scratch;
+                next = rows.Row(row) + (start + length) * rows.Type.Size();
+                nextStep = V.Count * rows.Type.Size();
+                float largest = rows.Prepare<V>(row, start, length, prepared);
+                if (top != null)
+                    top->Look<V, Float32Storage>((byte*)prepared, length, start, largest);
+                Add<Float32Storage>((byte*)prepared, Whole(length + V.Count - 1), start, largest, (byte*)prepared, 0);
             }
         }
 
@@ -119,14 +148,14 @@ internal sealed partial class CpuDevice
             {
                 if (max > float.NegativeInfinity)
                 {
-                    V moved = V.From(Math.Max(shift - largest, Exponential.Lowest)), factor = Exponential.OfNonPositive(moved);
+                    V moved = V.From((float)Math.Max(scale * ((double)anchor - largest), Exponential.Lowest)), factor = Exponential.OfNonPositive(moved);
                     sum += ones;
                     squares = (squares + ones) * factor * factor;
                     weighted = (weighted + sum * moved) * factor;
                     sum *= factor;
                     ones = V.Zero;
                 }
-                max = shift = largest;
+                max = anchor = largest;
                 largestBlock = start;
             }
             return Choose<TStorage, Yes>(block, count, ahead, aheadCount);
@@ -157,9 +186,9 @@ internal sealed partial class CpuDevice
         private readonly RowSums Total()
         {
             if (infinite)
-                return new(0, sawNaN || double.IsNaN(Total(sum)) ? double.NaN : double.PositiveInfinity, double.NaN, double.NaN, largestBlock);
+                return new(0, 0, sawNaN || double.IsNaN(Total(sum)) ? double.NaN : double.PositiveInfinity, double.NaN, double.NaN, largestBlock);
             double one = Total(ones);
-            return new(shift, one + Total(sum), Total(weighted), one + Total(squares), largestBlock);
+            return new(anchor, scale * anchor, one + Total(sum), Total(weighted), one + Total(squares), largestBlock);
         }
 
         // Summed in double: beside a 1 the small lanes of a peaked row still count.
@@ -189,36 +218,41 @@ internal sealed partial class CpuDevice
             return V.MaxNative(a, b).Largest();
         }
 
-        // A leaf, so that nothing is spilled around calls. The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
+        // A leaf, so that nothing is spilled around calls. The bound leaves −∞ out of the entropy: the power is 0 there, and 0 · t must be.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private static float AddExponentials4<TStorage, TOnes, TWeighted, TSquares>(ref LogitSums<V> to, byte* block, nint count, byte* ahead, nint aheadCount)
             where TStorage : struct, IStorage where TOnes : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
-            V shift = V.From(to.shift), lowest = V.From(Exponential.Lowest);
+            V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(Exponential.LowestOfTwo);
             V ones = V.Zero, sum0 = V.Zero, sum1 = V.Zero, weighted0 = V.Zero, weighted1 = V.Zero, squares0 = V.Zero, squares1 = V.Zero;
             V largest0 = V.From(float.NegativeInfinity), largest1 = largest0;
             byte* end = block + count * TStorage.Size, aheadEnd = ahead + aheadCount * TStorage.Size;
-            for (; ahead <= aheadEnd - 4 * w; ahead += 4 * w, block += 4 * w)
+            byte* next = to.next;
+            nint nextStep = 4 * to.nextStep;
+            for (; ahead <= aheadEnd - 4 * w; ahead += 4 * w, block += 4 * w, next += nextStep)
             {
-                Prefetch.Bytes(ahead + PrefetchBytes, 4 * w);
+                Prefetch.Bytes(next, nextStep);
                 AddLargest<TStorage>(ahead, ref largest0, ref largest1);
                 AddLargest<TStorage>(ahead + 2 * w, ref largest0, ref largest1);
-                Add4<TStorage, TOnes, TWeighted, TSquares>(block, shift, lowest, ref ones, ref sum0, ref sum1, ref weighted0, ref weighted1, ref squares0, ref squares1);
+                Add4<TStorage, TOnes, TWeighted, TSquares>(block, anchor, scale, lowest, ref ones, ref sum0, ref sum1, ref weighted0, ref weighted1, ref squares0, ref squares1);
             }
             for (; ahead < aheadEnd; ahead += w)
                 largest0 = V.MaxNative(largest0, TStorage.Load<V>(ahead));
-            for (; block <= end - 4 * w; block += 4 * w)
-                Add4<TStorage, TOnes, TWeighted, TSquares>(block, shift, lowest, ref ones, ref sum0, ref sum1, ref weighted0, ref weighted1, ref squares0, ref squares1);
+            for (; block <= end - 4 * w; block += 4 * w, next += nextStep)
+            {
+                Prefetch.Bytes(next, nextStep);
+                Add4<TStorage, TOnes, TWeighted, TSquares>(block, anchor, scale, lowest, ref ones, ref sum0, ref sum1, ref weighted0, ref weighted1, ref squares0, ref squares1);
+            }
             for (; block < end; block += w)
             {
-                V t = V.MaxNative(lowest, TStorage.Load<V>(block) - shift), e = Exponential.OfNonPositive(t);
+                V x = TStorage.Load<V>(block), y = V.MaxNative(lowest, (x - anchor) * scale), e = Exponential.PowerOfTwo(y);
                 if (TWeighted.Taken)
-                    weighted0 = V.MultiplyAdd(e, t, weighted0);
+                    weighted0 = V.MultiplyAdd(e, y, weighted0);
                 if (TOnes.Taken)
                 {
-                    ones += V.SelectEqual(t, V.Zero, V.One, V.Zero);
-                    e = V.SelectEqual(t, V.Zero, V.Zero, e);
+                    ones += V.SelectEqual(x, anchor, V.One, V.Zero);
+                    e = V.SelectEqual(x, anchor, V.Zero, e);
                 }
                 sum0 += e;
                 if (TSquares.Taken)
@@ -226,7 +260,7 @@ internal sealed partial class CpuDevice
             }
             to.sum += sum0 + sum1;
             if (TWeighted.Taken)
-                to.weighted += weighted0 + weighted1;
+                to.weighted = V.MultiplyAdd(weighted0 + weighted1, V.From(Exponential.Ln2), to.weighted);
             if (TOnes.Taken)
                 to.ones += ones;
             if (TSquares.Taken)
@@ -255,35 +289,28 @@ internal sealed partial class CpuDevice
             where TStorage : struct, IStorage where TOnes : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
-            V shift = V.From(to.shift), lowest = V.From(Exponential.Lowest);
+            V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(Exponential.LowestOfTwo);
             V sum = V.Zero, weighted0 = V.Zero, weighted1 = V.Zero, squares0 = V.Zero, squares1 = V.Zero;
             V largest0 = V.From(float.NegativeInfinity), largest1 = largest0;
             byte* end = block + count * TStorage.Size, aheadEnd = ahead + aheadCount * TStorage.Size;
-            for (; block < end; block += 8 * w)
+            byte* next = to.next;
+            nint nextStep = 4 * to.nextStep;
+            for (; block < end; block += 8 * w, next += 2 * nextStep)
             {
+                Prefetch.Bytes(next, nextStep);
+                Prefetch.Bytes(next + nextStep, nextStep);
                 if (ahead <= aheadEnd - 8 * w)
                 {
-                    Prefetch.Bytes(ahead + PrefetchBytes, 4 * w);
-                    Prefetch.Bytes(ahead + PrefetchBytes + 4 * w, 4 * w);
                     AddLargest<TStorage>(ahead, ref largest0, ref largest1);
                     AddLargest<TStorage>(ahead + 2 * w, ref largest0, ref largest1);
                     AddLargest<TStorage>(ahead + 4 * w, ref largest0, ref largest1);
                     AddLargest<TStorage>(ahead + 6 * w, ref largest0, ref largest1);
                     ahead += 8 * w;
                 }
-                Shifted<TStorage>(block, shift, lowest, out V y0, out V y1);
-                Shifted<TStorage>(block + 2 * w, shift, lowest, out V y2, out V y3);
-                Shifted<TStorage>(block + 4 * w, shift, lowest, out V y4, out V y5);
-                Shifted<TStorage>(block + 6 * w, shift, lowest, out V y6, out V y7);
-                if (TOnes.Taken)
-                {
-                    y0 = V.SelectEqual(y0, V.Zero, lowest, y0); y1 = V.SelectEqual(y1, V.Zero, lowest, y1);
-                    y2 = V.SelectEqual(y2, V.Zero, lowest, y2); y3 = V.SelectEqual(y3, V.Zero, lowest, y3);
-                    y4 = V.SelectEqual(y4, V.Zero, lowest, y4); y5 = V.SelectEqual(y5, V.Zero, lowest, y5);
-                    y6 = V.SelectEqual(y6, V.Zero, lowest, y6); y7 = V.SelectEqual(y7, V.Zero, lowest, y7);
-                }
-                V log2E = V.From(Exponential.Log2E);
-                y0 *= log2E; y1 *= log2E; y2 *= log2E; y3 *= log2E; y4 *= log2E; y5 *= log2E; y6 *= log2E; y7 *= log2E;
+                Powers<TStorage, TOnes>(block, anchor, scale, lowest, out V y0, out V y1);
+                Powers<TStorage, TOnes>(block + 2 * w, anchor, scale, lowest, out V y2, out V y3);
+                Powers<TStorage, TOnes>(block + 4 * w, anchor, scale, lowest, out V y4, out V y5);
+                Powers<TStorage, TOnes>(block + 6 * w, anchor, scale, lowest, out V y6, out V y7);
                 Exponential.PowersOfTwo(y0, y1, y2, y3, y4, y5, y6, y7, out V e0, out V e1, out V e2, out V e3, out V e4, out V e5, out V e6, out V e7);
                 if (TWeighted.Taken)
                 {
@@ -321,38 +348,47 @@ internal sealed partial class CpuDevice
             b = V.MaxNative(b, y);
         }
 
-        // Two vectors of z − shift, bounded.
+        // Two vectors of powers of two, bounded; without the ones if they are counted apart.
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static void Shifted<TStorage>(byte* two, V shift, V lowest, out V a, out V b) where TStorage : struct, IStorage
+        private static void Powers<TStorage, TOnes>(byte* two, V anchor, V scale, V lowest, out V a, out V b) where TStorage : struct, IStorage where TOnes : struct, IChoice
         {
             TStorage.Load(two, out V x, out V y);
-            a = V.MaxNative(lowest, x - shift);
-            b = V.MaxNative(lowest, y - shift);
+            a = V.MaxNative(lowest, (x - anchor) * scale);
+            b = V.MaxNative(lowest, (y - anchor) * scale);
+            if (TOnes.Taken)
+            {
+                a = V.SelectEqual(x, anchor, lowest, a);
+                b = V.SelectEqual(y, anchor, lowest, b);
+            }
         }
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static void Add4<TStorage, TOnes, TWeighted, TSquares>(byte* block, V shift, V lowest, ref V ones, ref V sum0, ref V sum1, ref V weighted0, ref V weighted1,
+        private static void Add4<TStorage, TOnes, TWeighted, TSquares>(byte* block, V anchor, V scale, V lowest, ref V ones, ref V sum0, ref V sum1, ref V weighted0, ref V weighted1,
             ref V squares0, ref V squares1) where TStorage : struct, IStorage where TOnes : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
-            Shifted<TStorage>(block, shift, lowest, out V t0, out V t1);
-            Shifted<TStorage>(block + 2 * w, shift, lowest, out V t2, out V t3);
-            Exponential.OfNonPositive(t0, t1, t2, t3, out V e0, out V e1, out V e2, out V e3);
+            TStorage.Load(block, out V x0, out V x1);
+            TStorage.Load(block + 2 * w, out V x2, out V x3);
+            V y0 = V.MaxNative(lowest, (x0 - anchor) * scale), y1 = V.MaxNative(lowest, (x1 - anchor) * scale);
+            V y2 = V.MaxNative(lowest, (x2 - anchor) * scale), y3 = V.MaxNative(lowest, (x3 - anchor) * scale);
+            Exponential.PowersOfTwo(y0, y1, y2, y3, out V e0, out V e1, out V e2, out V e3);
             if (TWeighted.Taken)
             {
-                weighted0 = V.MultiplyAdd(e0, t0, weighted0);
-                weighted1 = V.MultiplyAdd(e1, t1, weighted1);
-                weighted0 = V.MultiplyAdd(e2, t2, weighted0);
-                weighted1 = V.MultiplyAdd(e3, t3, weighted1);
+                weighted0 = V.MultiplyAdd(e0, y0, weighted0);
+                weighted1 = V.MultiplyAdd(e1, y1, weighted1);
+                weighted0 = V.MultiplyAdd(e2, y2, weighted0);
+                weighted1 = V.MultiplyAdd(e3, y3, weighted1);
             }
             if (TOnes.Taken)
             {
                 V zero = V.Zero, one = V.One;
-                ones += (V.SelectEqual(t0, zero, one, zero) + V.SelectEqual(t1, zero, one, zero)) + (V.SelectEqual(t2, zero, one, zero) + V.SelectEqual(t3, zero, one, zero));
-                e0 = V.SelectEqual(t0, zero, zero, e0);
-                e1 = V.SelectEqual(t1, zero, zero, e1);
-                e2 = V.SelectEqual(t2, zero, zero, e2);
-                e3 = V.SelectEqual(t3, zero, zero, e3);
+                TStorage.Load(block, out x0, out x1);
+                TStorage.Load(block + 2 * w, out x2, out x3);
+                ones += (V.SelectEqual(x0, anchor, one, zero) + V.SelectEqual(x1, anchor, one, zero)) + (V.SelectEqual(x2, anchor, one, zero) + V.SelectEqual(x3, anchor, one, zero));
+                e0 = V.SelectEqual(x0, anchor, zero, e0);
+                e1 = V.SelectEqual(x1, anchor, zero, e1);
+                e2 = V.SelectEqual(x2, anchor, zero, e2);
+                e3 = V.SelectEqual(x3, anchor, zero, e3);
             }
             sum0 += e0;
             sum1 += e1;

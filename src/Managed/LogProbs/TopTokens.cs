@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 /// <summary>Where the likeliest tokens of each row go: [n, k] log-probs and, optionally, tokens.</summary>
@@ -33,10 +35,10 @@ internal readonly unsafe struct TopRows
     }
 
     /// <summary>Makes log-probs of the logits that a list has left in a row.</summary>
-    public void Finish(nint row, float shift, double logSum)
+    public void Finish(nint row, double shift, double logSum)
     {
         if (Count > 0)
-            Begin(row).Finish(shift, logSum);
+            Begin(row).Finish(scale: 1, shift, logSum);
     }
 
     public List Begin(nint row) => new(logProbs.From(row * logProbStride), tokens.From(row * tokenStride), Count);
@@ -66,10 +68,42 @@ internal readonly unsafe struct TopRows
             tokens.Set(at, token);
         }
 
-        public readonly void Finish(float shift, double logSum)
+        /// <summary>Offers a block of a row.</summary>
+        /// <param name="block">Where it lies.</param>
+        /// <param name="count">How long it is; whole vectors can be read.</param>
+        /// <param name="first">The token of its first logit.</param>
+        /// <param name="largest">Its largest.</param>
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        public void Look<V, TStorage>(byte* block, nint count, nint first, float largest) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        {
+            if (IsFull && largest <= Threshold)
+                return;
+            nint i = 0;
+            for (; i < count && (!IsFull || i % V.Count != 0); i++)
+                Offer(first + i, TStorage.Load<Real32>(block + i * TStorage.Size).Value);
+            if (i == count)
+                return;
+            float threshold = Threshold;
+            for (; i < count; i += V.Count)
+            {
+                if (!V.AnyLess(V.From(threshold), TStorage.Load<V>(block + i * TStorage.Size)))
+                    continue;
+                for (nint j = i; j < Math.Min(i + V.Count, count); j++)
+                {
+                    float logit = TStorage.Load<Real32>(block + j * TStorage.Size).Value;
+                    if (logit > threshold)
+                    {
+                        Offer(first + j, logit);
+                        threshold = Threshold;
+                    }
+                }
+            }
+        }
+
+        public readonly void Finish(double scale, double shift, double logSum)
         {
             for (nint i = 0; i < capacity; i++)
-                logits[i] = (float)((double)logits[i] - shift - logSum);
+                logits[i] = (float)(scale * logits[i] - shift - logSum);
         }
     }
 }

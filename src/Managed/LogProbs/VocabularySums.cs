@@ -3,10 +3,15 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     /// <summary>What a part of the vocabulary says of a token, with t = z − max: max, Σ e^t, Σ e^t t, Σ e^2t, Σ z by some count, the target's z or −∞, and the entry of the maximum.</summary>
-    private readonly record struct VocabularySums(float Max, double Sum, double Weighted, double Squares, double Logits, float TargetLogit, long Argmax)
+    private readonly record struct VocabularySums(double Max, double Sum, double Weighted, double Squares, double Logits, double TargetLogit, long Argmax)
     {
         /// <summary>As sums over a row: shifted by the maximum unless that is infinite.</summary>
-        public RowSums Row => new(float.IsInfinity(Max) ? 0 : Max, Sum, Weighted, Squares, 0);
+        public RowSums Row => new((float)Shift, Shift, Sum, Weighted, Squares, 0);
+
+        /// <summary>The same for a row of which z = scale · u.</summary>
+        public RowSums RowOf(double scale) => RowSums.Anchored(scale, Shift, Sum, Weighted, Squares);
+
+        private double Shift => double.IsInfinity(Max) ? 0 : Max;
 
         /// <summary>What says of a token that it is ignored; no other's maximum and sum are both 0.</summary>
         public bool IsOfIgnored => Max == 0 && Sum == 0;
@@ -15,21 +20,20 @@ internal sealed partial class CpuDevice
     /// <summary>Parts of the vocabulary made whole, in their order and in double. All are looked at for their maximum first, then all are added.</summary>
     private struct VocabularyMerge()
     {
-        private float max = float.NegativeInfinity, target = float.NegativeInfinity;
-        private double sum, weighted, squares, logits;
+        private double max = double.NegativeInfinity, target = double.NegativeInfinity, sum, weighted, squares, logits;
         private long argmax = -1;
 
         // A NaN is larger than everything.
-        public void Look(float max, long argmax)
+        public void Look(double max, long argmax)
         {
-            if (this.argmax >= 0 && !(max > this.max) && !(float.IsNaN(max) && !float.IsNaN(this.max)))
+            if (this.argmax >= 0 && !(max > this.max) && !(double.IsNaN(max) && !double.IsNaN(this.max)))
                 return;
             (this.max, this.argmax) = (max, argmax);
         }
 
         public void Add(in VocabularySums part)
         {
-            double shift = float.IsInfinity(max) ? 0 : max, moved = Math.Max(part.Max - shift, Exponential.Lowest), factor = Math.Exp(moved);
+            double shift = double.IsInfinity(max) ? 0 : max, moved = Math.Max(part.Max - shift, Exponential.Lowest), factor = Math.Exp(moved);
             sum += part.Sum * factor;
             weighted += (part.Weighted + part.Sum * moved) * factor;
             squares += part.Squares * factor * factor;
@@ -77,14 +81,17 @@ internal sealed partial class CpuDevice
                 At(token, ShardPartials.MeanLogit), At(token, ShardPartials.TargetLogit), (long)At(token, ShardPartials.Argmax));
             set
             {
-                float sum = (float)value.Sum;
-                At(token, ShardPartials.Max) = value.Max;
+                // The maximum is rounded first, and the sums are moved to it.
+                float max = (float)value.Max;
+                double moved = double.IsFinite(value.Max) ? value.Max - max : 0, factor = Math.Exp(moved), whole = value.Sum * factor;
+                float sum = (float)whole;
+                At(token, ShardPartials.Max) = max;
                 At(token, ShardPartials.Sum) = sum;
-                At(token, ShardPartials.SumRest) = float.IsFinite(sum) ? (float)(value.Sum - sum) : 0;
-                At(token, ShardPartials.WeightedSum) = (float)value.Weighted;
-                At(token, ShardPartials.SumOfSquares) = (float)value.Squares;
+                At(token, ShardPartials.SumRest) = float.IsFinite(sum) ? (float)(whole - sum) : 0;
+                At(token, ShardPartials.WeightedSum) = (float)((value.Weighted + value.Sum * moved) * factor);
+                At(token, ShardPartials.SumOfSquares) = (float)(value.Squares * factor * factor);
                 At(token, ShardPartials.MeanLogit) = (float)value.Logits;
-                At(token, ShardPartials.TargetLogit) = value.TargetLogit;
+                At(token, ShardPartials.TargetLogit) = (float)value.TargetLogit;
                 At(token, ShardPartials.Argmax) = value.Argmax;
             }
         }
@@ -106,7 +113,7 @@ internal sealed partial class CpuDevice
         {
             RowSums sums = whole.Row;
             double logSum = sums.LogSum;
-            logProb.Set(token, (float)((double)whole.TargetLogit - sums.Shift - logSum));
+            logProb.Set(token, (float)(whole.TargetLogit - sums.Shift - logSum));
             logSumExp.Set(token, sums.Shift, logSum);
             entropy.Set(token, (float)sums.Entropy);
             squares.Set(token, (float)sums.SumOfSquares);
