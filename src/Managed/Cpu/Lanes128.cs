@@ -203,6 +203,13 @@ internal struct Lanes128 : ILanes<Lanes128>
     public static bool AnyEqual(Lanes128 a, Lanes128 b) => Vector128.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 SelectBits(int bits, Lanes128 then, Lanes128 otherwise)
+    {
+        Vector128<int> isOff = Vector128.Equals(Vector128.Create(bits) & Vector128.Create(LanesConstants.Bits), Vector128<int>.Zero);
+        return new(Vector128.ConditionalSelect(isOff.AsSingle(), otherwise.v, then.v));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 MaxNative(Lanes128 a, Lanes128 b) => new(Vector128.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

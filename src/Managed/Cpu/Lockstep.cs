@@ -224,6 +224,10 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static bool AnyEqual(Lockstep<V> a, Lockstep<V> b) => V.AnyEqual(a.first, b.first) || V.AnyEqual(a.second, b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> SelectBits(int bits, Lockstep<V> then, Lockstep<V> otherwise) =>
+        new(V.SelectBits(bits, then.first, otherwise.first), V.SelectBits(bits >> V.Count, then.second, otherwise.second));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> MaxNative(Lockstep<V> a, Lockstep<V> b) => new(V.MaxNative(a.first, b.first), V.MaxNative(a.second, b.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -257,6 +257,9 @@ public readonly struct Real32 : ILanes<Real32>
     static bool ILanes<Real32>.AnyEqual(Real32 a, Real32 b) => a.v == b.v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.SelectBits(int bits, Real32 then, Real32 otherwise) => (bits & 1) != 0 ? then : otherwise;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.MaxNative(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
