@@ -222,98 +222,106 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = Scoring.QueryOffset(batch);
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
-        Clear(queryGradient, d * block);
         BeginBlockGradients<V>();
-        if (end > first)
+        bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
+        for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
         {
-            float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
-            AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
-            AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
-            AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
-            AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
-            BeginRows<V>(head, i0, rows, dv);
-            blockIsFinite = null;
-            scores.BeginBlock<V>(Scoring, i0);
-            for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
+            nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
+            TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal);
+            if (visible.Parts.IsEmpty)
             {
-                nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
-                TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal);
-                if (visible.Parts.IsEmpty)
+                ClearPairs(head, i0, rows, j0, j0 + tileKeys);
+                continue;
+            }
+            if (!begun)
+                BeginBlock<V>(scores, head, i0, rows);
+            begun = true;
+            float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
+            LaneRows bias = scores.Bias<V>(Scoring, i0, j0, tileKeys, visible, out bool hides);
+            // Gradients of biases are summed of whole tiles.
+            if (visible.LeavesOut(tileKeys))
+                Clear(dS, tileKeys * block);
+            bool ruled = typeof(TRule) != typeof(PlainScore);
+            RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                nint lane = part.Lane<V>(), start = part.Start<V>();
+                Product.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, queryColumns + lane, block, part.Vectors, d, s + start, block);
+                Product.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part.Keys, upstreamColumns + lane, block, part.Vectors, dv, dS + start, block);
+                if (ruled && IsShort)
+                    ApplyRule<Lockstep<V>>(tile, part.OfPairs, block);
+                else if (ruled)
+                    ApplyRule<V>(tile, part, block);
+            }
+            // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
+            bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                if (hides || ruled)
+                    Differentiate<V, SomeHidden>(bias, part, skips ? -1f : 0f);
+                else
+                    Differentiate<V, NoneHidden>(bias, part, 0f);
+            }
+            if (Plan.WantsLine)
+                AddToLine<V>(i0, j0, tileKeys, first);
+            AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
+            if (ruled)
+            {
+                for (int capture = 0; capture < CapturedSet.Count; capture++)
                 {
-                    ClearPairs(head, i0, rows, j0, j0 + tileKeys);
-                    continue;
-                }
-                float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
-                LaneRows bias = scores.Bias<V>(Scoring, i0, j0, tileKeys, visible, out bool hides);
-                // Gradients of biases are summed of whole tiles.
-                if (visible.LeavesOut(tileKeys))
-                    Clear(dS, tileKeys * block);
-                foreach (ref readonly TilePart part in visible.Parts)
-                {
-                    nint lane = part.Lane<V>(), start = part.Start<V>();
-                    Product.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, queryColumns + lane, block, part.Vectors, d, s + start, block);
-                    Product.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part.Keys, upstreamColumns + lane, block, part.Vectors, dv, dS + start, block);
-                }
-                bool ruled = typeof(TRule) != typeof(PlainScore);
-                RuleTile tile = default;
-                if (ruled)
-                {
-                    tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys);
-                    if (IsShort)
-                        ApplyRule<Lockstep<V>>(tile, block, tileKeys);
-                    else
-                        ApplyRule<V>(tile, block, tileKeys);
-                }
-                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
-                bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
-                foreach (ref readonly TilePart part in visible.Parts)
-                {
-                    if (hides || ruled)
-                        Differentiate<V, SomeHidden>(bias, part, skips ? -1f : 0f);
-                    else
-                        Differentiate<V, NoneHidden>(bias, part, 0f);
-                }
-                if (Plan.WantsLine)
-                    AddToLine<V>(i0, j0, tileKeys, first);
-                AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
-                if (ruled)
-                {
-                    for (int capture = 0; capture < CapturedSet.Count; capture++)
+                    foreach (ref readonly TilePart part in visible.Parts)
                     {
                         if (GradientTile(capture, i0, j0) is { Start: not null } gradient)
-                            AddCaptured<V>(tile, capture, gradient, tileKeys);
+                            AddCaptured<V>(tile, part, capture, gradient);
                     }
-                    MultiplyBySlopes<V>(tileKeys);
                 }
-                EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
-                float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
-                // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
-                nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
-                Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
-                Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
-                foreach (ref readonly TilePart part in visible.Parts)
+                MultiplyBySlopes<V>(tileKeys);
+            }
+            EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
+            float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
+            // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
+            nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
+            Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
+            Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                nint lane = part.Lane<V>(), start = part.Start<V>(), partKeys = (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), partQueries = Math.Min(rows, part.EndVector * V.Count) - lane;
+                float* partK = tileK + part.FirstKey * Key.Row, partDK = dK + part.FirstKey * headRow, partDV = dV + part.FirstKey * valueRow;
+                float* partQuery = queryRows + lane * headRow, partUpstream = upstreamRows + lane * valueRow, p = s + start, dz = dS + start;
+                if (skips)
                 {
-                    nint lane = part.Lane<V>(), start = part.Start<V>(), partKeys = (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), partQueries = Math.Min(rows, part.EndVector * V.Count) - lane;
-                    float* partK = tileK + part.FirstKey * Key.Row, partDK = dK + part.FirstKey * headRow, partDV = dV + part.FirstKey * valueRow;
-                    float* partQuery = queryRows + lane * headRow, partUpstream = upstreamRows + lane * valueRow, p = s + start, dz = dS + start;
-                    if (skips)
-                    {
-                        Product.AddWhereElementsVisible<V>(p, block, 1, part.Keys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow, p);
-                        Product.AddWhereElementsVisible<V>(dz, block, 1, part.Keys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow, p);
-                        Product.AddWhereLanesVisible<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block, p);
-                    }
-                    else
-                    {
-                        Product.Add<V>(p, block, 1, partKeys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow);
-                        Product.Add<V>(dz, block, 1, partKeys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow);
-                        Product.Add<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block);
-                    }
+                    Product.AddWhereElementsVisible<V>(p, block, 1, part.Keys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow, p);
+                    Product.AddWhereElementsVisible<V>(dz, block, 1, part.Keys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow, p);
+                    Product.AddWhereLanesVisible<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block, p);
+                }
+                else
+                {
+                    Product.Add<V>(p, block, 1, partKeys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow);
+                    Product.Add<V>(dz, block, 1, partKeys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow);
+                    Product.Add<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block);
                 }
             }
         }
         EndBlockGradients<V>(head, i0, rows, first, end, count);
+        if (!begun)
+            Clear(queryGradient, d * block);
         if (Plan.WantsQuery)
             WriteQueryGradient<V>(head, i0, rows, block, d);
+    }
+
+    // The block's queries and upstream gradients, both ways around, and what is known of its rows.
+    private void BeginBlock<V>(in HeadScores scores, nint head, nint i0, nint rows) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
+        float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
+        AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
+        AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
+        AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
+        AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
+        BeginRows<V>(head, i0, rows, dv);
+        scores.BeginBlock<V>(Scoring, i0);
+        Clear(queryGradient, d * block);
+        blockIsFinite = null;
     }
 
     // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞. What was found is kept: for the other blocks, for the other tiles.
@@ -364,17 +372,19 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         }
     }
 
-    // The rule on a tile of raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
+    // The rule on a part's raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyRule<V>(in RuleTile tile, nint block, nint tileKeys) where V : struct, ILanes<V>
+    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V>
     {
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
-            float* scores = s + lane, kept = scaled + lane, slopes = slope + lane;
-            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
-            for (nint row = 0; row < tileKeys; row++)
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            nint start = first * block + lane;
+            float* scores = s + start, kept = scaled + start, slopes = slope + start;
+            float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            for (nint row = 0; row < keys; row++)
             {
                 V score = V.Load(scores) * scale;
                 score.Store(kept);
@@ -422,7 +432,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         V scale = V.From(Shape.Scale);
         for (nint lane = first; lane < end; lane += V.Count)
         {
-            float* scores = s + part.FirstKey * step + lane, gradients = dS + part.FirstKey * step + lane, b0 = bias.Start + part.FirstKey * bias.Step + lane;
+            float* scores = s + part.FirstKey * step + lane, gradients = dS + part.FirstKey * step + lane, b0 = bias.At(part.FirstKey) + lane;
             V l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), d = V.Load(delta + lane);
             for (nint key = 0; key < keys; key += Product.Rows, scores += Product.Rows * step, gradients += Product.Rows * step, b0 += Product.Rows * bias.Step)
             {

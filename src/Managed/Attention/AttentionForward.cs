@@ -151,11 +151,14 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             }
             else
             {
+                RuleTile tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
+                bool mayHide = hides;
+                hides = false;
                 foreach (ref readonly TilePart part in visible.Parts)
+                {
                     Product.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + part.Lane<V>(), block, part.Vectors, d, s + part.Start<V>(), block);
-                hides = hides
-                    ? ApplyRule<V, SomeHidden>(scores, bias, s, tileMaximum, batch, head, i0, j0, count)
-                    : ApplyRule<V, NoneHidden>(scores, bias, s, tileMaximum, batch, head, i0, j0, count);
+                    hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
+                }
             }
             // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
             new Span<float>(s + count * block, (int)(((nint)AttentionTiles.RoundUp(count, Product.Rows) - count) * block)).Fill(float.NegativeInfinity);
@@ -186,32 +189,28 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
-        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.Start + part.FirstKey * bias.Step + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane };
+        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane };
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
-    // Turns q·k into final scores and raises the maxima; returns whether some pair is hidden.
-    private readonly bool ApplyRule<V, THiding>(in HeadScores scores, LaneRows bias, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
-    {
-        RuleTile tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
-        return IsShort
-            ? ScoreLanes<Lockstep<V>, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count)
-            : ScoreLanes<V, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count);
-    }
+    // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden.
+    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding => IsShort
+        ? ScoreLanes<Lockstep<V>, THiding>(tile, part.OfPairs, AttentionTiles.Block<V>(), bias, s, maximum)
+        : ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum);
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, nint block, LaneRows bias, float* s, float* maximum, nint count)
+    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
         V head = V.From(tile.Head), sequence = V.From(tile.Batch);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
-            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
-            float* at = s + lane, added = bias.Start + lane;
-            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
-            for (nint row = 0; row < count; row++)
+            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            float* at = s + first * block + lane, added = bias.At(first) + lane;
+            float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            for (nint row = 0; row < keys; row++)
             {
                 V z = V.Load(at), b = V.Load(added);
                 z = Rule.Score(z * scale, new ScorePlace<V>

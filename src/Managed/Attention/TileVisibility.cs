@@ -9,6 +9,9 @@ internal struct TilePart
 
     public readonly nint Vectors => EndVector - FirstVector;
 
+    /// <summary>The part for vectors twice as wide; lanes that it has more are hidden.</summary>
+    public readonly TilePart OfPairs => this with { FirstVector = FirstVector / 2, EndVector = (EndVector + 1) / 2 };
+
     /// <summary>The first query, counted from the block's.</summary>
     public readonly nint Lane<V>() where V : struct, ILanes<V> => FirstVector * V.Count;
 
