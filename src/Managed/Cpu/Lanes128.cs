@@ -280,5 +280,14 @@ internal struct Lanes128 : ILanes<Lanes128>
     public static Lanes128 LogSigmoid(Lanes128 x) => -Elementary.Softplus(-x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Tanh(Lanes128 x, out Lanes128 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Sigmoid(Lanes128 x, out Lanes128 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Softplus(Lanes128 x, out Lanes128 slope) => Elementary.Softplus(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 Detach(Lanes128 x) => x;
 }

@@ -280,5 +280,14 @@ internal struct Lanes256 : ILanes<Lanes256>
     public static Lanes256 LogSigmoid(Lanes256 x) => -Elementary.Softplus(-x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Tanh(Lanes256 x, out Lanes256 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Sigmoid(Lanes256 x, out Lanes256 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Softplus(Lanes256 x, out Lanes256 slope) => Elementary.Softplus(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Detach(Lanes256 x) => x;
 }

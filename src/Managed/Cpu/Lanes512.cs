@@ -287,5 +287,14 @@ internal struct Lanes512 : ILanes<Lanes512>
     public static Lanes512 LogSigmoid(Lanes512 x) => -Elementary.Softplus(-x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Tanh(Lanes512 x, out Lanes512 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Sigmoid(Lanes512 x, out Lanes512 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Softplus(Lanes512 x, out Lanes512 slope) => Elementary.Softplus(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Detach(Lanes512 x) => x;
 }

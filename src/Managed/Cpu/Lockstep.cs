@@ -155,6 +155,15 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static Lockstep<V> LogSigmoid(Lockstep<V> x) => -Elementary.Softplus(-x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Tanh(Lockstep<V> x, out Lockstep<V> slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Sigmoid(Lockstep<V> x, out Lockstep<V> slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Softplus(Lockstep<V> x, out Lockstep<V> slope) => Elementary.Softplus(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Detach(Lockstep<V> x) => x;
 
     public static int Count
