@@ -72,10 +72,11 @@ public static class Attention
         return device.AttentionForwardWorkspaceBytes(problem);
     }
 
-    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs.</summary>
+    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs for these gradients.</summary>
     public static long BackwardWorkspaceBytes(ComputeDevice device, in AttentionProblem problem, in AttentionGradients gradients)
     {
         Check(device, problem);
+        CheckGradients(device, problem, gradients);
         return device.AttentionBackwardWorkspaceBytes(problem, gradients);
     }
 
@@ -206,15 +207,32 @@ public static class Attention
     private static void CheckBackward(ComputeDevice device, in AttentionProblem problem, in AttentionSaved saved, in AttentionUpstream upstream,
         in AttentionGradients gradients)
     {
-        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
-        long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2), valueSize = problem.Value.Length(3);
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), valueSize = problem.Value.Length(3);
         Require.Input(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
         if (saved.LogSumExp.Rank == 4)
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries, 2);
         else
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries);
-        Require.Input(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
+        Require.OptionalInput(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
         Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", batch, heads, queries);
+        Require.Any(upstream.Output.IsPresent || upstream.LogSumExp.IsPresent, nameof(upstream), "Output, LogSumExp");
+        if (!upstream.Output.IsPresent && !device.OffersAllOfAttention)
+            throw new NotSupportedException($"The device {device.Name} doesn't offer attention's gradients without upstream.Output yet; use ComputeDevice.Cpu.");
+        CheckGradients(device, problem, gradients);
+        for (int i = 0; i < GradientCount; i++)
+        {
+            TensorView gradient = Gradient(gradients, i, out string name);
+            Require.Disjoint(gradient, name, saved.Output, "saved.Output");
+            Require.Disjoint(gradient, name, saved.LogSumExp, "saved.LogSumExp");
+            Require.Disjoint(gradient, name, upstream.Output, "upstream.Output");
+            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
+        }
+    }
+
+    private static void CheckGradients(ComputeDevice device, in AttentionProblem problem, in AttentionGradients gradients)
+    {
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
+        long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2), valueSize = problem.Value.Length(3);
         Require.OptionalOutput(device, gradients.Query, "gradients.Query", batch, heads, queries, headSize);
         Require.OptionalOutput(device, gradients.Key, "gradients.Key", batch, keyHeads, keys, headSize);
         Require.OptionalOutput(device, gradients.Value, "gradients.Value", batch, keyHeads, keys, valueSize);
@@ -230,22 +248,21 @@ public static class Attention
         CheckLike(device, gradients.Captured1, "gradients.Captured1", problem.Captured1.Values, "problem.Captured1");
         CheckLike(device, gradients.Captured2, "gradients.Captured2", problem.Captured2.Values, "problem.Captured2");
         CheckLike(device, gradients.Captured3, "gradients.Captured3", problem.Captured3.Values, "problem.Captured3");
+        bool any = false;
         for (int i = 0; i < GradientCount; i++)
         {
             TensorView gradient = Gradient(gradients, i, out string name);
             if (!gradient.IsPresent)
                 continue;
+            any = true;
             CheckApart(problem, gradient, name);
-            Require.Disjoint(gradient, name, saved.Output, "saved.Output");
-            Require.Disjoint(gradient, name, saved.LogSumExp, "saved.LogSumExp");
-            Require.Disjoint(gradient, name, upstream.Output, "upstream.Output");
-            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
             for (int j = 0; j < i; j++)
             {
                 TensorView other = Gradient(gradients, j, out string otherName);
                 Require.Disjoint(gradient, name, other, otherName);
             }
         }
+        Require.Any(any, nameof(gradients), "Query, Key, Value, those of the biases, Sinks, Captured0 to Captured3");
     }
 
     private const int GradientCount = 15;

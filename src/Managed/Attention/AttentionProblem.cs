@@ -97,10 +97,10 @@ public ref struct AttentionSaved
     public TensorView LogSumExp { get; set; }
 }
 
-/// <summary>The gradients that arrive at attention's outputs.</summary>
+/// <summary>The gradients that arrive at attention's outputs; at least one of them.</summary>
 public ref struct AttentionUpstream
 {
-    /// <summary>[b, h, Sq, dv]. Required.</summary>
+    /// <summary>[b, h, Sq, dv]; zero if absent.</summary>
     public TensorView Output { get; set; }
 
     /// <summary>[b, h, Sq]; zero if absent. Rows that see neither a key nor a sink ignore it.</summary>

@@ -223,7 +223,6 @@ public static partial class LogProbs
             for (int j = i + 1; j < HiddenGradients.Count; j++)
                 Require.Disjoint(gradients[i], HiddenGradients.Name(i), gradients[j], HiddenGradients.Name(j));
         }
-        if (!any)
-            throw new ArgumentException("gradients asks for nothing; set at least one tensor.", "gradients");
+        Require.Any(any, nameof(gradients), "Hidden, Vocabulary, Bias");
     }
 }

@@ -116,8 +116,7 @@ public ref struct TokenOutputs
             for (int j = i + 1; j < Count; j++)
                 Require.Disjoint(this[i], Name(i), this[j], Name(j));
         }
-        if (!IsAnyPresent)
-            throw new ArgumentException("outputs asks for nothing; set at least one tensor.", "outputs");
+        Require.Any(IsAnyPresent, "outputs", "LogProb, LogSumExp, Entropy, SumOfSquares, Argmax, TopLogProbs, MeanLogit");
         if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
             throw device.Lacks("the mean logit (outputs.MeanLogit)");
     }

@@ -57,6 +57,16 @@ internal static class Require
             throw new ArgumentException($"{nameA} and {nameB} share memory.", nameA);
     }
 
+    /// <summary>At least one of several optional tensors is there.</summary>
+    /// <param name="any">Whether one is.</param>
+    /// <param name="name">What holds them.</param>
+    /// <param name="choices">Their names.</param>
+    public static void Any(bool any, string name, string choices)
+    {
+        if (!any)
+            throw new ArgumentException($"{name} {(name == "upstream" ? "holds" : "asks for")} nothing; set at least one of {choices}.", name);
+    }
+
     /// <summary>The device is there.</summary>
     public static void Device(ComputeDevice device) => ArgumentNullException.ThrowIfNull(device);
 

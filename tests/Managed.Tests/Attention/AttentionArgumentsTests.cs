@@ -279,6 +279,44 @@ public class AttentionArgumentsTests
     }
 
     [Fact]
+    public void A_backward_pass_that_nothing_arrives_at_or_that_nothing_is_asked_of_is_refused()
+    {
+        using var workspace = new Workspace(Device);
+        string Message(bool arrives, bool asked)
+        {
+            TensorView o = TensorView.Of(output, Batch, Heads, Queries, ValueSize), l = TensorView.Of(logSumExp, Batch, Heads, Queries);
+            try
+            {
+                TransformerKernels.Attention.Backward(Device, Good(), new AttentionSaved { Output = o, LogSumExp = l }, new AttentionUpstream { Output = arrives ? o : default },
+                    new AttentionGradients { Query = asked ? Tensor(Batch, Heads, Queries, Size) : default }, workspace);
+                return "";
+            }
+            catch (ArgumentException thrown)
+            {
+                return $"{thrown.ParamName}: {thrown.Message}";
+            }
+        }
+        Assert.Equal("", Message(arrives: true, asked: true));
+        Assert.StartsWith("upstream: upstream holds nothing; set at least one of Output, LogSumExp.", Message(arrives: false, asked: true));
+        Assert.StartsWith("gradients: gradients asks for nothing; set at least one of Query, Key, Value,", Message(arrives: true, asked: false));
+    }
+
+    [Fact]
+    public void Workspace_bytes_of_gradients_that_do_not_fit_are_refused()
+    {
+        ArgumentException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.BackwardWorkspaceBytes(Device, Good(), new AttentionGradients { Query = Tensor(Batch, Heads, Queries, Size + 1) });
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Equal("gradients.Query", thrown?.ParamName);
+    }
+
+    [Fact]
     public void A_null_device_and_a_null_workspace_are_refused()
     {
         static string? Name(ComputeDevice? device, Workspace? workspace)
