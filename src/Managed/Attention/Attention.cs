@@ -13,8 +13,12 @@ namespace TransformerKernels;
 public static class Attention
 {
     /// <summary>Attention without a score rule; see <see cref="Forward{TRule}"/>.</summary>
-    public static void Forward(ComputeDevice device, in AttentionProblem problem, TensorView output, TensorView logSumExp, Workspace workspace) =>
+    /// <exception cref="ArgumentException">As there; or captured tensors are set, which nothing reads without a rule.</exception>
+    public static void Forward(ComputeDevice device, in AttentionProblem problem, TensorView output, TensorView logSumExp, Workspace workspace)
+    {
+        CheckWithoutRule(problem);
         Forward(device, problem, default(PlainScore), output, logSumExp, workspace);
+    }
 
     /// <summary>Computes output and log-sum-exp.</summary>
     /// <param name="device">Where to run.</param>
@@ -38,9 +42,13 @@ public static class Attention
     }
 
     /// <summary>Gradients of attention without a score rule; see <see cref="Backward{TRule}"/>.</summary>
+    /// <exception cref="ArgumentException">As there; or captured tensors are set, which nothing reads without a rule.</exception>
     public static void Backward(ComputeDevice device, in AttentionProblem problem, in AttentionSaved saved, in AttentionUpstream upstream,
-        in AttentionGradients gradients, Workspace workspace) =>
+        in AttentionGradients gradients, Workspace workspace)
+    {
+        CheckWithoutRule(problem);
         Backward(device, problem, default(PlainScore), saved, upstream, gradients, workspace);
+    }
 
     /// <summary>Computes the gradients of Σ output · upstream.Output + Σ logSumExp · upstream.LogSumExp.</summary>
     /// <remarks>
@@ -80,6 +88,14 @@ public static class Attention
         return device.AttentionBackwardWorkspaceBytes(problem, gradients);
     }
 
+    private static void CheckWithoutRule(in AttentionProblem problem)
+    {
+        string? captured = problem.Captured0.IsPresent ? "problem.Captured0" : problem.Captured1.IsPresent ? "problem.Captured1" : problem.Captured2.IsPresent ? "problem.Captured2"
+            : problem.Captured3.IsPresent ? "problem.Captured3" : null;
+        if (captured is not null)
+            throw new ArgumentException($"{captured} is set, but there is no rule that reads it; pass the rule after the problem.", captured);
+    }
+
     private static void Check(ComputeDevice device, in AttentionProblem problem)
     {
         Require.Device(device);
@@ -96,6 +112,8 @@ public static class Attention
             Require.Finite(scale, "problem.Scale");
         Require.Position(problem.QueryOffset ?? 0, "problem.QueryOffset");
         Require.Position(problem.DistanceCentre ?? 0, "problem.DistanceCentre");
+        if (problem.DistanceCentre is not null && !problem.DistanceBias.IsPresent)
+            throw new ArgumentException("problem.DistanceCentre is set, but problem.DistanceBias isn't.", "problem.DistanceCentre");
         if (problem.Slopes.IsPresent)
         {
             if (problem.Slopes.Rank == 2)
@@ -158,15 +176,10 @@ public static class Attention
             throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {least} to {greatest} need entries {first} to {last}.", "problem.DistanceBias");
     }
 
-    // Any axis may have length 1.
     private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, ElementType type, params ReadOnlySpan<long> full)
     {
-        if (!tensor.IsPresent)
-            return;
-        Span<long> shape = stackalloc long[full.Length];
-        for (int axis = 0; axis < full.Length; axis++)
-            shape[axis] = tensor.Rank == full.Length && tensor.Length(axis) == 1 ? 1 : full[axis];
-        Require.Input(device, tensor, name, [type], shape);
+        if (tensor.IsPresent)
+            Require.Shared(device, tensor, name, [type], full);
     }
 
     private static void CheckCaptured(ComputeDevice device, in AttentionProblem problem, in CapturedTensor captured, string name)
@@ -183,10 +196,7 @@ public static class Attention
             CapturedStructure.PerKey => [batch, heads, keys],
             _ => [batch, heads, queries, keys],
         };
-        Span<long> shape = stackalloc long[full.Length];
-        for (int axis = 0; axis < full.Length; axis++)
-            shape[axis] = captured.Values.Rank == full.Length && captured.Values.Length(axis) == 1 ? 1 : full[axis];
-        Require.Input(device, captured.Values, name, shape);
+        Require.Shared(device, captured.Values, name, [ElementType.Float32], full);
         if (captured.Values.Rank == 2 && captured.Values.Length(1) == 0)
             throw new ArgumentException($"{name} has no entries; it needs at least one a head.", name);
     }

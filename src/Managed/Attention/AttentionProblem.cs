@@ -65,7 +65,7 @@ public ref struct AttentionProblem
     /// <summary>The bound c of softcapping, above 0: scores become c·tanh(score / c), after the rule and before the biases (Gemma 2).</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>The first tensor that a score rule reads.</summary>
+    /// <summary>The first tensor that a score rule reads. Without a rule there is none.</summary>
     public CapturedTensor Captured0 { get; set; }
 
     /// <summary>The second tensor that a score rule reads.</summary>
