@@ -27,8 +27,8 @@ public ref struct HiddenProblem
     /// <summary>[V], float32, contiguous. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), which bends logits into (−c, c) after the bias; 0 for none.</summary>
-    public float Softcap { get; set; }
+    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    public float? Softcap { get; set; }
 
     /// <summary>What logits are divided by, last of all; 1 for none.</summary>
     public float Temperature { get; set; } = 1;
