@@ -83,7 +83,7 @@ public static class Calls
                 Query = Input("query", 1, batch, heads, queries, size), Key = Input("key", 2, batch, keyHeads, keys, size), Value = Input("value", 3, batch, keyHeads, keys, valueSize),
                 Causal = true, Softcap = 5, Sinks = Input("sinks", 13, heads), KeyLengths = memory.Put("lengths", lengths),
                 QueryOffsets = memory.Put("offsets", offsets), Mask = memory.Put("mask", mask, batch, 1, queries, keys),
-                Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys + 2), BucketedBias = new(Input("table", 6, buckets, heads), 40),
+                Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys + 2), BucketedBias = new(Input("table", 6, buckets, heads), 40, bidirectional: false),
                 GridBias = new(Input("cells", 14, cells, heads), height, width),
                 DenseBias = Input("dense", 7, 1, heads, queries, keys), RowBias = Input("row", 8, batch, heads, queries), ColumnBias = Input("column", 9, batch, 1, keys),
             };

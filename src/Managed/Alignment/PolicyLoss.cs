@@ -95,6 +95,7 @@ public static class PolicyLoss
         Require.Disjoint(outputs.Loss, "outputs.Loss", outputs.LogProbGradient, "outputs.LogProbGradient");
         Require.Disjoint(outputs.Loss, "outputs.Loss", metrics, nameof(metrics));
         Require.Disjoint(outputs.LogProbGradient, "outputs.LogProbGradient", metrics, nameof(metrics));
+        Require.Any(outputs.Loss.IsPresent || outputs.LogProbGradient.IsPresent || metrics.IsPresent, nameof(outputs), "Loss, LogProbGradient, metrics");
         device.TokenLoss(batch, loss, outputs, metrics, workspace);
     }
 

@@ -101,9 +101,11 @@ public static class PreferenceLoss
             throw new ArgumentOutOfRangeException("loss.RewardScale", loss.RewardScale,
                 $"loss.RewardScale is {loss.RewardScale}; it must be a positive number: β of {nameof(DpoSigmoid)}, which default({nameof(DpoSigmoid)}) doesn't have and new {nameof(DpoSigmoid)}() does.");
         }
+        bool any = false;
         for (int i = 0; i < OutputCount; i++)
         {
             TensorView output = Output(outputs, metrics, i, out string name);
+            any |= output.IsPresent;
             Require.OptionalOutput(device, output, name, i == OutputCount - 1 ? PreferenceMetrics.Count : pairs);
             Require.Disjoint(output, name, batch.Chosen, "batch.Chosen");
             Require.Disjoint(output, name, batch.Rejected, "batch.Rejected");
@@ -115,6 +117,7 @@ public static class PreferenceLoss
                 Require.Disjoint(output, name, other, otherName);
             }
         }
+        Require.Any(any, nameof(outputs), "Loss, the four gradients, the two rewards, metrics");
         device.PairLoss(batch, loss, outputs, metrics, workspace);
     }
 

@@ -10,11 +10,16 @@ internal sealed partial class CpuDevice
     protected internal override void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
     {
+        AttentionUpstream arriving = upstream;
+        if (!upstream.Output.IsPresent)
+            arriving.Output = TensorView.Of((ReadOnlySpan<float>)NoGradient, 1, 1, 1, 1).Expand(0, saved.Output.Length(0)).Expand(1, saved.Output.Length(1)).Expand(2, saved.Output.Length(2)).Expand(3, saved.Output.Length(3));
         if (problem.Softcap is { } cap)
-            Backward(problem, new SoftcappedScore<TRule>(cap, rule), saved, upstream, gradients, workspace);
+            Backward(problem, new SoftcappedScore<TRule>(cap, rule), saved, arriving, gradients, workspace);
         else
-            Backward(problem, rule, saved, upstream, gradients, workspace);
+            Backward(problem, rule, saved, arriving, gradients, workspace);
     }
+
+    private static readonly float[] NoGradient = [0];
 
     private unsafe void Backward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved, in AttentionUpstream upstream,
         in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule

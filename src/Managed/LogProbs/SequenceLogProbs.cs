@@ -96,8 +96,7 @@ public static class SequenceLogProbs
         Require.OptionalOutput(device, outputs.Mean, "outputs.Mean", sequences);
         if (outputs.Count.IsPresent)
             Require.Output(device, outputs.Count, "outputs.Count", [ElementType.Int32, ElementType.Int64], sequences);
-        if (!outputs.Sum.IsPresent && !outputs.Mean.IsPresent && !outputs.Count.IsPresent)
-            throw new ArgumentException("outputs asks for nothing; set at least one tensor.", nameof(outputs));
+        Require.Any(outputs.Sum.IsPresent || outputs.Mean.IsPresent || outputs.Count.IsPresent, nameof(outputs), "Sum, Mean, Count");
         Require.Disjoint(outputs.Sum, "outputs.Sum", outputs.Mean, "outputs.Mean");
         Require.Disjoint(outputs.Sum, "outputs.Sum", outputs.Count, "outputs.Count");
         Require.Disjoint(outputs.Mean, "outputs.Mean", outputs.Count, "outputs.Count");
