@@ -57,8 +57,10 @@ internal static class LanesConstants
     public const int HalfShift = 13;
     /// <summary>The bit of float16's sign.</summary>
     public const int HalfSign = 0x8000;
-    /// <summary>float16's infinity, and its bits moved to where float32's fraction and exponent are.</summary>
-    public const int HalfInfinity = 0x7c00, HalfInfinityShifted = HalfInfinity << HalfShift;
+    /// <summary>float16's infinity.</summary>
+    public const int HalfInfinity = 0x7c00;
+    /// <summary>Sign, exponent and fraction of a float16 that is moved to where float32's fraction is, its sign to float32's.</summary>
+    public const int HalfBits = int.MinValue | 0x7fff << HalfShift;
     /// <summary>The bits of the float 2¹¹², the difference of the exponents' biases.</summary>
     public const int HalfBias = (127 - 15 + 127) << 23;
     /// <summary>The bits of the float32 from which on float16 is infinite: 65520, half a unit above the largest.</summary>

@@ -142,13 +142,12 @@ internal struct Lanes128 : ILanes<Lanes128>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes128 LoadFloat16(ushort* source)
     {
-        Storage16.Load(source, out Vector128<uint> wide);
-        Vector128<int> bits = wide.AsInt32(), sign = bits & Vector128.Create(LanesConstants.HalfSign);
-        Vector128<int> magnitude = Vector128.ShiftLeft(bits ^ sign, LanesConstants.HalfShift);
+        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
+        Storage16.Load(source, out Vector128<int> wide);
+        Vector128<int> bits = Vector128.ShiftLeft(wide, LanesConstants.HalfShift) & Vector128.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector128<int> number = (magnitude.AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32();
-        Vector128<int> special = Vector128.GreaterThanOrEqual(magnitude, Vector128.Create(LanesConstants.HalfInfinityShifted)) & Vector128.Create(LanesConstants.Infinity);
-        return new((number | special | Vector128.ShiftLeft(sign, 16)).AsSingle());
+        Vector128<int> number = (bits.AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector128.Create(LanesConstants.HalfInfinity);
+        return new(Vector128.ConditionalSelect(Vector128.Equals(wide & infinity, infinity), number | Vector128.Create(LanesConstants.Infinity), number).AsSingle());
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -142,13 +142,12 @@ internal struct Lanes256 : ILanes<Lanes256>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes256 LoadFloat16(ushort* source)
     {
-        Storage16.Load(source, out Vector256<uint> wide);
-        Vector256<int> bits = wide.AsInt32(), sign = bits & Vector256.Create(LanesConstants.HalfSign);
-        Vector256<int> magnitude = Vector256.ShiftLeft(bits ^ sign, LanesConstants.HalfShift);
+        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
+        Storage16.Load(source, out Vector256<int> wide);
+        Vector256<int> bits = Vector256.ShiftLeft(wide, LanesConstants.HalfShift) & Vector256.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector256<int> number = (magnitude.AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32();
-        Vector256<int> special = Vector256.GreaterThanOrEqual(magnitude, Vector256.Create(LanesConstants.HalfInfinityShifted)) & Vector256.Create(LanesConstants.Infinity);
-        return new((number | special | Vector256.ShiftLeft(sign, 16)).AsSingle());
+        Vector256<int> number = (bits.AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector256.Create(LanesConstants.HalfInfinity);
+        return new(Vector256.ConditionalSelect(Vector256.Equals(wide & infinity, infinity), number | Vector256.Create(LanesConstants.Infinity), number).AsSingle());
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

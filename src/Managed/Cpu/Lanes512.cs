@@ -145,13 +145,12 @@ internal struct Lanes512 : ILanes<Lanes512>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes512 LoadFloat16(ushort* source)
     {
-        Storage16.Load(source, out Vector512<uint> wide);
-        Vector512<int> bits = wide.AsInt32(), sign = bits & Vector512.Create(LanesConstants.HalfSign);
-        Vector512<int> magnitude = Vector512.ShiftLeft(bits ^ sign, LanesConstants.HalfShift);
+        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
+        Storage16.Load(source, out Vector512<int> wide);
+        Vector512<int> bits = Vector512.ShiftLeft(wide, LanesConstants.HalfShift) & Vector512.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector512<int> number = (magnitude.AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32();
-        Vector512<int> special = Vector512.GreaterThanOrEqual(magnitude, Vector512.Create(LanesConstants.HalfInfinityShifted)) & Vector512.Create(LanesConstants.Infinity);
-        return new((number | special | Vector512.ShiftLeft(sign, 16)).AsSingle());
+        Vector512<int> number = (bits.AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector512.Create(LanesConstants.HalfInfinity);
+        return new(Vector512.ConditionalSelect(Vector512.Equals(wide & infinity, infinity), number | Vector512.Create(LanesConstants.Infinity), number).AsSingle());
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

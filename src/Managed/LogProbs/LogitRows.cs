@@ -115,7 +115,23 @@ internal sealed partial class CpuDevice
         {
             nint w = V.Count, step = w * TStorage.Size;
             V largest = V.From(float.NegativeInfinity);
-            for (float* end = prepared + count; prepared < end; prepared += w, source += step)
+            float* end = prepared + count;
+            for (; TCapped.Taken && prepared <= end - 4 * w; prepared += 4 * w, source += 4 * step)
+            {
+                V u0 = TStorage.Load<V>(source), u1 = TStorage.Load<V>(source + step), u2 = TStorage.Load<V>(source + 2 * step), u3 = TStorage.Load<V>(source + 3 * step);
+                if (TBias.Taken)
+                {
+                    u0 += V.Load(offset); u1 += V.Load(offset + w); u2 += V.Load(offset + 2 * w); u3 += V.Load(offset + 3 * w);
+                    offset += 4 * w;
+                }
+                shape.Cap(ref u0, ref u1, ref u2, ref u3);
+                largest = V.MaxNative(V.MaxNative(largest, V.MaxNative(u0, u1)), V.MaxNative(u2, u3));
+                u0.Store(prepared);
+                u1.Store(prepared + w);
+                u2.Store(prepared + 2 * w);
+                u3.Store(prepared + 3 * w);
+            }
+            for (; prepared < end; prepared += w, source += step)
             {
                 V u = TStorage.Load<V>(source);
                 if (TBias.Taken)
@@ -205,9 +221,49 @@ internal sealed partial class CpuDevice
         /// <summary>∂z/∂x of a small x: 1 / T.</summary>
         public double Steepest => 1.0 / temperature;
 
-        /// <summary>u where there is a softcap.</summary>
+        // tanh v = v P(v²) / Q(v²), a minimax fit to 1.3·10⁻⁸ up to here, from where on it is 1 to 6·10⁻⁸.
+        private const float Bound = 8.7f, P4 = 1.3832270e-8f, P3 = 2.0935187e-5f, P2 = 3.5146707e-3f, P1 = 1.3396856e-1f, P0 = 9.9999994e-1f;
+        private const float Q4 = 7.9663950e-7f, Q3 = 3.3173490e-4f, Q2 = 2.5948848e-2f, Q1 = 4.6730164e-1f;
+
+        /// <summary>u = tanh(x / c), to 1.8·10⁻⁷ with all roundings. An error of u counts as it is, however small u is, for z is an exponent: half the steps of the general function are enough.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public V Cap<V>(V x) where V : struct, ILanes<V> => V.Tanh(x * perSoftcap);
+        public V Cap<V>(V x) where V : struct, ILanes<V>
+        {
+            V v = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x * perSoftcap)), square = v * v;
+            V p = V.MultiplyAdd(V.From(P4), square, V.From(P3)), q = V.MultiplyAdd(V.From(Q4), square, V.From(Q3));
+            p = V.MultiplyAdd(p, square, V.From(P2));
+            q = V.MultiplyAdd(q, square, V.From(Q2));
+            p = V.MultiplyAdd(p, square, V.From(P1));
+            q = V.MultiplyAdd(q, square, V.From(Q1));
+            return v * V.MultiplyAdd(p, square, V.From(P0)) / V.MultiplyAdd(q, square, V.One);
+        }
+
+        /// <summary>The same of four, which share the reading of constants: it was half of the time.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Cap<V>(ref V x0, ref V x1, ref V x2, ref V x3) where V : struct, ILanes<V>
+        {
+            V c = V.From(perSoftcap);
+            x0 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x0 * c)); x1 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x1 * c));
+            x2 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x2 * c)); x3 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x3 * c));
+            V s0 = x0 * x0, s1 = x1 * x1, s2 = x2 * x2, s3 = x3 * x3, first = V.From(P4);
+            c = V.From(P3);
+            V p0 = V.MultiplyAdd(first, s0, c), p1 = V.MultiplyAdd(first, s1, c), p2 = V.MultiplyAdd(first, s2, c), p3 = V.MultiplyAdd(first, s3, c);
+            first = V.From(Q4);
+            c = V.From(Q3);
+            V q0 = V.MultiplyAdd(first, s0, c), q1 = V.MultiplyAdd(first, s1, c), q2 = V.MultiplyAdd(first, s2, c), q3 = V.MultiplyAdd(first, s3, c);
+            c = V.From(P2);
+            p0 = V.MultiplyAdd(p0, s0, c); p1 = V.MultiplyAdd(p1, s1, c); p2 = V.MultiplyAdd(p2, s2, c); p3 = V.MultiplyAdd(p3, s3, c);
+            c = V.From(Q2);
+            q0 = V.MultiplyAdd(q0, s0, c); q1 = V.MultiplyAdd(q1, s1, c); q2 = V.MultiplyAdd(q2, s2, c); q3 = V.MultiplyAdd(q3, s3, c);
+            c = V.From(P1);
+            p0 = V.MultiplyAdd(p0, s0, c); p1 = V.MultiplyAdd(p1, s1, c); p2 = V.MultiplyAdd(p2, s2, c); p3 = V.MultiplyAdd(p3, s3, c);
+            c = V.From(Q1);
+            q0 = V.MultiplyAdd(q0, s0, c); q1 = V.MultiplyAdd(q1, s1, c); q2 = V.MultiplyAdd(q2, s2, c); q3 = V.MultiplyAdd(q3, s3, c);
+            c = V.From(P0);
+            x0 *= V.MultiplyAdd(p0, s0, c); x1 *= V.MultiplyAdd(p1, s1, c); x2 *= V.MultiplyAdd(p2, s2, c); x3 *= V.MultiplyAdd(p3, s3, c);
+            c = V.One;
+            x0 /= V.MultiplyAdd(q0, s0, c); x1 /= V.MultiplyAdd(q1, s1, c); x2 /= V.MultiplyAdd(q2, s2, c); x3 /= V.MultiplyAdd(q3, s3, c);
+        }
 
         /// <summary>z.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -197,6 +197,42 @@ public class LogitOptionsTests
     }
 
     [Fact]
+    public void A_softcap_bends_to_within_its_bound()
+    {
+        // The mean of a single logit is the logit.
+        float[] numbers = [.. Enumerable.Range(-13_000, 26_001).Select(i => i / 1000f), 1e-30f, -3e-5f, float.MaxValue, float.NegativeInfinity], mean = new float[numbers.Length];
+        LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(numbers, numbers.Length, 1), Targets = TensorView.Of(new int[numbers.Length]), Softcap = 1 }, new() { MeanLogit = TensorView.Of(mean) });
+        for (int i = 0; i < numbers.Length; i++)
+        {
+            double tanh = Math.Tanh(numbers[i]);
+            Assert.True(Math.Abs(tanh - mean[i]) <= 1.8e-7 && Math.Abs(tanh - mean[i]) <= 3e-7 * Math.Abs(tanh), $"{numbers[i]}: {mean[i]} for {tanh}");
+        }
+    }
+
+    [Theory]
+    [InlineData(1e-38f)]
+    [InlineData(1e-44f)]
+    [InlineData(3e38f)]
+    public void Extreme_temperatures_leave_the_largest_or_make_all_alike(float temperature)
+    {
+        foreach (int vocabulary in (int[])[5, 300])
+        {
+            float[] logits = Seeded.Normal(vocabulary, 1, 2), entropy = new float[1], saved = new float[2], logProb = new float[1], gradient = new float[vocabulary];
+            logits[3] = 9;
+            logits[4] = float.NegativeInfinity;
+            LogitsProblem problem = new() { Logits = TensorView.Of(logits, 1, vocabulary), Targets = TensorView.Of((int[])[3]), Temperature = temperature };
+            LogProbs.FromLogits(Device, problem, new() { LogProb = TensorView.Of(logProb), Entropy = TensorView.Of(entropy), LogSumExp = TensorView.Of(saved, 1, 2) });
+            double count = temperature < 1 ? 1 : vocabulary - 1;
+            Assert.Equal(-Math.Log(count), logProb[0], 1e-6);
+            Assert.Equal(Math.Log(count), entropy[0], 1e-6);
+            if (temperature < 1)
+                continue; // the log-sum-exp is ∞ in float32
+            LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = TensorView.Of(saved, 1, 2) }, new() { LogSumExp = TensorView.Of((float[])[temperature]) }, TensorView.Of(gradient, 1, vocabulary));
+            Assert.All(gradient.Select((x, j) => (x, j)), each => Assert.Equal(each.j == 4 ? 0 : 1 / count, each.x, 1e-6));
+        }
+    }
+
+    [Fact]
     public void A_peaked_row_keeps_the_gradient_of_its_squares()
     {
         // p − Σp² of the peak is 2e-9: in float32 both are 1.
