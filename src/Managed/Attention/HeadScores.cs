@@ -248,15 +248,15 @@ internal unsafe struct HeadScores
             hides |= ScoreLine.Hides<V>(only.Start, addsPairs ? keyCount * block : block);
             return only;
         }
-        for (nint row = 0; row < keyCount; row++)
+        new Span<float>(keyBiases, (int)keyCount).Clear();
+        for (int c = PairTensors.DenseBias; c < PairTensors.Count && addsKeys; c++)
         {
-            keyBiases[row] = 0;
-            for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
-            {
-                ref readonly Captured tensor = ref scoring.Tensors[c];
-                if (tensor.IsPresent && tensor.Structure == CapturedStructure.PerKey)
-                    keyBiases[row] += *tensor.At(batch, head, 0, j0 + row, 0);
-            }
+            ref readonly Captured tensor = ref scoring.Tensors[c];
+            if (!tensor.IsPresent || tensor.Structure != CapturedStructure.PerKey)
+                continue;
+            float* from = tensor.At(batch, head, 0, j0, 0);
+            for (nint row = 0; row < keyCount; row++)
+                keyBiases[row] += from[row * tensor.KeyStep];
         }
         hides |= Sum<V>(queryBiases, keyBiases, pairs, line, sums, keyCount);
         return sums;

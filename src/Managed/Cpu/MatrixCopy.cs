@@ -69,6 +69,16 @@ internal static unsafe class MatrixCopy
     private static void Row(float* from, float* to, nint count, bool add)
     {
         nint done = 0;
+        for (; Vector512.IsHardwareAccelerated && done + Vector512<float>.Count <= count; done += Vector512<float>.Count)
+        {
+            Vector512<float> sixteen = Vector512.Load(from + done);
+            (add ? Vector512.Load(to + done) + sixteen : sixteen).Store(to + done);
+        }
+        for (; Vector256.IsHardwareAccelerated && done + Vector256<float>.Count <= count; done += Vector256<float>.Count)
+        {
+            Vector256<float> eight = Vector256.Load(from + done);
+            (add ? Vector256.Load(to + done) + eight : eight).Store(to + done);
+        }
         for (; done + Side <= count; done += Side)
         {
             Vector128<float> four = Vector128.Load(from + done);
