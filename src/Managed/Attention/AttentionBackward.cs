@@ -371,12 +371,14 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
             logSumExp[row] = seesKeys ? MathF.Min(l[row * LogSumExp.Row], float.MaxValue) : float.MaxValue;
-            remainder[row] = seesKeys ? (float)(Math.Exp(-(double)l[row * LogSumExp.Row + LogSumExp.Column]) - 1) : 0;
+            remainder[row] = seesKeys ? -l[row * LogSumExp.Row + LogSumExp.Column] : 0;
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
                 delta[row] -= upstreamL[row * UpstreamLogSumExp.Row];
         }
+        for (nint lane = 0; lane < block; lane += V.Count)
+            V.Expm1(V.Load(remainder + lane)).Store(remainder + lane);
     }
 
     // The rule on a part's raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
