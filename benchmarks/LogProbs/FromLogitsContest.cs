@@ -144,7 +144,7 @@ internal sealed class FromLogitsContest : Contest
 
     /// <summary>What becomes of a setup's logits, for the oracle.</summary>
     public static LogitShaping Shaping(LogProbsSetup setup, TensorBuffer? bias) =>
-        new(bias is null ? null : Array.ConvertAll(bias.AsSpan<float>().ToArray(), x => (double)x), setup.Softcap, setup.Temperature, setup.Valid);
+        new(bias is null ? null : Array.ConvertAll(bias.AsSpan<float>().ToArray(), x => (double)x), setup.Softcap ?? 0, setup.Temperature, setup.Valid);
 
     private LogitsProblem Problem => new()
     {

@@ -43,7 +43,7 @@ internal sealed record LogProbsSetup
 
     public int Valid => Vocabulary - Padding;
 
-    public float Softcap => IsCapped ? ShapedSoftcap : 0;
+    public float? Softcap => IsCapped ? ShapedSoftcap : null;
 
     public float Temperature => HasTemperature ? ShapedTemperature : 1;
 

@@ -13,6 +13,7 @@ public static class Calls
         ["rotary, interleaved, backward"] = large => Rotary(large, RotaryPairing.Interleaved, backward: true),
         ["attention, every bias"] = large => Attention(large, hasRule: false),
         ["attention, every bias, a rule with captured tensors"] = large => Attention(large, hasRule: true),
+        ["attention, documents in a row"] = large => AttentionOfDocuments(large),
         ["log-probs"] = large => FromLogits(large),
         ["log-probs, backward"] = large => FromLogitsBackward(large, keepsRemainder: false),
         ["log-probs, backward with what rounding took"] = large => FromLogitsBackward(large, keepsRemainder: true),
@@ -82,7 +83,7 @@ public static class Calls
                 Query = Input("query", 1, batch, heads, queries, size), Key = Input("key", 2, batch, keyHeads, keys, size), Value = Input("value", 3, batch, keyHeads, keys, valueSize),
                 Causal = true, Softcap = 5, Sinks = Input("sinks", 13, heads), KeyLengths = memory.Put("lengths", lengths),
                 QueryOffsets = memory.Put("offsets", offsets), Mask = memory.Put("mask", mask, batch, 1, queries, keys),
-                Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys + 2), BucketedBias = new(Input("table", 6, buckets, heads), 40),
+                Slopes = Input("slopes", 4, heads), DistanceBias = Input("distance", 5, heads, queries + keys + 2), BucketedBias = new(Input("table", 6, buckets, heads), 40, bidirectional: false),
                 GridBias = new(Input("cells", 14, cells, heads), height, width),
                 DenseBias = Input("dense", 7, 1, heads, queries, keys), RowBias = Input("row", 8, batch, heads, queries), ColumnBias = Input("column", 9, batch, 1, keys),
             };
@@ -110,6 +111,24 @@ public static class Calls
                 TransformerKernels.Attention.Forward(device, problem, output, logSumExp, memory.Workspace(device));
                 TransformerKernels.Attention.Backward(device, problem, saved, upstream, gradients, memory.Workspace(device));
             }
+        };
+    }
+
+    // Tiles of which a part is computed, and nothing written out but what hides: no bias, documents of 37 and 3.
+    private static Call AttentionOfDocuments(bool large)
+    {
+        (int positions, int size, int document) = large ? (301, 18, 37) : (7, 3, 3);
+        float[] q = Seeded.Normal(positions * size, 1), k = Seeded.Normal(positions * size, 2), v = Seeded.Normal(positions * size, 3), upstream = Seeded.Normal(positions * size, 4);
+        float[] o = new float[q.Length], l = new float[2 * positions], dq = new float[q.Length], dk = new float[q.Length], dv = new float[q.Length];
+        bool[] mask = [.. Enumerable.Range(0, positions * positions).Select(n => n / positions / document == n % positions / document)];
+        return (device, memory) =>
+        {
+            TensorView Put(string name, float[] numbers) => memory.Put(name, numbers, 1, 1, positions, size);
+            var problem = new AttentionProblem { Query = Put("query", q), Key = Put("key", k), Value = Put("value", v), Causal = true, Mask = memory.Put("mask", mask, 1, 1, positions, positions) };
+            TensorView output = Put("output", o), logSumExp = memory.Put("log-sum-exp", l, 1, 1, positions, 2);
+            TransformerKernels.Attention.Forward(device, problem, output, logSumExp, memory.Workspace(device));
+            TransformerKernels.Attention.Backward(device, problem, new AttentionSaved { Output = output, LogSumExp = logSumExp }, new AttentionUpstream { Output = Put("upstream", upstream) },
+                new AttentionGradients { Query = Put("of query", dq), Key = Put("of key", dk), Value = Put("of value", dv) }, memory.Workspace(device));
         };
     }
 

@@ -49,7 +49,7 @@ public class WorkspaceTests
             Assert.Throws<InvalidOperationException>(() => workspace.Reserve(1000));
             Assert.Throws<InvalidOperationException>(workspace.Dispose);
             float[] pair = [1];
-            Assert.Throws<InvalidOperationException>(() => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(pair), Rejected = TensorView.Of(pair) }, new DpoSigmoid(), default, default, workspace));
+            Assert.Throws<InvalidOperationException>(() => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(pair), Rejected = TensorView.Of(pair) }, new DpoSigmoid(), new() { Loss = TensorView.Of(new float[1]) }, default, workspace));
         }
         workspace.Rent(1000).Dispose();
     }

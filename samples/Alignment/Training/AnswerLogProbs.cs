@@ -8,7 +8,7 @@ namespace Alignment;
 internal sealed class AnswerLogProbs(Llama model, bool trainable) : IDisposable
 {
     private readonly Activations run = new(model.Device, model.Shape, keep: trainable);
-    private readonly RowBuffer logProb = new(model.Device, 1), logSumExp = new(model.Device, 1), sums = new(model.Device, 1);
+    private readonly RowBuffer logProb = new(model.Device, 1), logSumExp = new(model.Device, 2), sums = new(model.Device, 1);
     private readonly TokenBatch batch = new(model.Device);
 
     public TokenBatch Batch => batch;
@@ -27,7 +27,7 @@ internal sealed class AnswerLogProbs(Llama model, bool trainable) : IDisposable
         model.Project(batch, run);
         logProb.Resize(batch.Picks.Length);
         logSumExp.Resize(batch.Picks.Length);
-        LogProbs.FromLogits(model.Device, Problem(), new() { LogProb = logProb.Vector, LogSumExp = logSumExp.Vector });
+        LogProbs.FromLogits(model.Device, Problem(), new() { LogProb = logProb.Vector, LogSumExp = logSumExp.View });
     }
 
     /// <summary>Sums the log-probs of each answer's tokens.</summary>
@@ -40,7 +40,7 @@ internal sealed class AnswerLogProbs(Llama model, bool trainable) : IDisposable
     /// <summary>Adds the weights' gradients, from the gradients that stand in <see cref="PerToken"/>.</summary>
     public void Backward()
     {
-        LogProbs.FromLogitsBackward(model.Device, Problem(), new() { LogSumExp = logSumExp.Vector }, new() { LogProb = logProb.Vector }, run.Logits.View);
+        LogProbs.FromLogitsBackward(model.Device, Problem(), new() { LogSumExp = logSumExp.View }, new() { LogProb = logProb.Vector }, run.Logits.View);
         model.Backward(batch, run);
     }
 

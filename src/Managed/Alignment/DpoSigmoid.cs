@@ -11,7 +11,7 @@ public readonly struct DpoSigmoid : IPairLoss
 {
     private readonly float beta, labelSmoothing;
 
-    /// <summary>β = 0.1, no label smoothing. (Without this constructor <c>new DpoSigmoid()</c> would have β = 0.)</summary>
+    /// <summary>β = 0.1, no label smoothing. (<c>default(DpoSigmoid)</c> has β = 0, which <see cref="PreferenceLoss"/> refuses.)</summary>
     public DpoSigmoid() : this(0.1f)
     {
     }

@@ -7,10 +7,7 @@ namespace TransformerKernels;
 /// <summary>Rewards and values of generated tokens. All [sequence, token], float32, any strides.</summary>
 public ref struct AdvantageProblem
 {
-    /// <summary>γ and λ are 1 unless set.</summary>
-    public AdvantageProblem()
-    {
-    }
+    private float? gamma, lambda;
 
     /// <summary>The reward given at each token. Required.</summary>
     public TensorView Rewards { get; set; }
@@ -18,10 +15,18 @@ public ref struct AdvantageProblem
     public TensorView Values { get; set; }
     /// <summary>Which tokens count, bool; all if absent. The others are stepped over: value and accumulator of the next token that counts are carried.</summary>
     public TensorView Mask { get; set; }
-    /// <summary>The discount γ of the next token's value, from 0 to 1.</summary>
-    public float Gamma { get; set; } = 1f;
-    /// <summary>The decay λ of later errors, from 0 to 1.</summary>
-    public float Lambda { get; set; } = 1f;
+    /// <summary>The discount γ of the next token's value, from 0 to 1; 1 unless set.</summary>
+    public float Gamma
+    {
+        readonly get => gamma ?? 1;
+        set => gamma = value;
+    }
+    /// <summary>The decay λ of later errors, from 0 to 1; 1 unless set.</summary>
+    public float Lambda
+    {
+        readonly get => lambda ?? 1;
+        set => lambda = value;
+    }
 }
 
 /// <summary>Generalized advantage estimation (GAE).</summary>

@@ -9,7 +9,7 @@ public interface IPairLoss
     /// <summary>The loss of a pair.</summary>
     T Loss<T>(in PairInputs<T> pair) where T : struct, IReal<T>;
 
-    /// <summary>What a log-ratio is multiplied by to give the reward that metrics report: β in DPO.</summary>
+    /// <summary>What a log-ratio is multiplied by to give the reward that metrics report: β in DPO. A positive number.</summary>
     float RewardScale { get; }
 }
 

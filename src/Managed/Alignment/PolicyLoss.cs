@@ -84,6 +84,8 @@ public static class PolicyLoss
             throw new ArgumentOutOfRangeException("batch.Reduction", batch.Reduction, "Not a reduction.");
         if (batch.Divisor is { } divisor && !(divisor > 0 && float.IsFinite(divisor)))
             throw new ArgumentOutOfRangeException("batch.Divisor", divisor, "batch.Divisor must be a positive number.");
+        if (typeof(TLoss) == typeof(PpoClip))
+            Unsafe.As<TLoss, PpoClip>(ref loss).Check();
         Require.OptionalOutput(device, outputs.Loss, "outputs.Loss", sequences, tokens);
         Require.OptionalOutput(device, outputs.LogProbGradient, "outputs.LogProbGradient", sequences, tokens);
         Require.OptionalOutput(device, metrics, nameof(metrics), PolicyMetrics.Count);
@@ -93,6 +95,7 @@ public static class PolicyLoss
         Require.Disjoint(outputs.Loss, "outputs.Loss", outputs.LogProbGradient, "outputs.LogProbGradient");
         Require.Disjoint(outputs.Loss, "outputs.Loss", metrics, nameof(metrics));
         Require.Disjoint(outputs.LogProbGradient, "outputs.LogProbGradient", metrics, nameof(metrics));
+        Require.Any(outputs.Loss.IsPresent || outputs.LogProbGradient.IsPresent || metrics.IsPresent, nameof(outputs), "Loss, LogProbGradient, metrics");
         device.TokenLoss(batch, loss, outputs, metrics, workspace);
     }
 

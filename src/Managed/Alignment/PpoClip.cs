@@ -11,7 +11,7 @@ public readonly struct PpoClip : ITokenLoss
 {
     private readonly float lower, upper, dualClip, logRatioBound;
 
-    /// <summary>The defaults. (Without this constructor <c>new PpoClip()</c> would have zeros.)</summary>
+    /// <summary>The defaults. (<c>default(PpoClip)</c> has zeros, which <see cref="PolicyLoss"/> refuses.)</summary>
     public PpoClip() : this(lower: 0.2f)
     {
     }
@@ -35,6 +35,13 @@ public readonly struct PpoClip : ITokenLoss
         this.upper = upper;
         this.dualClip = dualClip;
         this.logRatioBound = logRatioBound;
+    }
+
+    /// <summary>The constructor's bounds hold of everything but <c>default(PpoClip)</c>.</summary>
+    internal void Check()
+    {
+        if (!(logRatioBound > 0))
+            throw new ArgumentException($"loss is default({nameof(PpoClip)}), whose clips and bound are 0; new {nameof(PpoClip)}() has the usual ones.", "loss");
     }
 
     /// <inheritdoc/>

@@ -77,6 +77,7 @@ public static class PreferenceLoss
     /// <param name="metrics">[<see cref="PreferenceMetrics.Count"/>], float32, overwritten; may be absent (default). No pairs: zeros.</param>
     /// <param name="workspace">Scratch memory of the device; <see cref="WorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The loss's reward scale is no positive number.</exception>
     public static void Evaluate<TLoss>(ComputeDevice device, in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics,
         Workspace workspace) where TLoss : unmanaged, IPairLoss
     {
@@ -94,9 +95,17 @@ public static class PreferenceLoss
         }
         if (!Enum.IsDefined(batch.Reduction))
             throw new ArgumentOutOfRangeException("batch.Reduction", batch.Reduction, "Not a reduction.");
+        // What a default(...) of a loss with constants has is 0.
+        if (!(loss.RewardScale > 0) || !float.IsFinite(loss.RewardScale))
+        {
+            throw new ArgumentOutOfRangeException("loss.RewardScale", loss.RewardScale,
+                $"loss.RewardScale is {loss.RewardScale}; it must be a positive number: β of {nameof(DpoSigmoid)}, which default({nameof(DpoSigmoid)}) doesn't have and new {nameof(DpoSigmoid)}() does.");
+        }
+        bool any = false;
         for (int i = 0; i < OutputCount; i++)
         {
             TensorView output = Output(outputs, metrics, i, out string name);
+            any |= output.IsPresent;
             Require.OptionalOutput(device, output, name, i == OutputCount - 1 ? PreferenceMetrics.Count : pairs);
             Require.Disjoint(output, name, batch.Chosen, "batch.Chosen");
             Require.Disjoint(output, name, batch.Rejected, "batch.Rejected");
@@ -108,6 +117,7 @@ public static class PreferenceLoss
                 Require.Disjoint(output, name, other, otherName);
             }
         }
+        Require.Any(any, nameof(outputs), "Loss, the four gradients, the two rewards, metrics");
         device.PairLoss(batch, loss, outputs, metrics, workspace);
     }
 

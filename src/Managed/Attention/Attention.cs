@@ -13,8 +13,12 @@ namespace TransformerKernels;
 public static class Attention
 {
     /// <summary>Attention without a score rule; see <see cref="Forward{TRule}"/>.</summary>
-    public static void Forward(ComputeDevice device, in AttentionProblem problem, TensorView output, TensorView logSumExp, Workspace workspace) =>
+    /// <exception cref="ArgumentException">As there; or captured tensors are set, which nothing reads without a rule.</exception>
+    public static void Forward(ComputeDevice device, in AttentionProblem problem, TensorView output, TensorView logSumExp, Workspace workspace)
+    {
+        CheckWithoutRule(problem);
         Forward(device, problem, default(PlainScore), output, logSumExp, workspace);
+    }
 
     /// <summary>Computes output and log-sum-exp.</summary>
     /// <param name="device">Where to run.</param>
@@ -38,9 +42,13 @@ public static class Attention
     }
 
     /// <summary>Gradients of attention without a score rule; see <see cref="Backward{TRule}"/>.</summary>
+    /// <exception cref="ArgumentException">As there; or captured tensors are set, which nothing reads without a rule.</exception>
     public static void Backward(ComputeDevice device, in AttentionProblem problem, in AttentionSaved saved, in AttentionUpstream upstream,
-        in AttentionGradients gradients, Workspace workspace) =>
+        in AttentionGradients gradients, Workspace workspace)
+    {
+        CheckWithoutRule(problem);
         Backward(device, problem, default(PlainScore), saved, upstream, gradients, workspace);
+    }
 
     /// <summary>Computes the gradients of Σ output · upstream.Output + Σ logSumExp · upstream.LogSumExp.</summary>
     /// <remarks>
@@ -72,11 +80,20 @@ public static class Attention
         return device.AttentionForwardWorkspaceBytes(problem);
     }
 
-    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs.</summary>
+    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs for these gradients.</summary>
     public static long BackwardWorkspaceBytes(ComputeDevice device, in AttentionProblem problem, in AttentionGradients gradients)
     {
         Check(device, problem);
+        CheckGradients(device, problem, gradients);
         return device.AttentionBackwardWorkspaceBytes(problem, gradients);
+    }
+
+    private static void CheckWithoutRule(in AttentionProblem problem)
+    {
+        string? captured = problem.Captured0.IsPresent ? "problem.Captured0" : problem.Captured1.IsPresent ? "problem.Captured1" : problem.Captured2.IsPresent ? "problem.Captured2"
+            : problem.Captured3.IsPresent ? "problem.Captured3" : null;
+        if (captured is not null)
+            throw new ArgumentException($"{captured} is set, but there is no rule that reads it; pass the rule after the problem.", captured);
     }
 
     private static void Check(ComputeDevice device, in AttentionProblem problem)
@@ -95,6 +112,8 @@ public static class Attention
             Require.Finite(scale, "problem.Scale");
         Require.Position(problem.QueryOffset ?? 0, "problem.QueryOffset");
         Require.Position(problem.DistanceCentre ?? 0, "problem.DistanceCentre");
+        if (problem.DistanceCentre is not null && !problem.DistanceBias.IsPresent)
+            throw new ArgumentException("problem.DistanceCentre is set, but problem.DistanceBias isn't.", "problem.DistanceCentre");
         if (problem.Slopes.IsPresent)
         {
             if (problem.Slopes.Rank == 2)
@@ -157,15 +176,10 @@ public static class Attention
             throw new ArgumentException($"problem.DistanceBias has {length} entries a head and centre {shape.DistanceCentre}; distances {least} to {greatest} need entries {first} to {last}.", "problem.DistanceBias");
     }
 
-    // Any axis may have length 1.
     private static void CheckShared(ComputeDevice device, in TensorView tensor, string name, ElementType type, params ReadOnlySpan<long> full)
     {
-        if (!tensor.IsPresent)
-            return;
-        Span<long> shape = stackalloc long[full.Length];
-        for (int axis = 0; axis < full.Length; axis++)
-            shape[axis] = tensor.Rank == full.Length && tensor.Length(axis) == 1 ? 1 : full[axis];
-        Require.Input(device, tensor, name, [type], shape);
+        if (tensor.IsPresent)
+            Require.Shared(device, tensor, name, [type], full);
     }
 
     private static void CheckCaptured(ComputeDevice device, in AttentionProblem problem, in CapturedTensor captured, string name)
@@ -182,10 +196,7 @@ public static class Attention
             CapturedStructure.PerKey => [batch, heads, keys],
             _ => [batch, heads, queries, keys],
         };
-        Span<long> shape = stackalloc long[full.Length];
-        for (int axis = 0; axis < full.Length; axis++)
-            shape[axis] = captured.Values.Rank == full.Length && captured.Values.Length(axis) == 1 ? 1 : full[axis];
-        Require.Input(device, captured.Values, name, shape);
+        Require.Shared(device, captured.Values, name, [ElementType.Float32], full);
         if (captured.Values.Rank == 2 && captured.Values.Length(1) == 0)
             throw new ArgumentException($"{name} has no entries; it needs at least one a head.", name);
     }
@@ -206,15 +217,32 @@ public static class Attention
     private static void CheckBackward(ComputeDevice device, in AttentionProblem problem, in AttentionSaved saved, in AttentionUpstream upstream,
         in AttentionGradients gradients)
     {
-        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
-        long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2), valueSize = problem.Value.Length(3);
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), valueSize = problem.Value.Length(3);
         Require.Input(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
         if (saved.LogSumExp.Rank == 4)
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries, 2);
         else
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries);
-        Require.Input(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
+        Require.OptionalInput(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
         Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", batch, heads, queries);
+        Require.Any(upstream.Output.IsPresent || upstream.LogSumExp.IsPresent, nameof(upstream), "Output, LogSumExp");
+        if (!upstream.Output.IsPresent && !device.OffersAllOfAttention)
+            throw new NotSupportedException($"The device {device.Name} doesn't offer attention's gradients without upstream.Output yet; use ComputeDevice.Cpu.");
+        CheckGradients(device, problem, gradients);
+        for (int i = 0; i < GradientCount; i++)
+        {
+            TensorView gradient = Gradient(gradients, i, out string name);
+            Require.Disjoint(gradient, name, saved.Output, "saved.Output");
+            Require.Disjoint(gradient, name, saved.LogSumExp, "saved.LogSumExp");
+            Require.Disjoint(gradient, name, upstream.Output, "upstream.Output");
+            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
+        }
+    }
+
+    private static void CheckGradients(ComputeDevice device, in AttentionProblem problem, in AttentionGradients gradients)
+    {
+        long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), headSize = problem.Query.Length(3);
+        long keyHeads = problem.Key.Length(1), keys = problem.Key.Length(2), valueSize = problem.Value.Length(3);
         Require.OptionalOutput(device, gradients.Query, "gradients.Query", batch, heads, queries, headSize);
         Require.OptionalOutput(device, gradients.Key, "gradients.Key", batch, keyHeads, keys, headSize);
         Require.OptionalOutput(device, gradients.Value, "gradients.Value", batch, keyHeads, keys, valueSize);
@@ -230,22 +258,21 @@ public static class Attention
         CheckLike(device, gradients.Captured1, "gradients.Captured1", problem.Captured1.Values, "problem.Captured1");
         CheckLike(device, gradients.Captured2, "gradients.Captured2", problem.Captured2.Values, "problem.Captured2");
         CheckLike(device, gradients.Captured3, "gradients.Captured3", problem.Captured3.Values, "problem.Captured3");
+        bool any = false;
         for (int i = 0; i < GradientCount; i++)
         {
             TensorView gradient = Gradient(gradients, i, out string name);
             if (!gradient.IsPresent)
                 continue;
+            any = true;
             CheckApart(problem, gradient, name);
-            Require.Disjoint(gradient, name, saved.Output, "saved.Output");
-            Require.Disjoint(gradient, name, saved.LogSumExp, "saved.LogSumExp");
-            Require.Disjoint(gradient, name, upstream.Output, "upstream.Output");
-            Require.Disjoint(gradient, name, upstream.LogSumExp, "upstream.LogSumExp");
             for (int j = 0; j < i; j++)
             {
                 TensorView other = Gradient(gradients, j, out string otherName);
                 Require.Disjoint(gradient, name, other, otherName);
             }
         }
+        Require.Any(any, nameof(gradients), "Query, Key, Value, those of the biases, Sinks, Captured0 to Captured3");
     }
 
     private const int GradientCount = 15;

@@ -1,6 +1,4 @@
 using System.Runtime.CompilerServices;
-using System.Runtime.Intrinsics.Arm;
-using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -12,11 +10,16 @@ internal sealed partial class CpuDevice
     protected internal override void AttentionBackward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
     {
+        AttentionUpstream arriving = upstream;
+        if (!upstream.Output.IsPresent)
+            arriving.Output = TensorView.Of((ReadOnlySpan<float>)NoGradient, 1, 1, 1, 1).Expand(0, saved.Output.Length(0)).Expand(1, saved.Output.Length(1)).Expand(2, saved.Output.Length(2)).Expand(3, saved.Output.Length(3));
         if (problem.Softcap is { } cap)
-            Backward(problem, new SoftcappedScore<TRule>(cap, rule), saved, upstream, gradients, workspace);
+            Backward(problem, new SoftcappedScore<TRule>(cap, rule), saved, arriving, gradients, workspace);
         else
-            Backward(problem, rule, saved, upstream, gradients, workspace);
+            Backward(problem, rule, saved, arriving, gradients, workspace);
     }
+
+    private static readonly float[] NoGradient = [0];
 
     private unsafe void Backward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved, in AttentionUpstream upstream,
         in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule
@@ -164,6 +167,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
     private nint headRow, valueRow, batch, chunk;
+    private bool? blockIsFinite;
 
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
@@ -223,85 +227,110 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = Scoring.QueryOffset(batch);
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
-        Clear(queryGradient, d * block);
         BeginBlockGradients<V>();
-        if (end > first)
+        bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
+        for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
         {
-            float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
-            AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
-            AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
-            AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
-            AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
-            BeginRows<V>(head, i0, rows, dv);
-            scores.BeginBlock<V>(Scoring, i0);
-            for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
+            nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
+            TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal);
+            if (visible.Parts.IsEmpty)
             {
-                nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
-                TileVisibility visible = Scoring.Mask.Look(batch, head, i0, rows, j0, tileKeys);
-                if (visible == TileVisibility.None)
-                {
-                    ClearPairs(head, i0, rows, j0, j0 + tileKeys);
-                    continue;
-                }
-                float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
-                LaneRows bias = scores.Bias<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal, visible, out bool hides);
-                Product.Set<V>(tileK, Key.Row, Key.Column, tileKeys, queryColumns, block, AttentionTiles.Vectors, d, s, block);
-                Product.Set<V>(tileV, Value.Row, Value.Column, tileKeys, upstreamColumns, block, AttentionTiles.Vectors, dv, dS, block);
-                bool ruled = typeof(TRule) != typeof(PlainScore);
-                RuleTile tile = default;
-                if (ruled)
-                {
-                    tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys);
-                    if (IsShort)
-                        ApplyRule<Lockstep<V>>(tile, block, tileKeys);
-                    else
-                        ApplyRule<V>(tile, block, tileKeys);
-                }
-                // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
-                bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+                ClearPairs(head, i0, rows, j0, j0 + tileKeys);
+                continue;
+            }
+            if (!begun)
+                BeginBlock<V>(scores, head, i0, rows);
+            begun = true;
+            float* tileK = k + j0 * Key.Row, tileV = v + j0 * Value.Row;
+            LaneRows bias = scores.Bias<V>(Scoring, i0, j0, tileKeys, visible, out bool hides);
+            // Gradients of biases are summed of whole tiles.
+            if (visible.LeavesOut(tileKeys))
+                Clear(dS, tileKeys * block);
+            bool ruled = typeof(TRule) != typeof(PlainScore);
+            RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                nint lane = part.Lane<V>(), start = part.Start<V>();
+                Product.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, queryColumns + lane, block, part.Vectors, d, s + start, block);
+                Product.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part.Keys, upstreamColumns + lane, block, part.Vectors, dv, dS + start, block);
+                if (ruled && IsShort)
+                    ApplyRule<Lockstep<V>>(tile, part.OfPairs, block);
+                else if (ruled)
+                    ApplyRule<V>(tile, part, block);
+            }
+            // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
+            bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
                 if (hides || ruled)
-                    skips &= Differentiate<V, SomeHidden>(bias, tileKeys, skips ? -1f : 0f);
+                    Differentiate<V, SomeHidden>(bias, part, skips ? -1f : 0f);
                 else
-                    Differentiate<V, NoneHidden>(bias, tileKeys, 0f);
-                if (Plan.WantsLine)
-                    AddToLine<V>(i0, j0, tileKeys, first);
-                AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
-                if (ruled)
+                    Differentiate<V, NoneHidden>(bias, part, 0f);
+            }
+            if (Plan.WantsLine)
+                AddToLine<V>(i0, j0, tileKeys, first);
+            AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
+            if (ruled)
+            {
+                for (int capture = 0; capture < CapturedSet.Count; capture++)
                 {
-                    for (int capture = 0; capture < CapturedSet.Count; capture++)
+                    foreach (ref readonly TilePart part in visible.Parts)
                     {
                         if (GradientTile(capture, i0, j0) is { Start: not null } gradient)
-                            AddCaptured<V>(tile, capture, gradient, tileKeys);
+                            AddCaptured<V>(tile, part, capture, gradient);
                     }
-                    MultiplyBySlopes<V>(tileKeys);
                 }
-                EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
-                float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
-                // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
-                nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
-                Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
-                Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
+                MultiplyBySlopes<V>(tileKeys);
+            }
+            EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
+            float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
+            // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
+            nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
+            Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
+            Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                nint lane = part.Lane<V>(), start = part.Start<V>(), partKeys = (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), partQueries = Math.Min(rows, part.EndVector * V.Count) - lane;
+                float* partK = tileK + part.FirstKey * Key.Row, partDK = dK + part.FirstKey * headRow, partDV = dV + part.FirstKey * valueRow;
+                float* partQuery = queryRows + lane * headRow, partUpstream = upstreamRows + lane * valueRow, p = s + start, dz = dS + start;
                 if (skips)
                 {
-                    Product.AddWhereElementsVisible<V>(s, block, 1, tileKeys, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow, s);
-                    Product.AddWhereElementsVisible<V>(dS, block, 1, tileKeys, queryRows, headRow, headRow / V.Count, rows, dK, headRow, s);
-                    Product.AddWhereLanesVisible<V>(tileK, Key.Column, Key.Row, d, dS, block, AttentionTiles.Vectors, tileKeys, queryGradient, block, s);
+                    Product.AddWhereElementsVisible<V>(p, block, 1, part.Keys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow, p);
+                    Product.AddWhereElementsVisible<V>(dz, block, 1, part.Keys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow, p);
+                    Product.AddWhereLanesVisible<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block, p);
                 }
                 else
                 {
-                    Product.Add<V>(s, block, 1, fullRows, upstreamRows, valueRow, valueRow / V.Count, rows, dV, valueRow);
-                    Product.Add<V>(dS, block, 1, fullRows, queryRows, headRow, headRow / V.Count, rows, dK, headRow);
-                    Product.Add<V>(tileK, Key.Column, Key.Row, d, dS, block, AttentionTiles.Vectors, tileKeys, queryGradient, block);
+                    Product.Add<V>(p, block, 1, partKeys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow);
+                    Product.Add<V>(dz, block, 1, partKeys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow);
+                    Product.Add<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block);
                 }
             }
         }
         EndBlockGradients<V>(head, i0, rows, first, end, count);
+        if (!begun)
+            Clear(queryGradient, d * block);
         if (Plan.WantsQuery)
             WriteQueryGradient<V>(head, i0, rows, block, d);
     }
 
-    // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞; that of keys and values is kept for the other blocks.
-    private readonly bool IsFinite<V>(nint j0, nint tile, float* k, float* v, nint rows) where V : struct, ILanes<V>
+    // The block's queries and upstream gradients, both ways around, and what is known of its rows.
+    private void BeginBlock<V>(in HeadScores scores, nint head, nint i0, nint rows) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
+        float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
+        AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
+        AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
+        AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
+        AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
+        BeginRows<V>(head, i0, rows, dv);
+        scores.BeginBlock<V>(Scoring, i0);
+        Clear(queryGradient, d * block);
+        blockIsFinite = null;
+    }
+
+    // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞. What was found is kept: for the other blocks, for the other tiles.
+    private bool IsFinite<V>(nint j0, nint tile, float* k, float* v, nint rows) where V : struct, ILanes<V>
     {
         const float yes = 1, no = 2;
         if (tileIsFinite[tile] == 0)
@@ -311,8 +340,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize)
                 && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize) ? yes : no;
         }
-        return tileIsFinite[tile] == yes
-            && AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
+        blockIsFinite ??= AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
+        return tileIsFinite[tile] == yes && blockIsFinite.Value;
     }
 
     // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
@@ -348,17 +377,19 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         }
     }
 
-    // The rule on a tile of raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
+    // The rule on a part's raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyRule<V>(in RuleTile tile, nint block, nint tileKeys) where V : struct, ILanes<V>
+    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V>
     {
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
-            float* scores = s + lane, kept = scaled + lane, slopes = slope + lane;
-            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
-            for (nint row = 0; row < tileKeys; row++)
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            nint start = first * block + lane;
+            float* scores = s + start, kept = scaled + start, slopes = slope + start;
+            float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            for (nint row = 0; row < keys; row++)
             {
                 V score = V.Load(scores) * scale;
                 score.Store(kept);
@@ -397,96 +428,56 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         }
     }
 
-    // From scores and dP: P in place of S and dz in place of dP. Returns whether some pair is hidden.
+    // From scores and dP of a part: P in place of S and dz in place of dP, four keys at a time of one vector of queries. The last key stands for those that are missing of four.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly bool Differentiate<V, THiding>(LaneRows bias, nint tileKeys, float hiddenWeight)
+    private readonly void Differentiate<V, THiding>(LaneRows bias, in TilePart part, float hiddenWeight)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        bool ruled = typeof(TRule) != typeof(PlainScore);
-        nint w = V.Count;
-        float* scores = s, gradients = dS, added = bias.Start;
-        V scale = V.From(Shape.Scale), least = V.From(float.PositiveInfinity);
-        V l0 = V.Load(logSumExp), rest0 = V.Load(remainder), d0 = V.Load(delta);
-        V l1 = V.Load(logSumExp + w), rest1 = V.Load(remainder + w), d1 = V.Load(delta + w);
-        V l2 = V.Load(logSumExp + 2 * w), rest2 = V.Load(remainder + 2 * w), d2 = V.Load(delta + 2 * w);
-        V l3 = V.Load(logSumExp + 3 * w), rest3 = V.Load(remainder + 3 * w), d3 = V.Load(delta + 3 * w);
-        for (nint row = 0; row < tileKeys; row++)
+        nint step = AttentionTiles.Block<V>(), first = part.Lane<V>(), end = part.EndVector * V.Count, keys = part.Keys;
+        V scale = V.From(Shape.Scale);
+        for (nint lane = first; lane < end; lane += V.Count)
         {
-            V z0 = V.Load(scores), b0 = V.Load(added);
-            V z1 = V.Load(scores + w), b1 = V.Load(added + w);
-            V z2 = V.Load(scores + 2 * w), b2 = V.Load(added + 2 * w);
-            V z3 = V.Load(scores + 3 * w), b3 = V.Load(added + 3 * w);
-            z0 = ruled ? AddUnlessHidden(z0, b0) : V.MultiplyAdd(z0, scale, b0);
-            z1 = ruled ? AddUnlessHidden(z1, b1) : V.MultiplyAdd(z1, scale, b1);
-            z2 = ruled ? AddUnlessHidden(z2, b2) : V.MultiplyAdd(z2, scale, b2);
-            z3 = ruled ? AddUnlessHidden(z3, b3) : V.MultiplyAdd(z3, scale, b3);
-            if (THiding.Hides)
+            float* scores = s + part.FirstKey * step + lane, gradients = dS + part.FirstKey * step + lane, b0 = bias.At(part.FirstKey) + lane;
+            V l = V.Load(logSumExp + lane), rest = V.Load(remainder + lane), d = V.Load(delta + lane);
+            for (nint key = 0; key < keys; key += Product.Rows, scores += Product.Rows * step, gradients += Product.Rows * step, b0 += Product.Rows * bias.Step)
             {
-                z0 = HideWhere(b0, z0);
-                z1 = HideWhere(b1, z1);
-                z2 = HideWhere(b2, z2);
-                z3 = HideWhere(b3, z3);
-                V none = V.From(float.NegativeInfinity);
-                least = V.SelectEqual(z0, none, none, V.SelectEqual(z1, none, none, V.SelectEqual(z2, none, none, V.SelectEqual(z3, none, none, least))));
+                float* b1 = key + 1 < keys ? b0 + bias.Step : b0, b2 = key + 2 < keys ? b1 + bias.Step : b1, b3 = key + 3 < keys ? b2 + bias.Step : b2;
+                V z0 = Score<V, THiding>(V.Load(scores), scale, V.Load(b0)), z1 = Score<V, THiding>(V.Load(scores + step), scale, V.Load(b1));
+                V z2 = Score<V, THiding>(V.Load(scores + 2 * step), scale, V.Load(b2)), z3 = Score<V, THiding>(V.Load(scores + 3 * step), scale, V.Load(b3));
+                V t0 = z0 - l, t1 = z1 - l, t2 = z2 - l, t3 = z3 - l, lowest = V.From(Exponential.Lowest);
+                // The forward pass's exponential, so that weights add up to 1.
+                Exponential.Precise(V.MaxNative(lowest, t0), V.MaxNative(lowest, t1), V.MaxNative(lowest, t2), V.MaxNative(lowest, t3), out V p0, out V p1, out V p2, out V p3);
+                (p0, p1, p2, p3) = (PutBack(p0, z0, t0, l, rest), PutBack(p1, z1, t1, l, rest), PutBack(p2, z2, t2, l, rest), PutBack(p3, z3, t3, l, rest));
+                V dz0 = p0 * (V.Load(gradients) - d), dz1 = p1 * (V.Load(gradients + step) - d), dz2 = p2 * (V.Load(gradients + 2 * step) - d), dz3 = p3 * (V.Load(gradients + 3 * step) - d);
+                if (THiding.Hides)
+                {
+                    V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
+                    (p0, p1, p2, p3) = (V.SelectEqual(z0, none, hidden, p0), V.SelectEqual(z1, none, hidden, p1), V.SelectEqual(z2, none, hidden, p2), V.SelectEqual(z3, none, hidden, p3));
+                    (dz0, dz1, dz2, dz3) = (V.SelectEqual(z0, none, V.Zero, dz0), V.SelectEqual(z1, none, V.Zero, dz1), V.SelectEqual(z2, none, V.Zero, dz2), V.SelectEqual(z3, none, V.Zero, dz3));
+                }
+                p0.Store(scores);
+                p1.Store(scores + step);
+                p2.Store(scores + 2 * step);
+                p3.Store(scores + 3 * step);
+                dz0.Store(gradients);
+                dz1.Store(gradients + step);
+                dz2.Store(gradients + 2 * step);
+                dz3.Store(gradients + 3 * step);
             }
-            V p0, p1, p2, p3;
-            if ((!Fma.IsSupported && !AdvSimd.IsSupported) || THiding.Hides) // one by one: for what the JIT inlines, and for the registers
-                (p0, p1, p2, p3) = (Weight(z0, l0, rest0), Weight(z1, l1, rest1), Weight(z2, l2, rest2), Weight(z3, l3, rest3));
-            else
-            {
-                V t0 = z0 - l0, t1 = z1 - l1, t2 = z2 - l2, t3 = z3 - l3, lowest = V.From(Exponential.Lowest);
-                Exponential.Precise(V.MaxNative(lowest, t0), V.MaxNative(lowest, t1), V.MaxNative(lowest, t2), V.MaxNative(lowest, t3), out p0, out p1, out p2, out p3);
-                (p0, p1, p2, p3) = (PutBack(p0, z0, t0, l0, rest0), PutBack(p1, z1, t1, l1, rest1), PutBack(p2, z2, t2, l2, rest2), PutBack(p3, z3, t3, l3, rest3));
-            }
-            V dz0 = p0 * (V.Load(gradients) - d0);
-            V dz1 = p1 * (V.Load(gradients + w) - d1);
-            V dz2 = p2 * (V.Load(gradients + 2 * w) - d2);
-            V dz3 = p3 * (V.Load(gradients + 3 * w) - d3);
-            if (THiding.Hides)
-            {
-                V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
-                dz0 = V.SelectEqual(z0, none, V.Zero, dz0);
-                p0 = V.SelectEqual(z0, none, hidden, p0);
-                dz1 = V.SelectEqual(z1, none, V.Zero, dz1);
-                p1 = V.SelectEqual(z1, none, hidden, p1);
-                dz2 = V.SelectEqual(z2, none, V.Zero, dz2);
-                p2 = V.SelectEqual(z2, none, hidden, p2);
-                dz3 = V.SelectEqual(z3, none, V.Zero, dz3);
-                p3 = V.SelectEqual(z3, none, hidden, p3);
-            }
-            p0.Store(scores);
-            p1.Store(scores + w);
-            p2.Store(scores + 2 * w);
-            p3.Store(scores + 3 * w);
-            dz0.Store(gradients);
-            dz1.Store(gradients + w);
-            dz2.Store(gradients + 2 * w);
-            dz3.Store(gradients + 3 * w);
-            scores += AttentionTiles.Vectors * w;
-            gradients += AttentionTiles.Vectors * w;
-            added += bias.Step;
         }
-        return THiding.Hides && V.AnyEqual(least, V.From(float.NegativeInfinity));
     }
 
-    // e^(z − L): the forward pass's exponential, so that weights add up to 1.
+    // The final score: of q·k, or of what a rule says. A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V Weight<V>(V z, V logSumExp, V rest) where V : struct, ILanes<V>
+    private static V Score<V, THiding>(V value, V scale, V bias) where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        V t = z - logSumExp, weight = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, t));
-        return PutBack(weight, z, t, logSumExp, rest);
+        V none = V.From(float.NegativeInfinity), z = typeof(TRule) == typeof(PlainScore) ? V.MultiplyAdd(value, scale, bias) : V.SelectEqual(value, none, none, value + bias);
+        return THiding.Hides ? V.SelectEqual(bias, none, none, z) : z;
     }
 
     // A weight e^t with what was rounded away when L was subtracted from z, t being the difference, and e^−remainder − 1 of L.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V PutBack<V>(V weight, V z, V t, V logSumExp, V rest) where V : struct, ILanes<V> => V.MultiplyAdd(weight, z - (t + logSumExp) + rest, weight);
-
-    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V AddUnlessHidden<V>(V ruled, V bias) where V : struct, ILanes<V> => V.SelectEqual(ruled, V.From(float.NegativeInfinity), ruled, ruled + bias);
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V HideWhere<V>(V bias, V score) where V : struct, ILanes<V> => V.SelectEqual(bias, V.From(float.NegativeInfinity), bias, score);
 
     private readonly void WriteQueryGradient<V>(nint head, nint i0, nint rows, nint block, nint d) where V : struct, ILanes<V>
     {

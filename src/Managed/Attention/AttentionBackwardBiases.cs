@@ -5,19 +5,20 @@ namespace TransformerKernels;
 /// <remarks>Where the gradients of biases and of captured tensors are summed up, for a head over the chunk.</remarks>
 internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmanaged, IScoreRule
 {
-    // Adds dz · ∂rule/∂captured to the sums of one captured tensor.
+    // Adds a part's dz · ∂rule/∂captured to the sums of one captured tensor.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void AddCaptured<V>(in RuleTile tile, int capture, LaneRows gradient, nint tileKeys) where V : struct, ILanes<V>
+    private readonly void AddCaptured<V>(in RuleTile tile, in TilePart part, int capture, LaneRows gradient) where V : struct, ILanes<V>
     {
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
         V head = V.From(tile.Head), sequence = V.From(batch);
         V seed0 = V.From(capture == 0 ? 1f : 0f), seed1 = V.From(capture == 1 ? 1f : 0f), seed2 = V.From(capture == 2 ? 1f : 0f), seed3 = V.From(capture == 3 ? 1f : 0f);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
-            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
-            float* scores = scaled + lane, gradients = dS + lane, sums = gradient.Start + lane;
-            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
-            for (nint row = 0; row < tileKeys; row++)
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            float* scores = scaled + first * block + lane, gradients = dS + first * block + lane, sums = gradient.At(first) + lane;
+            float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            for (nint row = 0; row < keys; row++)
             {
                 V derivative = Rule.Score(new Dual<V>(V.Load(scores), V.Zero), new ScorePlace<Dual<V>>
                 {

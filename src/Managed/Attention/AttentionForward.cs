@@ -133,93 +133,107 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
-            TileVisibility visible = Scoring.Mask.Look(batch, head, i0, rows, j0, count);
-            if (visible == TileVisibility.None)
+            TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, count, Shape.Causal);
+            if (visible.Parts.IsEmpty)
                 continue;
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
-            LaneRows bias = scores.Bias<V>(Scoring, i0, block, j0, count, Shape.Causal, visible, out bool hides);
+            LaneRows bias = scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
-            if (typeof(TRule) == typeof(PlainScore) && !hides && count % Product.Rows == 0)
+            if (typeof(TRule) == typeof(PlainScore))
             {
-                var scored = new ScoreTile { Scale = Shape.Scale, Bias = bias, Maximum = tileMaximum };
-                Product.SetThen<V, ScoreTile>(tileKeys, Key.Row, Key.Column, count, q, block, AttentionTiles.Vectors, d, s, block, scored);
+                foreach (ref readonly TilePart part in visible.Parts)
+                {
+                    if (hides)
+                        Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum);
+                    else
+                        Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum);
+                }
             }
             else
             {
-                Product.Set<V>(tileKeys, Key.Row, Key.Column, count, q, block, AttentionTiles.Vectors, d, s, block);
-                hides = hides
-                    ? Score<V, SomeHidden>(scores, bias, s, tileMaximum, batch, head, i0, j0, count)
-                    : Score<V, NoneHidden>(scores, bias, s, tileMaximum, batch, head, i0, j0, count);
+                RuleTile tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
+                bool mayHide = hides;
+                hides = false;
+                foreach (ref readonly TilePart part in visible.Parts)
+                {
+                    Product.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + part.Lane<V>(), block, part.Vectors, d, s + part.Start<V>(), block);
+                    hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
+                }
             }
-            if (hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv))
+            // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
+            new Span<float>(s + count * block, (int)(((nint)AttentionTiles.RoundUp(count, Product.Rows) - count) * block)).Fill(float.NegativeInfinity);
+            BeginWeights<V>(maximum, tileMaximum, sum, factor);
+            bool skips = hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv);
+            foreach (ref readonly TilePart part in visible.Parts)
             {
-                Weigh<V, SomeHidden>(s, count, maximum, tileMaximum, sum, factor);
-                Product.AddScaled<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, 0, o, block, factor);
-                Product.AddWhereLanesVisible<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, count, o, block, s);
-            }
-            else
-            {
-                Weigh<V, NoneHidden>(s, count, maximum, tileMaximum, sum, factor);
-                Product.AddScaled<V>(tileValues, Value.Column, Value.Row, dv, s, block, AttentionTiles.Vectors, count, o, block, factor);
+                nint lane = part.Lane<V>();
+                float* partValues = tileValues + part.FirstKey * Value.Row, weights = s + part.Start<V>();
+                if (skips)
+                {
+                    Weigh<V, SomeHidden>(weights, part, tileMaximum + lane, sum + lane);
+                    Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, 0, o + lane, block, factor + lane);
+                    Product.AddWhereLanesVisible<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, weights);
+                }
+                else
+                {
+                    Weigh<V, NoneHidden>(weights, part, tileMaximum + lane, sum + lane);
+                    Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, factor + lane);
+                }
+                new Span<float>(factor + lane, (int)(part.Vectors * V.Count)).Fill(1); // a further part adds to what is scaled already
             }
         }
         Finish<V>(o, maximum, sum, batch, head, i0, rows, dv);
     }
 
-    // Turns q·k into final scores and raises the maxima; returns whether some pair is hidden.
-    private readonly bool Score<V, THiding>(in HeadScores scores, LaneRows bias, float* s, float* maximum, nint batch, nint head, nint i0, nint j0, nint count)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+    // Final scores of a part without a rule, and the maxima.
+    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        RuleTile tile = default;
-        if (typeof(TRule) != typeof(PlainScore))
-            tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
-        return IsShort
-            ? ScoreLanes<Lockstep<V>, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count)
-            : ScoreLanes<V, THiding>(tile, AttentionTiles.Block<V>(), bias, s, maximum, count);
+        nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
+        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane };
+        Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
+    // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden.
+    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding => IsShort
+        ? ScoreLanes<Lockstep<V>, THiding>(tile, part.OfPairs, AttentionTiles.Block<V>(), bias, s, maximum)
+        : ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum);
+
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, nint block, LaneRows bias, float* s, float* maximum, nint count)
+    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        bool ruled = typeof(TRule) != typeof(PlainScore);
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
         V head = V.From(tile.Head), sequence = V.From(tile.Batch);
-        for (nint lane = 0; lane < block; lane += V.Count)
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
-            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey);
-            float* at = s + lane, added = bias.Start + lane;
-            float* c0 = tile.Captured0.Start + lane, c1 = tile.Captured1.Start + lane, c2 = tile.Captured2.Start + lane, c3 = tile.Captured3.Start + lane;
-            for (nint row = 0; row < count; row++)
+            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            float* at = s + first * block + lane, added = bias.At(first) + lane;
+            float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            for (nint row = 0; row < keys; row++)
             {
                 V z = V.Load(at), b = V.Load(added);
-                if (ruled)
+                z = Rule.Score(z * scale, new ScorePlace<V>
                 {
-                    z = Rule.Score(z * scale, new ScorePlace<V>
-                    {
-                        QueryPosition = position,
-                        KeyPosition = key,
-                        Head = head,
-                        Batch = sequence,
-                        Captured0 = V.Load(c0),
-                        Captured1 = V.Load(c1),
-                        Captured2 = V.Load(c2),
-                        Captured3 = V.Load(c3),
-                    });
-                    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                    z = V.SelectEqual(z, hidden, hidden, z + b);
-                    key += 1f;
-                    c0 += tile.Captured0.Step;
-                    c1 += tile.Captured1.Step;
-                    c2 += tile.Captured2.Step;
-                    c3 += tile.Captured3.Step;
-                }
-                else
-                    z = V.MultiplyAdd(z, scale, b);
+                    QueryPosition = position,
+                    KeyPosition = key,
+                    Head = head,
+                    Batch = sequence,
+                    Captured0 = V.Load(c0),
+                    Captured1 = V.Load(c1),
+                    Captured2 = V.Load(c2),
+                    Captured3 = V.Load(c3),
+                });
+                // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+                z = V.SelectEqual(z, hidden, hidden, z + b);
+                key += 1f;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
                 if (THiding.Hides)
                     z = V.SelectEqual(b, hidden, hidden, z);
-                if (THiding.Hides || ruled)
-                    least = V.SelectEqual(z, hidden, hidden, least);
+                least = V.SelectEqual(z, hidden, hidden, least);
                 z.Store(at);
                 highest = V.MaxNative(highest, z);
                 at += block;
@@ -230,53 +244,51 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         return V.AnyEqual(least, hidden);
     }
 
-    // P = e^(S − maximum) in place, its sum, and the factor by which what was summed so far shrinks. Hidden pairs become a negative mark if some are to be left out.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Weigh<V, THiding>(float* s, nint count, float* maximum, float* tileMaximum, float* sum, float* factor)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+    // What scores are measured from, in place of the tile's maxima: the new maximum, or 0 where a query has seen no key yet; and the factor by which the sums so far shrink to it.
+    private static void BeginWeights<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
     {
-        nint w = V.Count;
-        V lowest = V.From(Exponential.Lowest);
-        V r0 = Begin<V>(maximum, tileMaximum, sum, factor), r1 = Begin<V>(maximum + w, tileMaximum + w, sum + w, factor + w);
-        V r2 = Begin<V>(maximum + 2 * w, tileMaximum + 2 * w, sum + 2 * w, factor + 2 * w), r3 = Begin<V>(maximum + 3 * w, tileMaximum + 3 * w, sum + 3 * w, factor + 3 * w);
-        V t0 = V.Load(sum), t1 = V.Load(sum + w), t2 = V.Load(sum + 2 * w), t3 = V.Load(sum + 3 * w);
-        for (nint row = 0; row < count; row++, s += AttentionTiles.Vectors * w)
+        for (nint lane = 0; lane < AttentionTiles.Block<V>(); lane += V.Count)
         {
-            V z0 = V.Load(s), z1 = V.Load(s + w), z2 = V.Load(s + 2 * w), z3 = V.Load(s + 3 * w);
-            Exponential.Precise(V.MaxNative(lowest, z0 - r0), V.MaxNative(lowest, z1 - r1), V.MaxNative(lowest, z2 - r2), V.MaxNative(lowest, z3 - r3), out V p0, out V p1, out V p2, out V p3);
-            t0 += p0;
-            t1 += p1;
-            t2 += p2;
-            t3 += p3;
-            if (THiding.Hides)
-            {
-                V none = V.From(float.NegativeInfinity), mark = V.From(-1f);
-                p0 = V.SelectEqual(z0, none, mark, p0);
-                p1 = V.SelectEqual(z1, none, mark, p1);
-                p2 = V.SelectEqual(z2, none, mark, p2);
-                p3 = V.SelectEqual(z3, none, mark, p3);
-            }
-            p0.Store(s);
-            p1.Store(s + w);
-            p2.Store(s + 2 * w);
-            p3.Store(s + 3 * w);
+            V highest = V.Load(tileMaximum + lane), reference = V.SelectEqual(highest, V.From(float.NegativeInfinity), V.Zero, highest);
+            V shrink = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, V.Load(maximum + lane) - reference));
+            (V.Load(sum + lane) * shrink).Store(sum + lane);
+            shrink.Store(factor + lane);
+            highest.Store(maximum + lane);
+            reference.Store(tileMaximum + lane);
         }
-        t0.Store(sum);
-        t1.Store(sum + w);
-        t2.Store(sum + 2 * w);
-        t3.Store(sum + 3 * w);
     }
 
-    // What scores are measured from: the new maximum, or 0 where a query has seen no key yet. The sum so far shrinks to it.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V Begin<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
+    // P = e^(S − reference) in place, and its sum: four keys at a time of one vector of queries. Hidden pairs become a negative mark if some are to be left out.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void Weigh<V, THiding>(float* s, in TilePart part, float* reference, float* sum)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        V highest = V.Load(tileMaximum), reference = V.SelectEqual(highest, V.From(float.NegativeInfinity), V.Zero, highest);
-        V shrink = Exponential.Precise(V.MaxKeepingNaN(Exponential.Lowest, V.Load(maximum) - reference));
-        (V.Load(sum) * shrink).Store(sum);
-        shrink.Store(factor);
-        highest.Store(maximum);
-        return reference;
+        nint step = AttentionTiles.Block<V>(), lanes = part.Vectors * V.Count, keys = part.Keys;
+        V lowest = V.From(Exponential.Lowest);
+        for (nint lane = 0; lane < lanes; lane += V.Count)
+        {
+            V r = V.Load(reference + lane), total = V.Load(sum + lane);
+            float* at = s + lane;
+            for (nint key = 0; key < keys; key += Product.Rows, at += Product.Rows * step)
+            {
+                V z0 = V.Load(at), z1 = V.Load(at + step), z2 = V.Load(at + 2 * step), z3 = V.Load(at + 3 * step);
+                Exponential.Precise(V.MaxNative(lowest, z0 - r), V.MaxNative(lowest, z1 - r), V.MaxNative(lowest, z2 - r), V.MaxNative(lowest, z3 - r), out V p0, out V p1, out V p2, out V p3);
+                total = total + p0 + p1 + p2 + p3;
+                if (THiding.Hides)
+                {
+                    V none = V.From(float.NegativeInfinity), mark = V.From(-1f);
+                    p0 = V.SelectEqual(z0, none, mark, p0);
+                    p1 = V.SelectEqual(z1, none, mark, p1);
+                    p2 = V.SelectEqual(z2, none, mark, p2);
+                    p3 = V.SelectEqual(z3, none, mark, p3);
+                }
+                p0.Store(at);
+                p1.Store(at + step);
+                p2.Store(at + 2 * step);
+                p3.Store(at + 3 * step);
+            }
+            total.Store(sum + lane);
+        }
     }
 
     private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
@@ -323,28 +335,38 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     }
 }
 
-/// <summary>Final scores of a tile without hidden pairs, and their maxima, straight from the registers of the product.</summary>
-internal unsafe struct ScoreTile : ITileEnd
+/// <summary>Final scores of a part of a tile, and their maxima, straight from the registers of the product.</summary>
+internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHiding
 {
     public float Scale;
     public LaneRows Bias;
+
+    /// <summary>The keys: as the product does, the last one stands for those that are missing of four.</summary>
+    public nint Rows;
     public float* Maximum;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
     {
         V scale = V.From(Scale);
-        float* bias = Bias.Start + row * Bias.Step + lane;
-        s0 = V.MultiplyAdd(s0, scale, V.Load(bias));
-        s1 = V.MultiplyAdd(s1, scale, V.Load(bias + Bias.Step));
-        s2 = V.MultiplyAdd(s2, scale, V.Load(bias + 2 * Bias.Step));
-        s3 = V.MultiplyAdd(s3, scale, V.Load(bias + 3 * Bias.Step));
+        float* b0 = Bias.Start + row * Bias.Step + lane, b1 = row + 1 < Rows ? b0 + Bias.Step : b0, b2 = row + 2 < Rows ? b1 + Bias.Step : b1, b3 = row + 3 < Rows ? b2 + Bias.Step : b2;
+        s0 = Score(s0, scale, V.Load(b0));
+        s1 = Score(s1, scale, V.Load(b1));
+        s2 = Score(s2, scale, V.Load(b2));
+        s3 = Score(s3, scale, V.Load(b3));
         s0.Store(c);
         s1.Store(c + cStep);
         s2.Store(c + 2 * cStep);
         s3.Store(c + 3 * cStep);
         V highest = V.MaxNative(V.MaxNative(s0, s1), V.MaxNative(s2, s3));
         V.MaxNative(V.Load(Maximum + lane), highest).Store(Maximum + lane);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Score<V>(V product, V scale, V bias) where V : struct, ILanes<V>
+    {
+        V score = V.MultiplyAdd(product, scale, bias), hidden = V.From(float.NegativeInfinity);
+        return THiding.Hides ? V.SelectEqual(bias, hidden, hidden, score) : score;
     }
 }
 

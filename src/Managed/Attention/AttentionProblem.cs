@@ -65,7 +65,7 @@ public ref struct AttentionProblem
     /// <summary>The bound c of softcapping, above 0: scores become c·tanh(score / c), after the rule and before the biases (Gemma 2).</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>The first tensor that a score rule reads.</summary>
+    /// <summary>The first tensor that a score rule reads. Without a rule there is none.</summary>
     public CapturedTensor Captured0 { get; set; }
 
     /// <summary>The second tensor that a score rule reads.</summary>
@@ -97,10 +97,10 @@ public ref struct AttentionSaved
     public TensorView LogSumExp { get; set; }
 }
 
-/// <summary>The gradients that arrive at attention's outputs.</summary>
+/// <summary>The gradients that arrive at attention's outputs; at least one of them.</summary>
 public ref struct AttentionUpstream
 {
-    /// <summary>[b, h, Sq, dv]. Required.</summary>
+    /// <summary>[b, h, Sq, dv]; zero if absent.</summary>
     public TensorView Output { get; set; }
 
     /// <summary>[b, h, Sq]; zero if absent. Rows that see neither a key nor a sink ignore it.</summary>

@@ -13,9 +13,9 @@ public readonly ref struct BucketedBias
 {
     /// <summary>A bias that reads a table at the bucket of the distance.</summary>
     /// <param name="table">[buckets, h], float32; an even number of buckets if bidirectional, at least 2 a direction.</param>
-    /// <param name="maximumDistance">The distance from which on the last bucket is used; above half of the buckets of a direction.</param>
-    /// <param name="bidirectional">Whether keys behind and keys ahead have buckets of their own, half each, as in T5's encoder.</param>
-    public BucketedBias(TensorView table, int maximumDistance = 128, bool bidirectional = false)
+    /// <param name="maximumDistance">The distance from which on the last bucket is used; above half of the buckets of a direction. 128 in T5.</param>
+    /// <param name="bidirectional">Whether keys behind and keys ahead have buckets of their own, half each: true in T5's encoder, false in its decoder.</param>
+    public BucketedBias(TensorView table, int maximumDistance, bool bidirectional)
     {
         Table = table;
         MaximumDistance = maximumDistance;

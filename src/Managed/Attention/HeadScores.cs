@@ -10,7 +10,7 @@ namespace TransformerKernels;
 internal unsafe struct HeadScores
 {
     private nint batch, head, queries, keys, offset;
-    private float* zeros, tile, queryBiases, maskTiles, cells;
+    private float* zeros, tile, queryBiases, visibility, cells;
     private nint* places;
     private bool hasAdded;
 
@@ -22,9 +22,9 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor, one for the biases and two for the mask, the head's table by two coordinates, a block of zeros and one of biases a query.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a tile's visibility, the head's table by two coordinates, a block of zeros and one of biases a query.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
-        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (3 + CapturedSet.Count) * AttentionTiles.WidestTile + 2 * AttentionTiles.WidestBlock
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + TileVisibility.Floats + 2 * AttentionTiles.WidestBlock
         + (shape.GridCells > 0 ? AttentionTiles.RoundUp(shape.GridCells, 2) + AttentionTiles.WidestBlock * (sizeof(nint) / sizeof(float)) : 0);
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
@@ -41,7 +41,7 @@ internal unsafe struct HeadScores
         new Span<float>(zeros, (int)block).Clear();
         queryBiases = Take(ref scratch, block);
         tile = Take(ref scratch, AttentionTiles.Keys * block);
-        maskTiles = Take(ref scratch, 2 * AttentionTiles.Keys * block);
+        visibility = Take(ref scratch, TileVisibility.Floats);
         hasAdded = scoring.HasAdded;
         if (scoring.Grid.IsPresent)
         {
@@ -159,46 +159,68 @@ internal unsafe struct HeadScores
             Prefetch.Bytes((byte*)(from + query * tensor.QueryStep + rows), ahead);
     }
 
-    /// <summary>The biases of a tile, −∞ where a pair is hidden.</summary>
+    /// <summary>Which pairs of a tile are visible: those that a causal query sees from its position and the mask shows. Lanes beyond the queries see nothing.</summary>
     /// <param name="scoring">The tensors.</param>
     /// <param name="i0">The first query.</param>
-    /// <param name="queryCount">The queries; lanes beyond them are hidden.</param>
+    /// <param name="queryCount">The queries.</param>
     /// <param name="j0">The first key.</param>
     /// <param name="keyCount">The keys.</param>
     /// <param name="causal">Whether a query sees no keys behind its position.</param>
-    /// <param name="visible">How much of the tile the boolean mask shows.</param>
-    /// <param name="hides">Whether there may be −∞.</param>
-    public readonly LaneRows Bias<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint j0, nint keyCount, bool causal, TileVisibility visible, out bool hides) where V : struct, ILanes<V>
+    public readonly TileVisibility Look<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint j0, nint keyCount, bool causal) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
+        // So many keys of the tile lie before the first query's position. The first key that some query of the block doesn't see lies right after it.
+        nint before = i0 + offset - j0;
+        bool crossesDiagonal = causal && before < keyCount - 1;
+        if (!crossesDiagonal && queryCount == AttentionTiles.Block<V>() && !scoring.Mask.IsPresent)
+            return new(visibility, keyCount);
+        ulong* seen = (ulong*)visibility;
+        if (scoring.Mask.IsPresent)
+            scoring.Mask.Read(batch, head, i0, queryCount, j0, keyCount, seen);
+        else
+        {
+            for (nint query = 0; query < AttentionTiles.Keys; query++)
+                seen[query] = query < queryCount ? TileVisibility.First(keyCount) : 0;
+        }
+        for (nint query = 0; query < queryCount && crossesDiagonal; query++)
+            seen[query] &= TileVisibility.First(before + query + 1);
+        return TileVisibility.Cut<V>(visibility, keyCount);
+    }
+
+    /// <summary>The biases of a tile, −∞ where a pair is hidden.</summary>
+    /// <param name="scoring">The tensors.</param>
+    /// <param name="i0">The first query.</param>
+    /// <param name="j0">The first key.</param>
+    /// <param name="keyCount">The keys.</param>
+    /// <param name="visible">What <see cref="Look"/> said of the tile.</param>
+    /// <param name="hides">Whether there may be −∞.</param>
+    public readonly LaneRows Bias<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, in TileVisibility visible, out bool hides) where V : struct, ILanes<V>
+    {
         LaneRows rows = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
-        // The first key that some query of the block doesn't see lies right after the first query's position.
-        bool crossesDiagonal = causal && j0 + keyCount - 1 > i0 + offset;
-        hides = crossesDiagonal || queryCount < block || LineHides;
+        LaneRows written = new() { Start = tile, Step = AttentionTiles.Block<V>() };
+        hides = visible.HidesPairs || LineHides;
         if (hasAdded)
         {
             hides |= Add<V>(scoring, rows, i0, j0, keyCount);
-            rows = new() { Start = tile, Step = block };
+            rows = written;
         }
-        if (visible == TileVisibility.Some)
-        {
-            scoring.Mask.Hide<V>(batch, head, i0, Math.Min(queryCount, queries - i0), j0, keyCount, rows, tile, maskTiles);
-            rows = new() { Start = tile, Step = block };
-            hides = true;
-        }
-        if (!crossesDiagonal && queryCount == block)
+        if (!visible.HidesPairs)
             return rows;
-        V none = V.From(float.NegativeInfinity), end = V.From(queryCount);
-        for (nint row = 0; row < keyCount; row++)
+        Hide<V>(rows, keyCount, visible.ByKey());
+        return written;
+    }
+
+    // Writes biases with −∞ for the hidden pairs out.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void Hide<V>(LaneRows bias, nint keyCount, ulong* seen) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        V none = V.From(float.NegativeInfinity);
+        float* from = bias.Start, to = tile;
+        for (nint row = 0; row < keyCount; row++, from += bias.Step, to += block)
         {
-            V firstLane = V.From(crossesDiagonal ? j0 + row - i0 - offset : 0);
             for (nint lane = 0; lane < block; lane += V.Count)
-            {
-                V lanes = V.Iota(lane), bias = V.SelectLess(lanes, firstLane, none, V.Load(rows.Start + row * rows.Step + lane));
-                V.SelectLess(lanes, end, bias, none).Store(tile + row * block + lane);
-            }
+                V.SelectBits((int)(seen[row] >> (int)lane), V.Load(from + lane), none).Store(to + lane);
         }
-        return new() { Start = tile, Step = block };
     }
 
     // Writes the sum of all biases of a tile out; returns whether some are −∞.

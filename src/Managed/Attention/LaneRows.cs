@@ -7,6 +7,9 @@ internal unsafe struct LaneRows
 {
     public float* Start;
     public nint Step;
+
+    /// <summary>The lanes at key j.</summary>
+    public readonly float* At(nint key) => Start + key * Step;
 }
 
 /// <summary><see cref="LaneRows"/> of every tensor.</summary>

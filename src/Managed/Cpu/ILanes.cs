@@ -29,6 +29,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract bool AnyLess(T a, T b);
     /// <summary>Whether a = b in any lane.</summary>
     static abstract bool AnyEqual(T a, T b);
+    /// <summary>then where the lane's bit is set, otherwise elsewhere; lane 0 has the lowest bit.</summary>
+    static abstract T SelectBits(int bits, T then, T otherwise);
     /// <summary>The larger one; what a NaN gives depends on the processor.</summary>
     static abstract T MaxNative(T a, T b);
     /// <summary>The largest lane; what a NaN gives depends on the processor.</summary>
@@ -71,6 +73,8 @@ internal static class LanesConstants
     public const uint UpperHalf = 0xffff0000;
     /// <summary>What <see cref="ILanes{T}.ScaleGradually"/> adds to an exponent, so that the power is a normal number for every n it takes, and the power of two that takes it off again: the one product that rounds.</summary>
     public const float ExponentShift = 63f, ShiftBack = 1.08420217e-19f;
+    /// <summary>The bit of each lane.</summary>
+    public static ReadOnlySpan<int> Bits => [1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15];
     /// <summary>float32's infinity.</summary>
     public const int Infinity = 0x7f800000;
     /// <summary>What makes a NaN of float16, of bfloat16, quiet.</summary>

@@ -202,6 +202,13 @@ internal struct Lanes128 : ILanes<Lanes128>
     public static bool AnyEqual(Lanes128 a, Lanes128 b) => Vector128.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 SelectBits(int bits, Lanes128 then, Lanes128 otherwise)
+    {
+        Vector128<int> isOff = Vector128.Equals(Vector128.Create(bits) & Vector128.Create(LanesConstants.Bits), Vector128<int>.Zero);
+        return new(Vector128.ConditionalSelect(isOff.AsSingle(), otherwise.v, then.v));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 MaxNative(Lanes128 a, Lanes128 b) => new(Vector128.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -270,6 +277,15 @@ internal struct Lanes128 : ILanes<Lanes128>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 LogSigmoid(Lanes128 x) => -Elementary.Softplus(-x);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Tanh(Lanes128 x, out Lanes128 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Sigmoid(Lanes128 x, out Lanes128 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Softplus(Lanes128 x, out Lanes128 slope) => Elementary.Softplus(x, out slope);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 Detach(Lanes128 x) => x;

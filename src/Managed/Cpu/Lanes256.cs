@@ -202,6 +202,13 @@ internal struct Lanes256 : ILanes<Lanes256>
     public static bool AnyEqual(Lanes256 a, Lanes256 b) => Vector256.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 SelectBits(int bits, Lanes256 then, Lanes256 otherwise)
+    {
+        Vector256<int> isOff = Vector256.Equals(Vector256.Create(bits) & Vector256.Create(LanesConstants.Bits), Vector256<int>.Zero);
+        return new(Vector256.ConditionalSelect(isOff.AsSingle(), otherwise.v, then.v));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 MaxNative(Lanes256 a, Lanes256 b) => new(Vector256.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -270,6 +277,15 @@ internal struct Lanes256 : ILanes<Lanes256>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 LogSigmoid(Lanes256 x) => -Elementary.Softplus(-x);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Tanh(Lanes256 x, out Lanes256 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Sigmoid(Lanes256 x, out Lanes256 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Softplus(Lanes256 x, out Lanes256 slope) => Elementary.Softplus(x, out slope);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Detach(Lanes256 x) => x;

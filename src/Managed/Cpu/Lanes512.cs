@@ -205,6 +205,13 @@ internal struct Lanes512 : ILanes<Lanes512>
     public static bool AnyEqual(Lanes512 a, Lanes512 b) => Vector512.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 SelectBits(int bits, Lanes512 then, Lanes512 otherwise)
+    {
+        Vector512<int> isOff = Vector512.Equals(Vector512.Create(bits) & Vector512.Create(LanesConstants.Bits), Vector512<int>.Zero);
+        return new(Vector512.ConditionalSelect(isOff.AsSingle(), otherwise.v, then.v));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 MaxNative(Lanes512 a, Lanes512 b) => new(Vector512.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -277,6 +284,15 @@ internal struct Lanes512 : ILanes<Lanes512>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 LogSigmoid(Lanes512 x) => -Elementary.Softplus(-x);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Tanh(Lanes512 x, out Lanes512 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Sigmoid(Lanes512 x, out Lanes512 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Softplus(Lanes512 x, out Lanes512 slope) => Elementary.Softplus(x, out slope);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Detach(Lanes512 x) => x;

@@ -155,6 +155,15 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static Lockstep<V> LogSigmoid(Lockstep<V> x) => -Elementary.Softplus(-x);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Tanh(Lockstep<V> x, out Lockstep<V> slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Sigmoid(Lockstep<V> x, out Lockstep<V> slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Softplus(Lockstep<V> x, out Lockstep<V> slope) => Elementary.Softplus(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Detach(Lockstep<V> x) => x;
 
     public static int Count
@@ -222,6 +231,10 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool AnyEqual(Lockstep<V> a, Lockstep<V> b) => V.AnyEqual(a.first, b.first) || V.AnyEqual(a.second, b.second);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> SelectBits(int bits, Lockstep<V> then, Lockstep<V> otherwise) =>
+        new(V.SelectBits(bits, then.first, otherwise.first), V.SelectBits(bits >> V.Count, then.second, otherwise.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> MaxNative(Lockstep<V> a, Lockstep<V> b) => new(V.MaxNative(a.first, b.first), V.MaxNative(a.second, b.second));

@@ -63,8 +63,27 @@ internal static class Elementary
         // 2^-126 is the smallest normal number; what lies below is scaled by 2^24 first.
         T tiny = T.From(1.17549435e-38f);
         T m = T.Mantissa(T.SelectLess(x, tiny, x * 16777216f, x), out T exponent);
-        exponent -= T.SelectLess(x, tiny, T.From(24f), T.Zero);
-        T f = m - 1f, z = f * f;
+        T log = LogReduced(m - 1f, exponent - T.SelectLess(x, tiny, T.From(24f), T.Zero));
+        log = T.SelectLess(x, T.From(float.PositiveInfinity), log, x); // ∞ and NaN stay what they are
+        return T.SelectEqual(x, T.Zero, T.From(float.NegativeInfinity), T.SelectLess(x, T.Zero, T.From(float.NaN), log));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Log1p<T>(T x) where T : struct, IElementary<T>
+    {
+        // ln(1+x) = ln(u) + (x - (u-1))/u with u = 1+x rounded: the second term restores what the rounding took. Above 0, u is never below 2^-24.
+        T u = 1f + x;
+        T m = T.Mantissa(u, out T exponent);
+        T log = LogReduced(m - 1f, exponent) + (x - (u - 1f)) / u;
+        log = T.SelectLess(x, T.From(float.PositiveInfinity), log, x);
+        return T.SelectEqual(x, -T.One, T.From(float.NegativeInfinity), T.SelectLess(x, -T.One, T.From(float.NaN), log));
+    }
+
+    // ln((1 + f)·2^exponent) for √½ - 1 <= f < √2 - 1.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T LogReduced<T>(T f, T exponent) where T : struct, IElementary<T>
+    {
+        T z = f * f;
         T p = T.From(7.0376836292e-2f);
         p = T.MultiplyAdd(p, f, T.From(-1.1514610310e-1f));
         p = T.MultiplyAdd(p, f, T.From(1.1676998740e-1f));
@@ -75,28 +94,43 @@ internal static class Elementary
         p = T.MultiplyAdd(p, f, T.From(-2.4999993993e-1f));
         p = T.MultiplyAdd(p, f, T.From(3.3333331174e-1f));
         p = T.MultiplyAdd(p * f, z, exponent * Ln2Low);
-        T log = T.MultiplyAdd(exponent, T.From(Ln2High), f + T.MultiplyAdd(z, T.From(-0.5f), p));
-        log = T.SelectLess(x, T.From(float.PositiveInfinity), log, x); // ∞ and NaN stay what they are
-        return T.SelectEqual(x, T.Zero, T.From(float.NegativeInfinity), T.SelectLess(x, T.Zero, T.From(float.NaN), log));
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Log1p<T>(T x) where T : struct, IElementary<T>
-    {
-        // ln(1+x) = ln(u) + (x - (u-1))/u with u = 1+x rounded: the second term restores what the rounding took.
-        T u = 1f + x;
-        T log = Log(u) + (x - (u - 1f)) / u;
-        log = T.SelectLess(x, T.From(float.PositiveInfinity), log, x);
-        return T.SelectEqual(x, -T.One, T.From(float.NegativeInfinity), log);
+        return T.MultiplyAdd(exponent, T.From(Ln2High), f + T.MultiplyAdd(z, T.From(-0.5f), p));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x) where T : struct, IElementary<T>
     {
-        // tanh|x| = E/(E+2) with E = e^(2|x|) - 1; at 20 it is 1 to the last bit.
-        T e = Expm1Bounded(T.MinKeepingNaN(20f, 2f * T.Abs(x)));
-        T tanh = e / (e + 2f);
-        return T.SelectLess(x, T.Zero, -tanh, tanh);
+        T t = TanhOfHalf(x), square = t * t;
+        return TanhOfDouble(t, square, 1f + square);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Tanh<T>(T x, out T slope) where T : struct, IElementary<T>
+    {
+        // 1 − tanh² x = ((1 − t²) / (1 + t²))².
+        T t = TanhOfHalf(x), square = t * t, sum = 1f + square, root = (1f - square) / sum;
+        slope = root * root;
+        return TanhOfDouble(t, square, sum);
+    }
+
+    // t = tanh h with h = x/2, as h − h·z·R(z)/Q(z) with z = h²: tanh x is then right to 1.5·10⁻⁸, for near 1 little depends on t. From h = 4.51 on it is 1, to one unit in the last place.
+    // A minimax fit whose coefficients were then moved by some units to where the worst error in float32 is least.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T TanhOfHalf<T>(T x) where T : struct, IElementary<T>
+    {
+        const float bound = 4.51f;
+        T h = T.MaxKeepingNaN(-bound, T.MinKeepingNaN(bound, 0.5f * x)), z = h * h;
+        T r = T.MultiplyAdd(T.MultiplyAdd(T.From(4.4290277e-6f), z, T.From(1.5593087e-2f)), z, T.From(3.3333313e-1f));
+        T q = T.MultiplyAdd(T.MultiplyAdd(T.From(1.6822709e-2f), z, T.From(4.4677645e-1f)), z, T.One);
+        return h - h * z * r / q;
+    }
+
+    // 2t / (1 + t²) = 2t − 2t·t²/(1 + t²), where roundings count for less.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T TanhOfDouble<T>(T t, T square, T sum) where T : struct, IElementary<T>
+    {
+        T twice = t + t;
+        return T.MultiplyAdd(-twice, square / sum, twice);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -107,8 +141,32 @@ internal static class Elementary
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Softplus<T>(T x) where T : struct, IElementary<T> =>
-        T.MaxKeepingNaN(0f, x) + Log1p(Exp(-T.Abs(x)));
+    public static T Sigmoid<T>(T x, out T slope) where T : struct, IElementary<T>
+    {
+        T e = Exp(-T.Abs(x)), sum = 1f + e;
+        slope = e / (sum * sum);
+        return T.SelectLess(x, T.Zero, e, T.One) / sum;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Softplus<T>(T x) where T : struct, IElementary<T> => Softplus(x, Exp(-T.Abs(x)));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Softplus<T>(T x, out T slope) where T : struct, IElementary<T>
+    {
+        T e = Exp(-T.Abs(x));
+        slope = T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
+        return Softplus(x, e);
+    }
+
+    // ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x|; from √2 on, 1 + e is halved.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T Softplus<T>(T x, T e) where T : struct, IElementary<T>
+    {
+        T limit = T.From(0.414213562f);
+        T log = LogReduced(T.SelectLess(limit, e, T.MultiplyAdd(e, T.From(0.5f), T.From(-0.5f)), e), T.SelectLess(limit, e, T.One, T.Zero));
+        return T.MaxKeepingNaN(0f, x) + log;
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static T Reduce<T>(T x, T n) where T : struct, IElementary<T> =>

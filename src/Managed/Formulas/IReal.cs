@@ -81,4 +81,11 @@ public interface IReal<TSelf> where TSelf : struct, IReal<TSelf>
     static abstract TSelf SelectLess(TSelf a, TSelf b, TSelf then, TSelf otherwise);
     /// <summary>a = b ? then : otherwise, value and derivative. Both sides are computed; a NaN in a or b takes <paramref name="otherwise"/>.</summary>
     static abstract TSelf SelectEqual(TSelf a, TSelf b, TSelf then, TSelf otherwise);
+
+    /// <summary>tanh x and its derivative there: together they cost little more than one of them.</summary>
+    internal static abstract TSelf Tanh(TSelf x, out TSelf slope);
+    /// <summary>1 / (1 + e^−x) and its derivative.</summary>
+    internal static abstract TSelf Sigmoid(TSelf x, out TSelf slope);
+    /// <summary>ln(1 + e^x) and its derivative.</summary>
+    internal static abstract TSelf Softplus(TSelf x, out TSelf slope);
 }

@@ -156,6 +156,15 @@ public readonly struct Real32 : ILanes<Real32>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Real32 LogSigmoid(Real32 x) => -Elementary.Softplus(-x);
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IReal<Real32>.Tanh(Real32 x, out Real32 slope) => Elementary.Tanh(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IReal<Real32>.Sigmoid(Real32 x, out Real32 slope) => Elementary.Sigmoid(x, out slope);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 IReal<Real32>.Softplus(Real32 x, out Real32 slope) => Elementary.Softplus(x, out slope);
+
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Real32 Detach(Real32 x) => x;
@@ -255,6 +264,9 @@ public readonly struct Real32 : ILanes<Real32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static bool ILanes<Real32>.AnyEqual(Real32 a, Real32 b) => a.v == b.v;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.SelectBits(int bits, Real32 then, Real32 otherwise) => (bits & 1) != 0 ? then : otherwise;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.MaxNative(Real32 a, Real32 b) => new(a.v > b.v ? a.v : b.v);

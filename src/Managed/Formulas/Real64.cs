@@ -120,4 +120,23 @@ public readonly struct Real64 : IReal<Real64>
 
     /// <inheritdoc/>
     public static Real64 SelectEqual(Real64 a, Real64 b, Real64 then, Real64 otherwise) => a.Value == b.Value ? then : otherwise;
+
+    static Real64 IReal<Real64>.Tanh(Real64 x, out Real64 slope)
+    {
+        Real64 tanh = Tanh(x);
+        slope = (1f - tanh) * (1f + tanh);
+        return tanh;
+    }
+
+    static Real64 IReal<Real64>.Sigmoid(Real64 x, out Real64 slope)
+    {
+        slope = Sigmoid(x) * Sigmoid(-x);
+        return Sigmoid(x);
+    }
+
+    static Real64 IReal<Real64>.Softplus(Real64 x, out Real64 slope)
+    {
+        slope = Sigmoid(x);
+        return Softplus(x);
+    }
 }

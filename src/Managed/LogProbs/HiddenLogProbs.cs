@@ -27,8 +27,8 @@ public ref struct HiddenProblem
     /// <summary>[V], float32, contiguous. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), which bends logits into (−c, c) after the bias; 0 for none.</summary>
-    public float Softcap { get; set; }
+    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    public float? Softcap { get; set; }
 
     /// <summary>What logits are divided by, last of all; 1 for none.</summary>
     public float Temperature { get; set; } = 1;
@@ -223,7 +223,6 @@ public static partial class LogProbs
             for (int j = i + 1; j < HiddenGradients.Count; j++)
                 Require.Disjoint(gradients[i], HiddenGradients.Name(i), gradients[j], HiddenGradients.Name(j));
         }
-        if (!any)
-            throw new ArgumentException("gradients asks for nothing; set at least one tensor.", "gradients");
+        Require.Any(any, nameof(gradients), "Hidden, Vocabulary, Bias");
     }
 }

@@ -51,7 +51,7 @@ internal sealed partial class CpuDevice
                 Vocabulary = new(vocabulary, problem.Vocabulary),
                 Bias = (float*)bias,
                 MeanWeights = (float*)meanWeights,
-                Shape = new(problem.Softcap, problem.Temperature),
+                Shape = new(problem.Softcap ?? 0, problem.Temperature),
                 Upstream = new(ofLogProb, ofLogSumExp, ofEntropy, ofSquares, ofMean, upstream),
                 Results = new(logProb, logSumExp, entropy, squares, argmax, mean, outputs),
                 Top = new(topLogProbs, topTokens, outputs),

@@ -21,8 +21,8 @@ public ref struct LogitsProblem
     /// <summary>[V], float32, contiguous: added to every row. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), which bends logits into (−c, c) after the bias; 0 for none.</summary>
-    public float Softcap { get; set; }
+    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    public float? Softcap { get; set; }
 
     /// <summary>What logits are divided by, last of all; 1 for none.</summary>
     public float Temperature { get; set; } = 1;
@@ -116,8 +116,7 @@ public ref struct TokenOutputs
             for (int j = i + 1; j < Count; j++)
                 Require.Disjoint(this[i], Name(i), this[j], Name(j));
         }
-        if (!IsAnyPresent)
-            throw new ArgumentException("outputs asks for nothing; set at least one tensor.", "outputs");
+        Require.Any(IsAnyPresent, "outputs", "LogProb, LogSumExp, Entropy, SumOfSquares, Argmax, TopLogProbs, MeanLogit");
         if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
             throw device.Lacks("the mean logit (outputs.MeanLogit)");
     }
@@ -314,7 +313,7 @@ public static partial class LogProbs
         CheckShaping(device, ProblemNames.Problem, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
-    internal static void CheckShaping(ComputeDevice device, ProblemNames names, long vocabulary, in TensorView bias, in TensorView meanWeights, float softcap, float temperature, long? validVocabulary)
+    internal static void CheckShaping(ComputeDevice device, ProblemNames names, long vocabulary, in TensorView bias, in TensorView meanWeights, float? softcap, float temperature, long? validVocabulary)
     {
         Require.OptionalInput(device, bias, names.Bias, vocabulary);
         if (bias.IsPresent && vocabulary > 1 && bias.Stride(0) != 1)
@@ -322,8 +321,8 @@ public static partial class LogProbs
         Require.OptionalInput(device, meanWeights, names.MeanWeights, vocabulary);
         if (meanWeights.IsPresent && vocabulary > 1 && meanWeights.Stride(0) != 1)
             throw new ArgumentException($"{names.MeanWeights} has the stride {meanWeights.Stride(0)}; it must be 1.", names.MeanWeights);
-        if (!(softcap >= 0 && softcap <= float.MaxValue))
-            throw new ArgumentOutOfRangeException(names.Softcap, softcap, $"{names.Softcap} is {softcap}; it must be a positive number, or 0 for none.");
+        if (softcap is { } cap && !(cap > 0 && cap <= float.MaxValue))
+            throw new ArgumentOutOfRangeException(names.Softcap, cap, $"{names.Softcap} is {cap}; it must be a positive number, or absent.");
         if (!(temperature > 0 && temperature <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be a positive number.");
         if (validVocabulary is { } valid && (valid < 1 || valid > vocabulary))

@@ -43,7 +43,7 @@ internal sealed partial class CpuDevice
             rowStride = (nint)problem.Logits.Stride(0) * Type.Size();
             targetStride = (nint)problem.Targets.Stride(0);
             targetsAreLong = problem.Targets.Type == ElementType.Int64;
-            shape = new(problem.Softcap, problem.Temperature);
+            shape = new(problem.Softcap ?? 0, problem.Temperature);
             Count = (nint)problem.Logits.Length(0);
             Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Logits.Length(1));
             Tail = (nint)problem.Logits.Length(1) - Vocabulary;
@@ -202,7 +202,7 @@ internal sealed partial class CpuDevice
         public byte* Data => (byte*)Address;
     }
 
-    /// <summary>The softcap c and the temperature T of logits: z = c tanh(x / c) / T is scale · u, with u = tanh(x / c) and the scale c / T; without a softcap u = x and the scale is 1 / T.</summary>
+    /// <summary>The softcap c (0 for none) and the temperature T of logits: z = c tanh(x / c) / T is scale · u, with u = tanh(x / c) and the scale c / T; without a softcap u = x and the scale is 1 / T.</summary>
     private readonly unsafe struct LogitShape(float softcap, float temperature)
     {
         // Of a softcap whose reciprocal is infinite, all but 0 is ±1.

@@ -99,8 +99,7 @@ public static class PreferenceLogProbs
         long pairs = -1;
         for (int i = PreferenceOutputs.Count - 1; i >= 0; i--)
             pairs = outputs[i].IsPresent && outputs[i].Rank > 0 ? outputs[i].Length(0) : pairs;
-        if (pairs < 0)
-            throw new ArgumentException("outputs asks for nothing; set at least one tensor.", nameof(outputs));
+        Require.Any(pairs >= 0, nameof(outputs), "Chosen, Rejected, ReferenceChosen, ReferenceRejected");
         Check(device, problem, pairs, workspace);
         for (int i = 0; i < PreferenceOutputs.Count; i++)
         {
@@ -128,8 +127,7 @@ public static class PreferenceLogProbs
     {
         Require.Device(device);
         TensorView any = upstream.Chosen.IsPresent ? upstream.Chosen : upstream.Rejected;
-        if (!any.IsPresent || any.Rank == 0)
-            throw new ArgumentException("upstream holds nothing; set at least one tensor.", nameof(upstream));
+        Require.Any(any.IsPresent && any.Rank > 0, nameof(upstream), "Chosen, Rejected");
         long pairs = any.Length(0);
         Check(device, problem, pairs, workspace);
         Require.OptionalInput(device, upstream.Chosen, "upstream.Chosen", pairs);

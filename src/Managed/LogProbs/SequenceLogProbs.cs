@@ -4,10 +4,7 @@ namespace TransformerKernels;
 /// <remarks>Per-token tensors are [tokens], packed, with <see cref="CumulativeLengths"/>; or [sequences, length], padded, without.</remarks>
 public ref struct SequenceLayout
 {
-    /// <summary>A target of −100 marks a token that doesn't count unless <see cref="IgnoreTarget"/> says otherwise.</summary>
-    public SequenceLayout()
-    {
-    }
+    private long? ignoreTarget;
 
     /// <summary>[sequences + 1], int32 or int64, never falling: sequence s is the tokens from entry s up to before entry s + 1. Tokens before the first and after the last belong to none.</summary>
     public TensorView CumulativeLengths { get; set; }
@@ -18,8 +15,12 @@ public ref struct SequenceLayout
     /// <summary>Shaped as the tokens, int32 or int64: those equal to <see cref="IgnoreTarget"/> don't count. Optional.</summary>
     public TensorView Targets { get; set; }
 
-    /// <summary>See <see cref="Targets"/>.</summary>
-    public long IgnoreTarget { get; set; } = -100;
+    /// <summary>See <see cref="Targets"/>; −100 unless set.</summary>
+    public long IgnoreTarget
+    {
+        readonly get => ignoreTarget ?? -100;
+        set => ignoreTarget = value;
+    }
 
     /// <summary>Types and shapes. Returns how many sequences there are.</summary>
     internal readonly long Check(ComputeDevice device, in TensorView tokens, string name)
@@ -95,8 +96,7 @@ public static class SequenceLogProbs
         Require.OptionalOutput(device, outputs.Mean, "outputs.Mean", sequences);
         if (outputs.Count.IsPresent)
             Require.Output(device, outputs.Count, "outputs.Count", [ElementType.Int32, ElementType.Int64], sequences);
-        if (!outputs.Sum.IsPresent && !outputs.Mean.IsPresent && !outputs.Count.IsPresent)
-            throw new ArgumentException("outputs asks for nothing; set at least one tensor.", nameof(outputs));
+        Require.Any(outputs.Sum.IsPresent || outputs.Mean.IsPresent || outputs.Count.IsPresent, nameof(outputs), "Sum, Mean, Count");
         Require.Disjoint(outputs.Sum, "outputs.Sum", outputs.Mean, "outputs.Mean");
         Require.Disjoint(outputs.Sum, "outputs.Sum", outputs.Count, "outputs.Count");
         Require.Disjoint(outputs.Mean, "outputs.Mean", outputs.Count, "outputs.Count");

@@ -22,6 +22,19 @@ internal static class Require
     public static void Input(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape) =>
         Input(device, tensor, name, [ElementType.Float32], shape);
 
+    /// <summary>As <see cref="Input(ComputeDevice, in TensorView, string, ReadOnlySpan{ElementType}, ReadOnlySpan{long})"/>, of the shape or of length 1 along any of its axes.</summary>
+    public static void Shared(ComputeDevice device, in TensorView tensor, string name, ReadOnlySpan<ElementType> types, params ReadOnlySpan<long> shape)
+    {
+        Span<long> own = stackalloc long[tensor.Rank];
+        own.Fill(-1);
+        Input(device, tensor, name, types, own);
+        bool fits = tensor.Rank == shape.Length;
+        for (int axis = 0; fits && axis < shape.Length; axis++)
+            fits = shape[axis] == -1 || tensor.Length(axis) == 1 || tensor.Length(axis) == shape[axis];
+        if (!fits)
+            throw new ArgumentException($"{name} has the shape {tensor.ShapeText}; it should be {Text(shape)}, where any axis may have length 1.", name);
+    }
+
     /// <summary>As <see cref="Input(ComputeDevice, in TensorView, string, ReadOnlySpan{long})"/>, writable, no two of whose elements share memory.</summary>
     public static void Output(ComputeDevice device, in TensorView tensor, string name, params ReadOnlySpan<long> shape) =>
         Output(device, tensor, name, [ElementType.Float32], shape);
@@ -55,6 +68,16 @@ internal static class Require
     {
         if (a.IsPresent && b.IsPresent && a.Overlaps(b))
             throw new ArgumentException($"{nameA} and {nameB} share memory.", nameA);
+    }
+
+    /// <summary>At least one of several optional tensors is there.</summary>
+    /// <param name="any">Whether one is.</param>
+    /// <param name="name">What holds them.</param>
+    /// <param name="choices">Their names.</param>
+    public static void Any(bool any, string name, string choices)
+    {
+        if (!any)
+            throw new ArgumentException($"{name} {(name == "upstream" ? "holds" : "asks for")} nothing; set at least one of {choices}.", name);
     }
 
     /// <summary>The device is there.</summary>
@@ -91,6 +114,8 @@ internal static class Require
         for (int axis = 0; fits && axis < shape.Length; axis++)
             fits = shape[axis] == -1 || shape[axis] == tensor.Length(axis);
         if (!fits)
-            throw new ArgumentException($"{name} has the shape {tensor.ShapeText}; it should be [{string.Join(", ", shape.ToArray().Select(l => l < 0 ? "any" : l.ToString()))}].", name);
+            throw new ArgumentException($"{name} has the shape {tensor.ShapeText}; it should be {Text(shape)}.", name);
     }
+
+    private static string Text(ReadOnlySpan<long> shape) => $"[{string.Join(", ", shape.ToArray().Select(length => length < 0 ? "any" : length.ToString()))}]";
 }

@@ -89,6 +89,14 @@ public class GeneralizedAdvantageTests
     }
 
     [Fact]
+    public void Discount_and_decay_are_1_unless_set()
+    {
+        Assert.Equal((1f, 1f), (default(AdvantageProblem).Gamma, new AdvantageProblem().Lambda));
+        var problem = new AdvantageProblem { Gamma = 0 };
+        Assert.Equal((0f, 1f), (problem.Gamma, problem.Lambda));
+    }
+
+    [Fact]
     public void Without_decay_an_advantage_is_the_rewards_to_come_less_the_value() => CsCheck.Check.Sample(CsCheck.Gen.Select(CsCheck.Gen.Int[1, 40], CsCheck.Gen.Int[1, 60], CsCheck.Gen.Int[0, 999]), (sequences, tokens, seed) =>
     {
         float[] rewards = Seeded.Normal(sequences * tokens, seed), values = Seeded.Normal(sequences * tokens, seed + 1), advantages = new float[rewards.Length], returns = new float[rewards.Length];

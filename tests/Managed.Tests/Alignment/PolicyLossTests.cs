@@ -197,6 +197,8 @@ public class PolicyLossTests
         Throws<ArgumentException>("outputs.Loss", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { Loss = TensorView.Of(d, 2, 3), LogProbGradient = TensorView.Of(d, 2, 3) }, default, workspace));
         Throws<ArgumentException>("outputs.LogProbGradient", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), new() { LogProbGradient = TensorView.Of(d, 2, 3).Slice(1, 0, 1).Expand(1, 3) }, default, workspace));
         Throws<ArgumentException>("metrics", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), default, TensorView.Of(d), workspace));
+        Throws<ArgumentException>("outputs", () => PolicyLoss.Evaluate(Device, Batch(), new PpoClip(), default, default, workspace));
+        Throws<ArgumentException>("loss", () => PolicyLoss.Evaluate(Device, Batch(), default(PpoClip), new() { Loss = TensorView.Of(d, 2, 3) }, default, workspace));
         Throws<ArgumentOutOfRangeException>("lower", () => _ = new PpoClip(1.1f));
         Throws<ArgumentOutOfRangeException>("upper", () => _ = new PpoClip(0.2f, -1));
         Throws<ArgumentOutOfRangeException>("dualClip", () => _ = new PpoClip(0.2f, 0.2f, 1f));

@@ -28,7 +28,7 @@ public class AttentionArgumentsTests
 
     private static TensorView Tensor(params long[] shape) => TensorView.Of(new float[shape.Aggregate(1L, (a, b) => a * b)], shape);
 
-    private void Refuses<TException>(string name, string says, Change change) where TException : Exception
+    private void Refuses<TException>(string name, string says, Change change, bool withRule = true) where TException : Exception
     {
         AttentionProblem problem = Good();
         change(ref problem);
@@ -36,7 +36,11 @@ public class AttentionArgumentsTests
         TException? thrown = null;
         try
         {
-            TransformerKernels.Attention.Forward(Device, problem, TensorView.Of(output, Batch, Heads, Queries, ValueSize), TensorView.Of(logSumExp, Batch, Heads, Queries), workspace);
+            TensorView o = TensorView.Of(output, Batch, Heads, Queries, ValueSize), l = TensorView.Of(logSumExp, Batch, Heads, Queries);
+            if (withRule)
+                TransformerKernels.Attention.Forward(Device, problem, default(PlainScore), o, l, workspace);
+            else
+                TransformerKernels.Attention.Forward(Device, problem, o, l, workspace);
         }
         catch (TException exception)
         {
@@ -105,13 +109,13 @@ public class AttentionArgumentsTests
     public void Wrong_biases_and_softcaps_are_named_with_what_would_be_right()
     {
         Refuses<ArgumentException>("problem.DenseBias", "[2, 4, 3, 5]", (ref p) => p.DenseBias = Tensor(Batch, Heads, Keys, Queries));
-        Refuses<ArgumentException>("problem.DenseBias", "[1, 4, 3, 1]", (ref p) => p.DenseBias = Tensor(1, KeyHeads, Queries, 1));
+        Refuses<ArgumentException>("problem.DenseBias", "it should be [2, 4, 3, 5], where any axis may have length 1", (ref p) => p.DenseBias = Tensor(1, KeyHeads, Queries, 1));
         Refuses<ArgumentException>("problem.RowBias", "[2, 4, 3]", (ref p) => p.RowBias = Tensor(Batch, Heads, Keys));
-        Refuses<ArgumentException>("problem.ColumnBias", "[1, 4, 5]", (ref p) => p.ColumnBias = Tensor(1, Heads, Queries));
-        Refuses<ArgumentException>("problem.BucketedBias", "[any, 4]", (ref p) => p.BucketedBias = new(Tensor(32, 3)));
+        Refuses<ArgumentException>("problem.ColumnBias", "[2, 4, 5], where any axis may have length 1", (ref p) => p.ColumnBias = Tensor(1, Heads, Queries));
+        Refuses<ArgumentException>("problem.BucketedBias", "[any, 4]", (ref p) => p.BucketedBias = new(Tensor(32, 3), 128, bidirectional: false));
         Refuses<ArgumentException>("problem.BucketedBias", "even number", (ref p) => p.BucketedBias = new(Tensor(7, Heads), 128, bidirectional: true));
-        Refuses<ArgumentException>("problem.BucketedBias", "at least 2", (ref p) => p.BucketedBias = new(Tensor(1, Heads)));
-        Refuses<ArgumentOutOfRangeException>("problem.BucketedBias", "beyond the 16 buckets", (ref p) => p.BucketedBias = new(Tensor(32, Heads), 16));
+        Refuses<ArgumentException>("problem.BucketedBias", "at least 2", (ref p) => p.BucketedBias = new(Tensor(1, Heads), 128, bidirectional: false));
+        Refuses<ArgumentOutOfRangeException>("problem.BucketedBias", "beyond the 16 buckets", (ref p) => p.BucketedBias = new(Tensor(32, Heads), 16, bidirectional: false));
         Refuses<ArgumentException>("problem.GridBias", "[15, 4]", (ref p) => p.GridBias = new(Tensor(16, Heads), 2, 3));
         Refuses<ArgumentException>("problem.GridBias", "both must be 1 to 1048576", (ref p) => p.GridBias = new(Tensor(1, Heads), 0, 1));
         Refuses<ArgumentException>("problem.GridBias", "both must be 1 to 1048576", (ref p) => p.GridBias = new(Tensor(9, 1), int.MaxValue, int.MaxValue)); // its table would have a negative length
@@ -123,7 +127,7 @@ public class AttentionArgumentsTests
         });
         Refuses<ArgumentException>("problem.Sinks", "[4]", (ref p) => p.Sinks = Tensor(KeyHeads));
         Refuses<ArgumentException>("problem.Mask", "Bool", (ref p) => p.Mask = Tensor(Batch, Heads, Queries, Keys));
-        Refuses<ArgumentException>("problem.Mask", "[1, 4, 3, 5]", (ref p) => p.Mask = TensorView.Of(new bool[Queries * KeyHeads * Keys], 1, KeyHeads, Queries, Keys));
+        Refuses<ArgumentException>("problem.Mask", "it should be [2, 4, 3, 5], where any axis may have length 1", (ref p) => p.Mask = TensorView.Of(new bool[Queries * KeyHeads * Keys], 1, KeyHeads, Queries, Keys));
         foreach (long far in (long[])[long.MaxValue, long.MinValue, (1L << 40) + 1])
         {
             Refuses<ArgumentOutOfRangeException>("problem.QueryOffset", "between −2^40 and 2^40", (ref p) => p.QueryOffset = far);
@@ -140,6 +144,13 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.KeyLengths", "Int32", (ref p) => p.KeyLengths = Tensor(Batch));
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "above 0", (ref p) => p.Softcap = 0);
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "finite", (ref p) => p.Softcap = float.PositiveInfinity);
+    }
+
+    [Fact]
+    public void Settings_without_an_effect_are_refused()
+    {
+        Refuses<ArgumentException>("problem.DistanceCentre", "problem.DistanceBias isn't", (ref p) => p.DistanceCentre = 4);
+        Refuses<ArgumentException>("problem.Captured1", "no rule that reads it", (ref p) => p.Captured1 = CapturedTensor.PerHead(Tensor(Heads)), withRule: false);
     }
 
     [Fact]
@@ -162,7 +173,7 @@ public class AttentionArgumentsTests
             }
             Assert.Contains($"a foreign device doesn't offer attention with problem.{property} yet", message);
         }
-        Refused("BucketedBias", (ref p) => p.BucketedBias = new(At(device, 32, Heads)));
+        Refused("BucketedBias", (ref p) => p.BucketedBias = new(At(device, 32, Heads), 128, bidirectional: false));
         Refused("GridBias", (ref p) => p.GridBias = new(At(device, 15, Heads), 2, 3));
         Refused("DenseBias", (ref p) => p.DenseBias = At(device, 1, 1, Queries, Keys));
         Refused("RowBias", (ref p) => p.RowBias = At(device, 1, Heads, Queries));
@@ -276,6 +287,44 @@ public class AttentionArgumentsTests
         }
         Assert.Equal("gradients.Key", thrown!.ParamName);
         Assert.Contains("gradients.Query", thrown.Message);
+    }
+
+    [Fact]
+    public void A_backward_pass_that_nothing_arrives_at_or_that_nothing_is_asked_of_is_refused()
+    {
+        using var workspace = new Workspace(Device);
+        string Message(bool arrives, bool asked)
+        {
+            TensorView o = TensorView.Of(output, Batch, Heads, Queries, ValueSize), l = TensorView.Of(logSumExp, Batch, Heads, Queries);
+            try
+            {
+                TransformerKernels.Attention.Backward(Device, Good(), new AttentionSaved { Output = o, LogSumExp = l }, new AttentionUpstream { Output = arrives ? o : default },
+                    new AttentionGradients { Query = asked ? Tensor(Batch, Heads, Queries, Size) : default }, workspace);
+                return "";
+            }
+            catch (ArgumentException thrown)
+            {
+                return $"{thrown.ParamName}: {thrown.Message}";
+            }
+        }
+        Assert.Equal("", Message(arrives: true, asked: true));
+        Assert.StartsWith("upstream: upstream holds nothing; set at least one of Output, LogSumExp.", Message(arrives: false, asked: true));
+        Assert.StartsWith("gradients: gradients asks for nothing; set at least one of Query, Key, Value,", Message(arrives: true, asked: false));
+    }
+
+    [Fact]
+    public void Workspace_bytes_of_gradients_that_do_not_fit_are_refused()
+    {
+        ArgumentException? thrown = null;
+        try
+        {
+            TransformerKernels.Attention.BackwardWorkspaceBytes(Device, Good(), new AttentionGradients { Query = Tensor(Batch, Heads, Queries, Size + 1) });
+        }
+        catch (ArgumentException exception)
+        {
+            thrown = exception;
+        }
+        Assert.Equal("gradients.Query", thrown?.ParamName);
     }
 
     [Fact]

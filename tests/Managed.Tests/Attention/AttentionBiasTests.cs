@@ -168,6 +168,34 @@ public class AttentionBiasTests
     }
 
     [Fact]
+    public void What_arrives_at_the_log_sum_exps_alone_gives_the_bits_that_it_gives_beside_zeros_at_the_output()
+    {
+        const int batch = 2, heads = 4, keyHeads = 2, queries = 37, keys = 70, size = 5, valueSize = 9;
+        float[] query = Seeded.Normal(batch * heads * queries * size, 1), key = Seeded.Normal(batch * keyHeads * keys * size, 2), value = Seeded.Normal(batch * keyHeads * keys * valueSize, 3);
+        float[] slopes = Alibi.Slopes(heads), output = new float[batch * heads * queries * valueSize], logSumExp = new float[batch * heads * queries], arriving = Seeded.Normal(logSumExp.Length, 4);
+        using var workspace = new Workspace(Device);
+        float[][] alone = Backward(default), beside = Backward(TensorView.Of(new float[output.Length], batch, heads, queries, valueSize));
+        Assert.Equal(beside, alone);
+        Assert.All(alone[..2], gradient => Assert.Contains(gradient, x => x != 0));
+        Assert.All(alone[2], x => Assert.Equal(0, x)); // values play no part
+
+        float[][] Backward(TensorView upstream)
+        {
+            float[][] gradients = [new float[query.Length], new float[heads], new float[value.Length]];
+            var problem = new AttentionProblem
+            {
+                Query = TensorView.Of(query, batch, heads, queries, size), Key = TensorView.Of(key, batch, keyHeads, keys, size), Value = TensorView.Of(value, batch, keyHeads, keys, valueSize),
+                Slopes = TensorView.Of(slopes), Causal = true, Softcap = 8,
+            };
+            TensorView o = TensorView.Of(output, batch, heads, queries, valueSize), l = TensorView.Of(logSumExp, batch, heads, queries);
+            TransformerKernels.Attention.Forward(Device, problem, o, l, workspace);
+            TransformerKernels.Attention.Backward(Device, problem, new() { Output = o, LogSumExp = l }, new() { Output = upstream, LogSumExp = TensorView.Of(arriving, batch, heads, queries) },
+                new() { Query = TensorView.Of(gradients[0], batch, heads, queries, size), Slopes = TensorView.Of(gradients[1]), Value = TensorView.Of(gradients[2], batch, keyHeads, keys, valueSize) }, workspace);
+            return gradients;
+        }
+    }
+
+    [Fact]
     public void A_query_that_sees_a_sink_alone_has_output_0_and_the_sink_as_its_log_sum_exp()
     {
         foreach (float sink in (float[])[0.5f, -2, 300])

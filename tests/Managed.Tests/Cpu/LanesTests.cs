@@ -61,6 +61,9 @@ public partial class LanesTests
                 T.MaxNative(a, b).Store(to);
                 for (int i = 0; i < n; i++)
                     Assert.Equal(Math.Max(numbers[i], numbers[n + i]), result[i]);
+                T.SelectBits(unchecked((int)0xa5c396e1), a, b).Store(to);
+                for (int i = 0; i < n; i++)
+                    Assert.Equal((0xa5c396e1 >> i & 1) != 0 ? numbers[i] : numbers[n + i], result[i]);
                 for (int lane = 0; lane < n; lane++)
                 {
                     float[] spike = new float[n];

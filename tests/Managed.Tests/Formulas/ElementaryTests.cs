@@ -40,6 +40,13 @@ public partial class ElementaryTests(ITestOutputHelper output)
     [GeneratedRegex(@"^\| `(?<function>\w+)` \|[^|]*\| (?<ulp>[\d.]+) \|", RegexOptions.Multiline)]
     private static partial Regex TableRow();
 
+    [Fact]
+    public void Tanh_is_nowhere_beyond_1()
+    {
+        IFunction tanh = default(Tanh);
+        Assert.All(Samples(Coarse).Where(x => !float.IsNaN(x)), x => Assert.True(Math.Abs(tanh.On<Lanes128>(x)) <= 1 && Math.Abs(tanh.On(new Real32(x)).Value) <= 1, $"{x:R}"));
+    }
+
     [Theory]
     [MemberData(nameof(Names))]
     public void Every_width_gives_the_same_bits(string name)

@@ -47,7 +47,7 @@ internal sealed class HiddenExample
         Vocabulary = Stored(Entries, VocabularyType, Vocabulary, Width),
         Targets = TensorView.Of(Targets),
         Bias = Shaping.Bias is null ? default : TensorView.Of(Array.ConvertAll(Shaping.Bias, x => (float)x)),
-        Softcap = (float)Shaping.Softcap,
+        Softcap = Shaping.Softcap == 0 ? null : (float)Shaping.Softcap,
         Temperature = (float)Shaping.Temperature,
         ValidVocabulary = Shaping.Valid,
         MeanWeights = Shaping.MeanWeights is null ? default : TensorView.Of(Array.ConvertAll(Shaping.MeanWeights, x => (float)x)),

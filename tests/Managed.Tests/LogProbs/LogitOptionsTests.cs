@@ -77,7 +77,7 @@ public class LogitOptionsTests
             Logits = Type == ElementType.Float32 ? TensorView.Of(copyFloats ? [.. Values] : Values, Tokens, Vocabulary) : Stored(copyFloats ? [.. Bits] : Bits),
             Targets = TensorView.Of(Targets),
             Bias = Bias is null ? default : TensorView.Of(Bias),
-            Softcap = (float)Shaping.Softcap,
+            Softcap = Shaping.Softcap == 0 ? null : (float)Shaping.Softcap,
             Temperature = (float)Shaping.Temperature,
             ValidVocabulary = Shaping.Valid,
             MeanWeights = Shaping.MeanWeights is null ? default : TensorView.Of(Array.ConvertAll(Shaping.MeanWeights, x => (float)x)),
@@ -371,8 +371,9 @@ public class LogitOptionsTests
         Throws("problem.Bias has the stride 2; it must be 1. (Parameter 'problem.Bias')", problem => { problem.Bias = TensorView.Of(wide, 4, 2).Select(1, 0).Slice(0, 0, 3); return problem; });
         Throws("problem.MeanWeights has the shape [4]; it should be [3].", problem => { problem.MeanWeights = TensorView.Of(out1); return problem; });
         Throws("problem.MeanWeights has the stride 2; it must be 1.", problem => { problem.MeanWeights = TensorView.Of(wide, 4, 2).Select(1, 0).Slice(0, 0, 3); return problem; });
-        Throws("problem.Softcap is -1; it must be a positive number, or 0 for none.", problem => { problem.Softcap = -1; return problem; });
-        Throws("problem.Softcap is NaN; it must be a positive number, or 0 for none.", problem => { problem.Softcap = float.NaN; return problem; });
+        Throws("problem.Softcap is -1; it must be a positive number, or absent.", problem => { problem.Softcap = -1; return problem; });
+        Throws("problem.Softcap is 0; it must be a positive number, or absent.", problem => { problem.Softcap = 0; return problem; });
+        Throws("problem.Softcap is NaN; it must be a positive number, or absent.", problem => { problem.Softcap = float.NaN; return problem; });
         Throws("problem.Temperature is 0; it must be a positive number.", problem => { problem.Temperature = 0; return problem; });
         Throws("problem.ValidVocabulary is 4; it must lie between 1 and the vocabulary, 3.", problem => { problem.ValidVocabulary = 4; return problem; });
         Throws("problem.ValidVocabulary is 0; it must lie between 1 and the vocabulary, 3.", problem => { problem.ValidVocabulary = 0; return problem; });

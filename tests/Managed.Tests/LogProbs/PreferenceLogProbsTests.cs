@@ -285,7 +285,7 @@ public class PreferenceLogProbsTests
         int[] targets = new int[8];
         using var workspace = new Workspace(Device);
         PreferenceProblem Good() => new() { Policy = new() { Hidden = TensorView.Of(hidden, 8, 3), Vocabulary = TensorView.Of(entries, 5, 3), Targets = TensorView.Of(targets) } };
-        Throws("outputs asks for nothing; set at least one tensor.", problem => problem, default);
+        Throws("outputs asks for nothing; set at least one of Chosen, Rejected, ReferenceChosen, ReferenceRejected.", problem => problem, default);
         Throws("problem.Policy.Hidden is required.", problem => { problem.Policy = default; return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("8 tokens aren't 6 sequences of one length; set problem.CumulativeLengths.", problem => problem, new() { Chosen = TensorView.Of(new float[3]) });
         Throws("problem.CumulativeLengths has the shape [3]; it should be [5].", problem => { problem.CumulativeLengths = TensorView.Of(new int[3]); return problem; }, new() { Chosen = TensorView.Of(out2) });

@@ -64,6 +64,13 @@ public class SequenceLogProbsTests
     }
 
     [Fact]
+    public void The_target_that_is_ignored_is_minus_100_unless_set()
+    {
+        Assert.Equal((-100, -100), (default(SequenceLayout).IgnoreTarget, new SequenceLayout().IgnoreTarget));
+        Assert.Equal(0, new SequenceLayout { IgnoreTarget = 0 }.IgnoreTarget);
+    }
+
+    [Fact]
     public void Gradients_match_finite_differences_of_the_oracle()
     {
         long[] bounds = [1, 4, 4, 9];
@@ -137,7 +144,7 @@ public class SequenceLogProbsTests
         Throws("layout.Mask has the shape [6]; it should be [2, 3].", TensorView.Of(values, 2, 3), new() { Mask = TensorView.Of(new bool[6]) }, new() { Sum = TensorView.Of(sum) });
         Throws("layout.Targets holds Float32; this operation takes Int32 or Int64.", TensorView.Of(values, 2, 3), new() { Targets = TensorView.Of(new float[6], 2, 3) }, new() { Sum = TensorView.Of(sum) });
         Throws("outputs.Sum has the shape [2]; it should be [3].", TensorView.Of(values, 3, 2), new(), new() { Sum = TensorView.Of(sum) });
-        Throws("outputs asks for nothing; set at least one tensor.", TensorView.Of(values, 2, 3), new(), default);
+        Throws("outputs asks for nothing; set at least one of Sum, Mean, Count.", TensorView.Of(values, 2, 3), new(), default);
         Throws("outputs.Sum and outputs.Mean share memory.", TensorView.Of(values, 2, 3), new(), new() { Sum = TensorView.Of(sum), Mean = TensorView.Of(sum) });
         Throws("outputs.Sum and values share memory.", TensorView.Of(values, 2, 3), new(), new() { Sum = TensorView.Of(values, 6).Slice(0, 0, 2) });
         Assert.StartsWith("gradient and upstream.Sum share memory.", Assert.Throws<ArgumentException>(() =>

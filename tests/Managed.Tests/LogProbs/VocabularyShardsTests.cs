@@ -252,7 +252,7 @@ public class VocabularyShardsTests
         Throws("partials and problem.Logits share memory.", () => VocabularyShards.FromLogits(Device, new() { Logits = TensorView.Of(partials, 4, 16).Slice(1, 0, 3), Targets = TensorView.Of(targets) }, new(0, 8), One()));
         Throws("partials has the shape [4, 8]; it should be [any, any, 8].", () => VocabularyShards.Merge(Device, One(), new() { LogProb = TensorView.Of(out4) }));
         Throws("partials holds no slices; it must hold at least 1.", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8).Slice(0, 0, 0), new() { LogProb = TensorView.Of(out4) }));
-        Throws("outputs asks for nothing; set at least one tensor.", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), default));
+        Throws("outputs asks for nothing; set at least one of LogProb, LogSumExp, Entropy, SumOfSquares, Argmax, TopLogProbs, MeanLogit.", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), default));
         Throws("outputs.LogProb has the shape [12]; it should be [4].", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), new() { LogProb = TensorView.Of(logits) }));
         Throws("merged and partials share memory.", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), default, One()));
         Throws("merged is required.", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), default, default, TensorView.Of(new float[12], 4, 3)));

@@ -84,7 +84,7 @@ public sealed class AttentionReplay : IReplay
             QueryOffset = inputs.QueryOffset,
             Slopes = View(inputs.Slopes),
             DistanceBias = View(inputs.DistanceBias),
-            DistanceCentre = inputs.DistanceCentre,
+            DistanceCentre = inputs.DistanceBias is null ? null : inputs.DistanceCentre,
             BucketedBias = inputs.BucketTable is null ? default : new(View(inputs.BucketTable), inputs.MaximumDistance, inputs.IsBidirectional),
             GridBias = inputs.CellTable is null ? default : new(View(inputs.CellTable), inputs.WindowHeight, inputs.WindowWidth),
             DenseBias = View(inputs.DenseBias),

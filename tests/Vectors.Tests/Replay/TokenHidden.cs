@@ -113,7 +113,7 @@ public sealed record TokenHidden(Grid<double> Hidden, Grid<double> Vocabulary, l
         Targets = TensorView.Of(Targets, Tokens),
         IgnoreTarget = IgnoreTarget,
         Bias = View(Shaping.Bias),
-        Softcap = (float)Shaping.Softcap,
+        Softcap = Shaping.Softcap == 0 ? null : (float)Shaping.Softcap,
         Temperature = (float)Shaping.Temperature,
         ValidVocabulary = Shaping.Valid,
         MeanWeights = View(Shaping.MeanWeights),

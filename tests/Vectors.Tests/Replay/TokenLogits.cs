@@ -126,7 +126,7 @@ public sealed record TokenLogits(double[] Logits, int Vocabulary, long[] Targets
         Targets = TensorView.Of(Targets, Tokens),
         IgnoreTarget = IgnoreTarget,
         Bias = View(Shaping.Bias),
-        Softcap = (float)Shaping.Softcap,
+        Softcap = Shaping.Softcap == 0 ? null : (float)Shaping.Softcap,
         Temperature = (float)Shaping.Temperature,
         ValidVocabulary = Shaping.Valid,
         MeanWeights = View(Shaping.MeanWeights),

@@ -1,0 +1,230 @@
+using TransformerKernels.Oracle;
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+/// <summary>CPU devices compute the parts of a tile that some query sees: masks of every shape, and how a tile is cut by them.</summary>
+public unsafe class AttentionVisibilityTests
+{
+    private static ComputeDevice Device => DeviceUnderTest.Device;
+
+    /// <summary>The pairs that a mask shows, by what they are of.</summary>
+    private static readonly Dictionary<string, Func<int, int, bool>> Shown = new()
+    {
+        ["documents"] = (query, key) => query / 27 == key / 27,
+        ["documents of a vector's length"] = (query, key) => query / 32 == key / 32,
+        ["band"] = (query, key) => Math.Abs(query - key) < 19,
+        ["far band"] = (query, key) => key - query is > 20 and < 64,
+        ["checkerboard"] = (query, key) => (query / 16 + key / 16) % 2 == 0,
+        ["first and last queries"] = (query, key) => query is < 3 or > 50 || key % 64 < 5,
+        ["single pairs"] = (query, key) => query == key * 7 % 71,
+        ["columns"] = (query, key) => key % 23 == 5,
+        ["random"] = (query, key) => (query * 131 + key * 71 + query * key) % 97 < 40,
+        ["nothing"] = (query, key) => false,
+    };
+
+    public static TheoryData<string> Kinds => [.. Shown.Keys];
+
+    private static Grid<double> Mask(string kind, int queries, int keys)
+    {
+        Grid<double> mask = Grid.Zeros<double>(1, 1, queries, keys);
+        for (int i = 0; i < queries; i++)
+        {
+            for (int j = 0; j < keys; j++)
+                mask[0, 0, i, j] = Shown[kind](i, j) ? 1 : 0;
+        }
+        return mask;
+    }
+
+    [Theory]
+    [MemberData(nameof(Kinds))]
+    public void A_mask_of_any_shape_agrees_with_the_definition(string kind)
+    {
+        foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(3, 9, false), (65, 61, true), (130, 131, false), (130, 150, true)])
+        {
+            foreach (bool biased in (bool[])[false, true])
+            {
+                new AttentionCase
+                {
+                    Queries = queries, Keys = keys, HeadSize = 17, ValueSize = 6, Causal = causal, HasLogSumExpUpstream = true, Mask = Mask(kind, queries, keys),
+                    Slopes = biased ? AttentionCase.Numbers(1, 0.2f, 2) : null, DenseBias = biased ? AttentionCase.Numbers(4, 1, 1, 2, queries, keys) : null,
+                }.Check(Device, default(PlainScore));
+            }
+        }
+        new AttentionCase
+        {
+            Queries = 67, Keys = 131, HeadSize = 6, ValueSize = 6, Mask = Mask(kind, 67, 131), DistanceBias = AttentionCase.Numbers(8, 1, 2, 197),
+            Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+        }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 20)), new GainedTemperatureFormula(0.25f, 20));
+    }
+
+    [Theory]
+    [MemberData(nameof(Kinds))]
+    public void What_a_mask_of_any_shape_hides_contributes_nothing_whatever_it_holds(string kind)
+    {
+        const int queries = 70, keys = 133;
+        // Keys that few queries see hold NaN: exactly those queries' outputs do.
+        Grid<double> mask = Mask(kind, queries, keys);
+        int[] poisoned = [0, 37, 64, 100, 132];
+        for (int i = 0; i < queries; i++)
+        {
+            foreach (int j in poisoned)
+                mask[0, 0, i, j] = i == 40 && j == 37 ? 1 : 0;
+        }
+        var hidden = new AttentionCase { Queries = queries, Keys = keys, Mask = mask, Prepare = (_, k, v) => Array.ForEach(poisoned, j => k[0, 0, j, 1] = v[0, 1, j, 2] = float.NaN) };
+        AttentionCase.Results results = hidden.Run(Device, default(PlainScore)), clean = new AttentionCase { Queries = queries, Keys = keys, Mask = mask }.Run(Device, default(PlainScore));
+        for (int i = 0; i < queries; i++)
+        {
+            for (int e = 0; e < 4; e++)
+            {
+                foreach (int head in (int[])[0, 1])
+                {
+                    int at = (head * queries + i) * 4 + e;
+                    bool isPoisoned = i == 40 && (head == 0 || e == 2);
+                    Assert.Equal(isPoisoned, float.IsNaN(results.Output[at]));
+                    if (i != 40)
+                        Assert.Equal(clean.Output[at], results.Output[at]);
+                    Assert.True(i == 40 || float.IsFinite(results.Query[at]));
+                }
+            }
+        }
+    }
+
+    [Theory]
+    [InlineData("documents")]
+    [InlineData("band")]
+    [InlineData("random")]
+    public void Hidden_tiles_and_parts_leave_no_trace_in_the_bits(string kind)
+    {
+        // A key that nobody sees may be there or not.
+        const int queries = 90, keys = 140, more = 64;
+        Grid<double> mask = Mask(kind, queries, keys), wider = Grid.Zeros<double>(1, 1, queries, keys + more);
+        for (int i = 0; i < queries; i++)
+        {
+            for (int j = 0; j < keys; j++)
+                wider[0, 0, i, j + more] = mask[0, 0, i, j];
+        }
+        void Copy(Strided k, Strided v)
+        {
+            Strided shortK = new Strided([1, 2, keys, 4], [0, 1, 2, 3]).Fill(2), shortV = new Strided([1, 2, keys, 4], [0, 1, 2, 3]).Fill(3);
+            for (int head = 0; head < 2; head++)
+            {
+                for (int j = 0; j < keys; j++)
+                {
+                    for (int e = 0; e < 4; e++)
+                        (k[0, head, j + more, e], v[0, head, j + more, e]) = (shortK[0, head, j, e], shortV[0, head, j, e]);
+                }
+            }
+        }
+        AttentionCase.Results narrow = new AttentionCase { Queries = queries, Keys = keys, Mask = mask }.Run(Device, default(PlainScore));
+        AttentionCase.Results wide = new AttentionCase { Queries = queries, Keys = keys + more, Mask = wider, Prepare = (_, k, v) => Copy(k, v) }.Run(Device, default(PlainScore));
+        Assert.Equal(narrow.Output, wide.Output);
+        Assert.Equal(narrow.LogSumExp, wide.LogSumExp);
+        Assert.Equal(narrow.Query, wide.Query);
+    }
+
+    [Fact]
+    public void Bits_are_transposed()
+    {
+        ulong* bits = stackalloc ulong[64];
+        var random = new Random(1);
+        ulong[] given = [.. Enumerable.Range(0, 64).Select(_ => (ulong)random.NextInt64(long.MinValue, long.MaxValue))];
+        given.CopyTo(new Span<ulong>(bits, 64));
+        TileVisibility.Transpose(bits);
+        for (int row = 0; row < 64; row++)
+        {
+            for (int column = 0; column < 64; column++)
+                Assert.Equal((given[column] >> row) & 1, (bits[row] >> column) & 1);
+        }
+    }
+
+    [Fact]
+    public void First_bits_are_set_however_many()
+    {
+        Assert.Equal(0ul, TileVisibility.First(-5));
+        Assert.Equal(0ul, TileVisibility.First(0));
+        Assert.Equal(0x1ffful, TileVisibility.First(13));
+        Assert.Equal(ulong.MaxValue, TileVisibility.First(64));
+        Assert.Equal(ulong.MaxValue, TileVisibility.First(1000));
+    }
+
+    [Theory]
+    [MemberData(nameof(Kinds))]
+    public void Parts_hold_all_that_is_seen_in_order_and_begin_and_end_with_something_seen(string kind)
+    {
+        foreach (int keys in (int[])[64, 61, 6, 1])
+        {
+            Check<Real32>(kind, keys);
+            Check<Lanes128>(kind, keys);
+            Check<Lanes256>(kind, keys);
+            Check<Lanes512>(kind, keys);
+        }
+
+        static void Check<V>(string kind, int keys) where V : struct, ILanes<V>
+        {
+            float* memory = stackalloc float[TileVisibility.Floats];
+            int block = (int)AttentionTiles.Block<V>();
+            var seen = new bool[block, keys];
+            for (int i = 0; i < block; i++)
+            {
+                ulong word = 0;
+                for (int j = 0; j < keys; j++)
+                {
+                    seen[i, j] = Shown[kind](i, j);
+                    word |= seen[i, j] ? 1ul << j : 0;
+                }
+                ((ulong*)memory)[i] = word;
+            }
+            TileVisibility visible = TileVisibility.Cut<V>(memory, keys);
+            Assert.Equal(seen.Cast<bool>().Any(shown => !shown), visible.HidesPairs);
+            nint before = 0;
+            var held = new bool[block, keys];
+            foreach (TilePart part in visible.Parts)
+            {
+                Assert.True(part.FirstKey >= before && part.EndKey > part.FirstKey && part.EndKey <= keys && part.FirstKey % Product.Rows == 0);
+                Assert.True(part.FirstVector >= 0 && part.EndVector > part.FirstVector && part.EndVector <= AttentionTiles.Vectors);
+                before = part.EndKey;
+                for (nint key = part.FirstKey; key < part.EndKey; key += Product.Rows)
+                {
+                    Assert.True(Sees(part.FirstVector, key) && Sees(part.EndVector - 1, key));
+                    for (nint j = key; j < Math.Min(key + Product.Rows, part.EndKey); j++)
+                    {
+                        for (nint i = part.Lane<V>(); i < part.EndVector * V.Count; i++)
+                            held[i, j] = true;
+                    }
+                }
+            }
+            for (int i = 0; i < block; i++)
+            {
+                for (int j = 0; j < keys; j++)
+                    Assert.True(held[i, j] || !seen[i, j]);
+            }
+
+            bool Sees(nint vector, nint key)
+            {
+                for (nint i = vector * V.Count; i < (vector + 1) * V.Count; i++)
+                {
+                    for (nint j = key; j < Math.Min(key + Product.Rows, keys); j++)
+                    {
+                        if (seen[i, j])
+                            return true;
+                    }
+                }
+                return false;
+            }
+        }
+    }
+
+    [Fact]
+    public void A_tile_that_is_seen_whole_is_one_part()
+    {
+        float* memory = stackalloc float[TileVisibility.Floats];
+        new Span<ulong>(memory, 64).Fill(TileVisibility.First(41));
+        foreach (TileVisibility visible in (TileVisibility[])[new(memory, 41), TileVisibility.Cut<Lanes256>(memory, 41)])
+        {
+            Assert.False(visible.HidesPairs || visible.LeavesOut(41));
+            Assert.Equal((0, 41, 0, AttentionTiles.Vectors), (visible.Parts[0].FirstKey, visible.Parts[0].EndKey, visible.Parts[0].FirstVector, visible.Parts[0].EndVector));
+            new Span<ulong>(memory, 64).Fill(TileVisibility.First(41));
+        }
+    }
+}
