@@ -163,7 +163,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     public bool IsShort;
 
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
     private nint headRow, valueRow, batch, chunk;
@@ -196,6 +196,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         dS = Take(ref scratch, AttentionTiles.Keys * block);
         scaled = Take(ref scratch, AttentionTiles.Keys * block);
         slope = Take(ref scratch, AttentionTiles.Keys * block);
+        pairs = Take(ref scratch, AttentionTiles.Keys * block);
         logSumExp = Take(ref scratch, block);
         remainder = Take(ref scratch, block);
         delta = Take(ref scratch, block);
@@ -248,11 +249,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 Clear(dS, tileKeys * block);
             bool ruled = typeof(TRule) != typeof(PlainScore);
             RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
+            PairsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
-                Product.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, queryColumns + lane, block, part.Vectors, d, s + start, block);
-                Product.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part.Keys, upstreamColumns + lane, block, part.Vectors, dv, dS + start, block);
+                valuesAhead.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part, queryColumns + lane, d, s + start);
+                gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start);
                 if (ruled && IsShort)
                     ApplyRule<Lockstep<V>>(tile, part.OfPairs, block);
                 else if (ruled)
@@ -369,12 +371,14 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
             logSumExp[row] = seesKeys ? MathF.Min(l[row * LogSumExp.Row], float.MaxValue) : float.MaxValue;
-            remainder[row] = seesKeys ? (float)(Math.Exp(-(double)l[row * LogSumExp.Row + LogSumExp.Column]) - 1) : 0;
+            remainder[row] = seesKeys ? -l[row * LogSumExp.Row + LogSumExp.Column] : 0;
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
                 delta[row] -= upstreamL[row * UpstreamLogSumExp.Row];
         }
+        for (nint lane = 0; lane < block; lane += V.Count)
+            V.Expm1(V.Load(remainder + lane)).Store(remainder + lane);
     }
 
     // The rule on a part's raw scores: its values in place of S; scaled scores and the rule's slopes beside them.

@@ -190,12 +190,38 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
             }
             else if (TensorGradients[c].Structure == CapturedStructure.Dense)
             {
-                MatrixCopy.Run(tile, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
+                WritePairs<V>(c, head, i0, j0, rows, tileKeys, tile);
             }
             else
                 continue;
             Clear(tile, tileKeys * block);
         }
+    }
+
+    // Where the gradients of a tile's pairs will be written, to be asked for while they are computed.
+    private readonly PairsAhead GradientsAhead(nint head, nint i0, nint rows, nint j0)
+    {
+        var ahead = new PairsAhead(rows);
+        for (int c = 0; c <= PairTensors.DenseBias; c++)
+            ahead.Add(TensorGradients[c], batch, head, i0, j0);
+        return ahead;
+    }
+
+    // Writes or adds a tile's gradients of pairs. Keys side by side are written a query after the other: then neighbouring stores don't fall on the same place of the cache where queries lie
+    // a multiple of 4 KB apart.
+    private readonly void WritePairs<V>(int tensor, nint head, nint i0, nint j0, nint rows, nint tileKeys, float* lanes) where V : struct, ILanes<V>
+    {
+        ref readonly Captured gradient = ref TensorGradients[tensor];
+        nint block = AttentionTiles.Block<V>();
+        bool add = AddsTo(tensor, head);
+        float* to = gradient.At(batch, head, i0, j0, 0);
+        if (gradient.KeyStep != 1)
+        {
+            MatrixCopy.Run(lanes, 1, block, to, gradient.QueryStep, gradient.KeyStep, rows, tileKeys, add);
+            return;
+        }
+        MatrixCopy.Run(lanes, 1, block, pairs, AttentionTiles.Keys, 1, rows, tileKeys);
+        MatrixCopy.Run(pairs, AttentionTiles.Keys, 1, to, gradient.QueryStep, 1, rows, tileKeys, add);
     }
 
     // Whether the gradient of a dense tensor holds something to add to: the caller's, or that of a sequence or head before.
@@ -215,7 +241,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
             switch (TensorGradients[c].Structure)
             {
                 case CapturedStructure.Dense:
-                    MatrixCopy.Run(dS, 1, block, TensorGradients[c].At(batch, head, i0, j0, 0), TensorGradients[c].QueryStep, TensorGradients[c].KeyStep, rows, tileKeys, AddsTo(c, head));
+                    WritePairs<V>(c, head, i0, j0, rows, tileKeys, dS);
                     break;
                 case CapturedStructure.PerKey:
                     float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;

@@ -67,7 +67,7 @@ internal struct AttentionBackwardPlan
         const long block = AttentionTiles.WidestBlock;
         long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
-            + 4 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
+            + 5 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;

@@ -138,15 +138,16 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 continue;
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
             LaneRows bias = scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
+            PairsAhead ahead = scores.Ahead<V>(Scoring, i0, j0 + count, end);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
             if (typeof(TRule) == typeof(PlainScore))
             {
                 foreach (ref readonly TilePart part in visible.Parts)
                 {
                     if (hides)
-                        Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum);
+                        Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
                     else
-                        Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum);
+                        Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
                 }
             }
             else
@@ -156,7 +157,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 hides = false;
                 foreach (ref readonly TilePart part in visible.Parts)
                 {
-                    Product.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + part.Lane<V>(), block, part.Vectors, d, s + part.Start<V>(), block);
+                    ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>());
                     hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
                 }
             }
@@ -186,10 +187,11 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     }
 
     // Final scores of a part without a rule, and the maxima.
-    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding
+    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum, in PairsAhead ahead)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
-        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane };
+        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = ahead.Of(part) };
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
@@ -344,6 +346,7 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
     /// <summary>The keys: as the product does, the last one stands for those that are missing of four.</summary>
     public nint Rows;
     public float* Maximum;
+    public PairsAhead Ahead;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
@@ -360,6 +363,7 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
         s3.Store(c + 3 * cStep);
         V highest = V.MaxNative(V.MaxNative(s0, s1), V.MaxNative(s2, s3));
         V.MaxNative(V.Load(Maximum + lane), highest).Store(Maximum + lane);
+        Ahead.Ask<V>(row, lane);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

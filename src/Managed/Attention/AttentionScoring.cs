@@ -92,8 +92,6 @@ internal readonly unsafe struct AttentionScoring
     /// <summary>The memory that a problem's scoring takes of its own.</summary>
     public static long Bytes(in AttentionProblem problem) => problem.BucketedBias.IsPresent ? AttentionTiles.RoundUp(problem.BucketedBias.Table.Length(0) * sizeof(int), sizeof(double)) : 0;
 
-    public bool HasAdded => Grid.IsPresent || Tensors[PairTensors.DenseBias].IsPresent || Tensors[PairTensors.RowBias].IsPresent || Tensors[PairTensors.ColumnBias].IsPresent;
-
     public bool HasLine => slopes != null || distanceBias != null || table != null;
 
     public bool HasSinks => sinks != null;

@@ -46,6 +46,8 @@ internal readonly unsafe struct BooleanMask
     {
         if (step == 0)
             return *from == 0 ? 0 : TileVisibility.First(count);
+        if (step == 1 && count == Vector512<byte>.Count)
+            return ~Vector512.Equals(Vector512.Load(from), Vector512<byte>.Zero).ExtractMostSignificantBits();
         ulong word = 0;
         nint n = 0;
         for (; step == 1 && n + Vector128<byte>.Count <= count; n += Vector128<byte>.Count)

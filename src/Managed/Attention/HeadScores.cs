@@ -10,9 +10,9 @@ namespace TransformerKernels;
 internal unsafe struct HeadScores
 {
     private nint batch, head, queries, keys, offset;
-    private float* zeros, tile, queryBiases, visibility, cells;
+    private float* zeros, tile, queryBiases, keyBiases, visibility, cells;
     private nint* places;
-    private bool hasAdded;
+    private bool addsPairs, addsQueries, addsKeys;
 
     /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
     public float* Line;
@@ -22,9 +22,9 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a tile's visibility, the head's table by two coordinates, a block of zeros and one of biases a query.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a tile's visibility, the head's table by two coordinates, a block of zeros one of biases a query, and the biases of a tile's keys.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
-        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + TileVisibility.Floats + 2 * AttentionTiles.WidestBlock
+        (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + TileVisibility.Floats + 2 * AttentionTiles.WidestBlock + AttentionTiles.Keys
         + (shape.GridCells > 0 ? AttentionTiles.RoundUp(shape.GridCells, 2) + AttentionTiles.WidestBlock * (sizeof(nint) / sizeof(float)) : 0);
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
@@ -40,9 +40,18 @@ internal unsafe struct HeadScores
         zeros = Take(ref scratch, block);
         new Span<float>(zeros, (int)block).Clear();
         queryBiases = Take(ref scratch, block);
+        keyBiases = Take(ref scratch, AttentionTiles.Keys);
         tile = Take(ref scratch, AttentionTiles.Keys * block);
         visibility = Take(ref scratch, TileVisibility.Floats);
-        hasAdded = scoring.HasAdded;
+        addsPairs = scoring.Grid.IsPresent;
+        addsQueries = addsKeys = false;
+        for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
+        {
+            ref readonly Captured tensor = ref scoring.Tensors[c];
+            addsPairs |= tensor.IsPresent && tensor.Structure == CapturedStructure.Dense;
+            addsQueries |= tensor.IsPresent && tensor.Structure == CapturedStructure.PerQuery;
+            addsKeys |= tensor.IsPresent && tensor.Structure == CapturedStructure.PerKey;
+        }
         if (scoring.Grid.IsPresent)
         {
             cells = Take(ref scratch, (nint)AttentionTiles.RoundUp(scoring.Grid.Cells, 2));
@@ -89,8 +98,7 @@ internal unsafe struct HeadScores
     /// <summary>Fetches the captured values of a block of queries.</summary>
     public readonly void BeginBlock<V>(in AttentionScoring scoring, nint i0) where V : struct, ILanes<V>
     {
-        if (hasAdded)
-            new Span<float>(queryBiases, (int)AttentionTiles.Block<V>()).Clear();
+        new Span<float>(queryBiases, (int)AttentionTiles.Block<V>()).Clear();
         for (nint lane = 0; lane < AttentionTiles.Block<V>() && scoring.Grid.IsPresent; lane++)
             places[lane] = scoring.Grid.Place(Math.Min(i0 + lane, queries - 1) + offset) + scoring.Grid.Centre;
         for (int c = 0; c < PairTensors.Count; c++)
@@ -146,17 +154,21 @@ internal unsafe struct HeadScores
         return lanes;
     }
 
-    // Copies the values of a tile's pairs into rows of lanes. Their rows lie far apart, where the processor's own prefetching doesn't follow, so the next tile's are asked for:
-    // they come while this one is worked on.
-    private readonly void ReadPairs(in Captured tensor, nint i0, nint count, nint j0, nint rows, float* lanes, nint block)
+    // Copies the values of a tile's pairs into rows of lanes.
+    private readonly void ReadPairs(in Captured tensor, nint i0, nint count, nint j0, nint rows, float* lanes, nint block) =>
+        MatrixCopy.Run(tensor.At(batch, head, i0, j0, 0), tensor.QueryStep, tensor.KeyStep, lanes, 1, block, count, rows);
+
+    /// <summary>Where the next tile's values of pairs lie, to be asked for while this one is worked on.</summary>
+    /// <param name="scoring">The tensors.</param>
+    /// <param name="i0">The first query.</param>
+    /// <param name="j0">The first key of the next tile.</param>
+    /// <param name="end">The keys of the block end here.</param>
+    public readonly PairsAhead Ahead<V>(in AttentionScoring scoring, nint i0, nint j0, nint end) where V : struct, ILanes<V>
     {
-        float* from = tensor.At(batch, head, i0, j0, 0);
-        MatrixCopy.Run(from, tensor.QueryStep, tensor.KeyStep, lanes, 1, block, count, rows);
-        if (tensor.KeyStep != 1)
-            return;
-        nint ahead = Math.Min(AttentionTiles.Keys, keys - j0 - rows) * sizeof(float);
-        for (nint query = 0; query < count && ahead > 0; query++)
-            Prefetch.Bytes((byte*)(from + query * tensor.QueryStep + rows), ahead);
+        var ahead = new PairsAhead(Math.Min(AttentionTiles.Block<V>(), queries - i0));
+        for (int c = 0; c <= PairTensors.DenseBias && j0 < end; c++)
+            ahead.Add(scoring.Tensors[c], batch, head, i0, j0);
+        return ahead;
     }
 
     /// <summary>Which pairs of a tile are visible: those that a causal query sees from its position and the mask shows. Lanes beyond the queries see nothing.</summary>
@@ -198,11 +210,8 @@ internal unsafe struct HeadScores
         LaneRows rows = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
         LaneRows written = new() { Start = tile, Step = AttentionTiles.Block<V>() };
         hides = visible.HidesPairs || LineHides;
-        if (hasAdded)
-        {
-            hides |= Add<V>(scoring, rows, i0, j0, keyCount);
-            rows = written;
-        }
+        if (addsPairs || addsQueries || addsKeys)
+            rows = Add<V>(scoring, rows, i0, j0, keyCount, ref hides);
         if (!visible.HidesPairs)
             return rows;
         Hide<V>(rows, keyCount, visible.ByKey());
@@ -223,43 +232,74 @@ internal unsafe struct HeadScores
         }
     }
 
-    // Writes the sum of all biases of a tile out; returns whether some are −∞.
-    private readonly bool Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount) where V : struct, ILanes<V>
+    // The sum of all biases of a tile: what the queries alone have, or the pairs alone, as it is; anything else is written out.
+    private readonly LaneRows Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount, ref bool hides) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        LaneRows sums = new() { Start = tile, Step = block }, pairs = new() { Start = zeros };
+        if (addsPairs)
+        {
+            ReadAddedPairs<V>(scoring, i0, j0, keyCount);
+            pairs = sums;
+        }
+        if (Line == null && !addsKeys && !(addsPairs && addsQueries))
+        {
+            LaneRows only = addsPairs ? pairs : new() { Start = queryBiases };
+            hides |= ScoreLine.Hides<V>(only.Start, addsPairs ? keyCount * block : block);
+            return only;
+        }
+        new Span<float>(keyBiases, (int)keyCount).Clear();
+        for (int c = PairTensors.DenseBias; c < PairTensors.Count && addsKeys; c++)
+        {
+            ref readonly Captured tensor = ref scoring.Tensors[c];
+            if (!tensor.IsPresent || tensor.Structure != CapturedStructure.PerKey)
+                continue;
+            float* from = tensor.At(batch, head, 0, j0, 0);
+            for (nint row = 0; row < keyCount; row++)
+                keyBiases[row] += from[row * tensor.KeyStep];
+        }
+        hides |= Sum<V>(queryBiases, keyBiases, pairs, line, sums, keyCount);
+        return sums;
+    }
+
+    // The values a pair of the dense bias and of the table by two coordinates, summed.
+    private readonly void ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
         ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
-        bool perPair = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
-        if (perPair)
+        bool hasDense = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
+        if (hasDense)
         {
             if (count < block)
                 new Span<float>(tile, (int)(keyCount * block)).Clear();
             ReadPairs(dense, i0, count, j0, keyCount, tile, block);
         }
         if (scoring.Grid.IsPresent)
-        {
-            ReadGrid<V>(scoring, j0, keyCount, add: perPair);
-            perPair = true;
-        }
+            ReadGrid<V>(scoring, j0, keyCount, add: hasDense);
+    }
+
+    // Writes sums of what queries, keys, pairs and distances have; returns whether some are −∞.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static bool Sum<V>(float* ofQueries, float* ofKeys, LaneRows ofPairs, LaneRows ofDistances, LaneRows sums, nint keyCount) where V : struct, ILanes<V>
+    {
+        nint w = V.Count;
         V none = V.From(float.NegativeInfinity), least = V.Zero;
+        V q0 = V.Load(ofQueries), q1 = V.Load(ofQueries + w), q2 = V.Load(ofQueries + 2 * w), q3 = V.Load(ofQueries + 3 * w);
+        float* pair = ofPairs.Start, distance = ofDistances.Start, to = sums.Start;
         for (nint row = 0; row < keyCount; row++)
         {
-            float keyBias = 0;
-            for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
-            {
-                ref readonly Captured tensor = ref scoring.Tensors[c];
-                if (tensor.IsPresent && tensor.Structure == CapturedStructure.PerKey)
-                    keyBias += *tensor.At(batch, head, 0, j0 + row, 0);
-            }
-            V ofKey = V.From(keyBias);
-            for (nint lane = 0; lane < block; lane += V.Count)
-            {
-                V bias = V.Load(queryBiases + lane) + ofKey;
-                if (perPair)
-                    bias += V.Load(tile + row * block + lane);
-                bias += V.Load(line.Start + row * line.Step + lane); // the largest far from the diagonal, so it comes last
-                least = V.SelectEqual(bias, none, none, least);
-                bias.Store(tile + row * block + lane);
-            }
+            // What belongs to distances is the largest far from the diagonal, so it comes last.
+            V key = V.From(ofKeys[row]);
+            V b0 = q0 + key + V.Load(pair) + V.Load(distance), b1 = q1 + key + V.Load(pair + w) + V.Load(distance + w);
+            V b2 = q2 + key + V.Load(pair + 2 * w) + V.Load(distance + 2 * w), b3 = q3 + key + V.Load(pair + 3 * w) + V.Load(distance + 3 * w);
+            least = V.SelectEqual(b0, none, none, V.SelectEqual(b1, none, none, V.SelectEqual(b2, none, none, V.SelectEqual(b3, none, none, least))));
+            b0.Store(to);
+            b1.Store(to + w);
+            b2.Store(to + 2 * w);
+            b3.Store(to + 3 * w);
+            pair += ofPairs.Step;
+            distance += ofDistances.Step;
+            to += sums.Step;
         }
         return V.AnyEqual(least, none);
     }

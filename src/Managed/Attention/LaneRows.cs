@@ -50,13 +50,19 @@ internal static unsafe class ScoreLine
     }
 
     /// <summary>Whether a line holds −∞.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static bool Hides<V>(float* line, nint count) where V : struct, ILanes<V>
     {
-        V none = V.From(float.NegativeInfinity), least = V.Zero;
-        nint n = 0;
-        for (; n + V.Count <= count; n += V.Count)
-            least = V.SelectEqual(V.Load(line + n), none, none, least);
-        bool hides = V.AnyEqual(least, none);
+        nint n = 0, w = V.Count;
+        V none = V.From(float.NegativeInfinity), least0 = V.Zero, least1 = V.Zero, least2 = V.Zero, least3 = V.Zero;
+        for (; n + 4 * w <= count; n += 4 * w)
+        {
+            least0 = V.SelectEqual(V.Load(line + n), none, none, least0);
+            least1 = V.SelectEqual(V.Load(line + n + w), none, none, least1);
+            least2 = V.SelectEqual(V.Load(line + n + 2 * w), none, none, least2);
+            least3 = V.SelectEqual(V.Load(line + n + 3 * w), none, none, least3);
+        }
+        bool hides = V.AnyEqual(least0, none) || V.AnyEqual(least1, none) || V.AnyEqual(least2, none) || V.AnyEqual(least3, none);
         for (; n < count; n++)
             hides |= line[n] == float.NegativeInfinity;
         return hides;

@@ -5,11 +5,17 @@ using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
-/// <summary>Copies matrices between layouts: row by row where both sides have their columns side by side, through 4 × 4 transposes in registers where one has its rows so.</summary>
+/// <summary>Copies matrices between layouts: row by row where both sides have their columns side by side, through square transposes in registers where one has its rows so.</summary>
+/// <remarks>
+/// The squares are as wide as a vector: with 16 floats each cache line is read or written once, whole. Rows that lie a multiple of 4 KB apart share their place in the first-level cache, so
+/// that a line is gone before its second piece is needed.
+/// </remarks>
 internal static unsafe class MatrixCopy
 {
-    // The side of a block that is transposed in registers: one 128-bit vector.
+    // The side of the smallest square that is transposed in registers, one 128-bit vector, and of the largest.
     private const int Side = 4;
+
+    private static int WidestSide => Avx512F.IsSupported ? Vector512<float>.Count : Avx.IsSupported ? Vector256<float>.Count : Side;
 
     /// <summary>to[row·toRow + column·toColumn] = from[row·fromRow + column·fromColumn], or += if <paramref name="add"/>.</summary>
     public static void Run(float* from, nint fromRow, nint fromColumn, float* to, nint toRow, nint toColumn, nint rows, nint columns, bool add = false)
@@ -25,23 +31,54 @@ internal static unsafe class MatrixCopy
                 Row(from + row * fromRow, to + row * toRow, columns, add);
         }
         else if (fromColumn == 1 && toRow == 1 && (Sse.IsSupported || AdvSimd.Arm64.IsSupported))
-        {
-            nint fullRows = rows - rows % Side, fullColumns = columns - columns % Side;
-            for (nint row = 0; row < fullRows; row += Side)
-            {
-                for (nint column = 0; column < fullColumns; column += Side)
-                    Transpose(from + row * fromRow + column, fromRow, to + row + column * toColumn, toColumn, add);
-            }
-            Elements(from + fullColumns, fromRow, 1, to + fullColumns * toColumn, 1, toColumn, fullRows, columns - fullColumns, add);
-            Elements(from + fullRows * fromRow, fromRow, 1, to + fullRows, 1, toColumn, rows - fullRows, columns, add);
-        }
+            Transpose(WidestSide, from, fromRow, to, toColumn, rows, columns, add);
         else
             Elements(from, fromRow, fromColumn, to, toRow, toColumn, rows, columns, add);
+    }
+
+    // In squares as far as they reach, the rest in smaller ones.
+    private static void Transpose(int side, float* from, nint fromRow, float* to, nint toColumn, nint rows, nint columns, bool add)
+    {
+        nint fullRows = rows - rows % side, fullColumns = columns - columns % side;
+        for (nint row = 0; row < fullRows; row += side)
+        {
+            for (nint column = 0; column < fullColumns; column += side)
+            {
+                float* square = from + row * fromRow + column, target = to + row + column * toColumn;
+                if (side == Side)
+                    Transpose4(square, fromRow, target, toColumn, add);
+                else if (side == Vector256<float>.Count)
+                    Transpose8(square, fromRow, target, toColumn, add);
+                else
+                    Transpose16(square, fromRow, target, toColumn, add);
+            }
+        }
+        float* right = from + fullColumns, rightTarget = to + fullColumns * toColumn, below = from + fullRows * fromRow, belowTarget = to + fullRows;
+        if (side > Side)
+        {
+            Transpose(Side, right, fromRow, rightTarget, toColumn, fullRows, columns - fullColumns, add);
+            Transpose(Side, below, fromRow, belowTarget, toColumn, rows - fullRows, columns, add);
+        }
+        else
+        {
+            Elements(right, fromRow, 1, rightTarget, 1, toColumn, fullRows, columns - fullColumns, add);
+            Elements(below, fromRow, 1, belowTarget, 1, toColumn, rows - fullRows, columns, add);
+        }
     }
 
     private static void Row(float* from, float* to, nint count, bool add)
     {
         nint done = 0;
+        for (; Vector512.IsHardwareAccelerated && done + Vector512<float>.Count <= count; done += Vector512<float>.Count)
+        {
+            Vector512<float> sixteen = Vector512.Load(from + done);
+            (add ? Vector512.Load(to + done) + sixteen : sixteen).Store(to + done);
+        }
+        for (; Vector256.IsHardwareAccelerated && done + Vector256<float>.Count <= count; done += Vector256<float>.Count)
+        {
+            Vector256<float> eight = Vector256.Load(from + done);
+            (add ? Vector256.Load(to + done) + eight : eight).Store(to + done);
+        }
         for (; done + Side <= count; done += Side)
         {
             Vector128<float> four = Vector128.Load(from + done);
@@ -65,7 +102,7 @@ internal static unsafe class MatrixCopy
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Transpose(float* from, nint fromStep, float* to, nint toStep, bool add)
+    private static void Transpose4(float* from, nint fromStep, float* to, nint toStep, bool add)
     {
         Vector128<float> r0 = Vector128.Load(from), r1 = Vector128.Load(from + fromStep), r2 = Vector128.Load(from + 2 * fromStep), r3 = Vector128.Load(from + 3 * fromStep);
         Vector128<float> c0, c1, c2, c3;
@@ -90,5 +127,76 @@ internal static unsafe class MatrixCopy
         (add ? Vector128.Load(to + toStep) + c1 : c1).Store(to + toStep);
         (add ? Vector128.Load(to + 2 * toStep) + c2 : c2).Store(to + 2 * toStep);
         (add ? Vector128.Load(to + 3 * toStep) + c3 : c3).Store(to + 3 * toStep);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void Transpose8(float* from, nint fromStep, float* to, nint toStep, bool add)
+    {
+        Transpose4(from, fromStep, out Vector256<float> a0, out Vector256<float> b0, out Vector256<float> c0, out Vector256<float> d0);
+        Transpose4(from + 4 * fromStep, fromStep, out Vector256<float> a1, out Vector256<float> b1, out Vector256<float> c1, out Vector256<float> d1);
+        Store(a0, a1, to, 4 * toStep, add);
+        Store(b0, b1, to + toStep, 4 * toStep, add);
+        Store(c0, c1, to + 2 * toStep, 4 * toStep, add);
+        Store(d0, d1, to + 3 * toStep, 4 * toStep, add);
+    }
+
+    // 4 × 4 transposes within each 128 bits: column 4k + n of the four rows in the k-th 128 bits of the n-th result.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Transpose4(float* from, nint step, out Vector256<float> c0, out Vector256<float> c1, out Vector256<float> c2, out Vector256<float> c3)
+    {
+        Vector256<float> r0 = Vector256.Load(from), r1 = Vector256.Load(from + step), r2 = Vector256.Load(from + 2 * step), r3 = Vector256.Load(from + 3 * step);
+        Vector256<double> low01 = Avx.UnpackLow(r0, r1).AsDouble(), low23 = Avx.UnpackLow(r2, r3).AsDouble(), high01 = Avx.UnpackHigh(r0, r1).AsDouble(), high23 = Avx.UnpackHigh(r2, r3).AsDouble();
+        c0 = Avx.UnpackLow(low01, low23).AsSingle();
+        c1 = Avx.UnpackHigh(low01, low23).AsSingle();
+        c2 = Avx.UnpackLow(high01, high23).AsSingle();
+        c3 = Avx.UnpackHigh(high01, high23).AsSingle();
+    }
+
+    // Two columns, four columns apart, of which a and b hold four rows each.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Store(Vector256<float> a, Vector256<float> b, float* to, nint step, bool add)
+    {
+        Vector256<float> c0 = Avx.Permute2x128(a, b, 0x20), c1 = Avx.Permute2x128(a, b, 0x31);
+        (add ? Vector256.Load(to) + c0 : c0).Store(to);
+        (add ? Vector256.Load(to + step) + c1 : c1).Store(to + step);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void Transpose16(float* from, nint fromStep, float* to, nint toStep, bool add)
+    {
+        Transpose4(from, fromStep, out Vector512<float> a0, out Vector512<float> b0, out Vector512<float> c0, out Vector512<float> d0);
+        Transpose4(from + 4 * fromStep, fromStep, out Vector512<float> a1, out Vector512<float> b1, out Vector512<float> c1, out Vector512<float> d1);
+        Transpose4(from + 8 * fromStep, fromStep, out Vector512<float> a2, out Vector512<float> b2, out Vector512<float> c2, out Vector512<float> d2);
+        Transpose4(from + 12 * fromStep, fromStep, out Vector512<float> a3, out Vector512<float> b3, out Vector512<float> c3, out Vector512<float> d3);
+        Store(a0, a1, a2, a3, to, 4 * toStep, add);
+        Store(b0, b1, b2, b3, to + toStep, 4 * toStep, add);
+        Store(c0, c1, c2, c3, to + 2 * toStep, 4 * toStep, add);
+        Store(d0, d1, d2, d3, to + 3 * toStep, 4 * toStep, add);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Transpose4(float* from, nint step, out Vector512<float> c0, out Vector512<float> c1, out Vector512<float> c2, out Vector512<float> c3)
+    {
+        Vector512<float> r0 = Vector512.Load(from), r1 = Vector512.Load(from + step), r2 = Vector512.Load(from + 2 * step), r3 = Vector512.Load(from + 3 * step);
+        Vector512<double> low01 = Avx512F.UnpackLow(r0, r1).AsDouble(), low23 = Avx512F.UnpackLow(r2, r3).AsDouble();
+        Vector512<double> high01 = Avx512F.UnpackHigh(r0, r1).AsDouble(), high23 = Avx512F.UnpackHigh(r2, r3).AsDouble();
+        c0 = Avx512F.UnpackLow(low01, low23).AsSingle();
+        c1 = Avx512F.UnpackHigh(low01, low23).AsSingle();
+        c2 = Avx512F.UnpackLow(high01, high23).AsSingle();
+        c3 = Avx512F.UnpackHigh(high01, high23).AsSingle();
+    }
+
+    // Four columns, each four columns from the one before, of which a to d hold four rows each.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Store(Vector512<float> a, Vector512<float> b, Vector512<float> c, Vector512<float> d, float* to, nint step, bool add)
+    {
+        const byte lower = 0x44, upper = 0xee, even = 0x88, odd = 0xdd; // which 128 bits of both operands
+        Vector512<float> abLower = Avx512F.Shuffle4x128(a, b, lower), cdLower = Avx512F.Shuffle4x128(c, d, lower), abUpper = Avx512F.Shuffle4x128(a, b, upper), cdUpper = Avx512F.Shuffle4x128(c, d, upper);
+        Vector512<float> c0 = Avx512F.Shuffle4x128(abLower, cdLower, even), c1 = Avx512F.Shuffle4x128(abLower, cdLower, odd);
+        Vector512<float> c2 = Avx512F.Shuffle4x128(abUpper, cdUpper, even), c3 = Avx512F.Shuffle4x128(abUpper, cdUpper, odd);
+        (add ? Vector512.Load(to) + c0 : c0).Store(to);
+        (add ? Vector512.Load(to + step) + c1 : c1).Store(to + step);
+        (add ? Vector512.Load(to + 2 * step) + c2 : c2).Store(to + 2 * step);
+        (add ? Vector512.Load(to + 3 * step) + c3 : c3).Store(to + 3 * step);
     }
 }

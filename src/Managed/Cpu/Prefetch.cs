@@ -28,4 +28,17 @@ internal static unsafe class Prefetch
             Sse.Prefetch0(at + 3 * Line);
         }
     }
+
+    /// <summary>The floats of one row of a tile of keys. Where they don't begin with a line, the first one belongs to the tile before and is there already: so the end of each line's worth is asked for.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Tile(float* at)
+    {
+        if (!Sse.IsSupported)
+            return;
+        byte* end = (byte*)at + Line - sizeof(float);
+        Sse.Prefetch0(end);
+        Sse.Prefetch0(end + Line);
+        Sse.Prefetch0(end + 2 * Line);
+        Sse.Prefetch0(end + 3 * Line);
+    }
 }

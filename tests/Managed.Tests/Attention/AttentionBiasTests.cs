@@ -123,6 +123,25 @@ public class AttentionBiasTests
     }
 
     [Fact]
+    public void Minus_infinity_in_biases_of_queries_keys_and_pairs_hides_alone_and_together()
+    {
+        foreach ((int queries, int keys) in ((int, int)[])[(5, 7), (64, 128), (70, 200)])
+        {
+            Grid<double> row = AttentionCase.Numbers(24, 1, 1, 2, queries), column = AttentionCase.Numbers(25, 1, 1, 2, keys), dense = AttentionCase.Numbers(26, 1, 1, 2, queries, keys);
+            row.Data[queries - 2] = column.Data[3] = column.Data[keys - 1] = dense.Data[0] = dense.Data[keys * queries - 1] = double.NegativeInfinity;
+            for (int some = 1; some < 8; some++)
+            {
+                new AttentionCase
+                {
+                    Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 8, ValueSize = 4, HasLogSumExpUpstream = true,
+                    RowBias = (some & 1) != 0 ? row : null, ColumnBias = (some & 2) != 0 ? column : null, DenseBias = (some & 4) != 0 ? dense : null,
+                    Slopes = some == 4 && queries > 64 ? AttentionCase.Numbers(1, 0.2f, 2) : null,
+                }.Check(Device, default(PlainScore));
+            }
+        }
+    }
+
+    [Fact]
     public void Softcap_bends_scores_after_the_rule_and_before_the_biases()
     {
         foreach (float cap in (float[])[2, 5, 50])

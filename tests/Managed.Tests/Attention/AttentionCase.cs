@@ -121,7 +121,7 @@ public sealed class AttentionCase
     }
 
     /// <summary>Runs forward and backward; the results row-major.</summary>
-    public Results Run<TRule>(ComputeDevice device, TRule rule, bool accumulate = false, int seed = 0) where TRule : unmanaged, IScoreRule
+    public Results Run<TRule>(ComputeDevice device, TRule rule, bool accumulate = false, int seed = 0, Workspace? workspace = null) where TRule : unmanaged, IScoreRule
     {
         Strided query = Tensor(Heads, Queries, HeadSize).Fill(seed + 1), key = Tensor(KeyHeads, Keys, HeadSize).Fill(seed + 2), value = Tensor(KeyHeads, Keys, ValueSize).Fill(seed + 3);
         Prepare?.Invoke(query, key, value);
@@ -199,7 +199,8 @@ public sealed class AttentionCase
                 default: problem.Captured3 = captured; gradients.Captured3 = gradient; break;
             }
         }
-        using var workspace = new Workspace(device);
+        using Workspace? own = workspace is null ? new Workspace(device) : null;
+        workspace ??= own!;
         var pairs = new float[2 * logSumExp.Length];
         TensorView l = KeepsRemainder ? TensorView.Of(pairs, Batch, Heads, Queries, 2) : TensorView.Of(logSumExp, Batch, Heads, Queries);
         TransformerKernels.Attention.Forward(device, problem, rule, output.View, l, workspace);

@@ -110,7 +110,7 @@ public sealed class OnnxAttentionReplay : IReplay
         return filled;
     }
 
-    private static Grid<double> Append(Grid<double>? past, Grid<double> x)
+    internal static Grid<double> Append(Grid<double>? past, Grid<double> x)
     {
         if (past is null)
             return x;

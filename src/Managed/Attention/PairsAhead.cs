@@ -1,0 +1,62 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <summary>Rows of a tile's pairs in tensors that will be read or written soon. They lie far apart, where the processor's own prefetching doesn't follow: a product asks for them one by one while it runs.</summary>
+internal unsafe struct PairsAhead(nint queries)
+{
+    private PairRows rows;
+    private int count;
+    private nint first;
+
+    /// <summary>Adds the rows of a dense tensor that has its keys side by side; others need no help.</summary>
+    public void Add(in Captured tensor, nint batch, nint head, nint i0, nint j0)
+    {
+        if (tensor.IsPresent && tensor.Structure == CapturedStructure.Dense && tensor.KeyStep == 1)
+            rows[count++] = new() { Start = tensor.At(batch, head, i0, j0, 0), Step = tensor.QueryStep };
+    }
+
+    /// <summary>The rows to be asked for while a part of the tile is worked on: each part has others, a tile that is seen whole all of them.</summary>
+    public readonly PairsAhead Of(in TilePart part) => this with { first = part.FirstKey + part.FirstVector };
+
+    /// <summary>c = a·b of a part of a tile of keys and a block of queries.</summary>
+    public readonly void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        if (count > 0)
+            Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = Of(part) });
+        else
+            Product.Set<V>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block);
+    }
+
+    /// <summary>Asks for one query's values in each tensor. Of a tile that is seen whole there are 64 calls, as many as the widest block has queries.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Ask<V>(nint row, nint lane) where V : struct, ILanes<V>
+    {
+        nint query = first + row + lane / V.Count;
+        for (int n = 0; n < count && query < queries; n++)
+            Prefetch.Tile(rows[n].Start + query * rows[n].Step);
+    }
+
+    [InlineArray(CapturedSet.Count + 1)]
+    private struct PairRows
+    {
+        private LaneRows first;
+    }
+}
+
+/// <summary>Stores a product's sums and asks for what lies ahead.</summary>
+internal unsafe struct AskingTile : ITileEnd
+{
+    public PairsAhead Ahead;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
+    {
+        s0.Store(c);
+        s1.Store(c + cStep);
+        s2.Store(c + 2 * cStep);
+        s3.Store(c + 3 * cStep);
+        Ahead.Ask<V>(row, lane);
+    }
+}
