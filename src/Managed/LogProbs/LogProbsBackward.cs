@@ -77,7 +77,7 @@ internal sealed partial class CpuDevice
         {
             // A mean with weights is added afterwards.
             float ofMean = Rows.MeanWeights == null ? 0 : arriving.MeanLogit / Rows.Shard.Whole;
-            // What costs most to compute twice is kept where the gradient goes.
+            // What costs most to compute twice is kept where the gradient goes, but for what isn't a whole block: that stays in the block.
             float* kept = Rows.Shape.IsCapped && Gradient.IsFloat32 && ofMean == 0 ? Gradient.Row(row) : null;
             // Saved sums have no squares.
             bool known = Merged.IsPresent || (LogSumExp.HasRemainder && arriving.SumOfSquares == 0);
@@ -92,7 +92,7 @@ internal sealed partial class CpuDevice
             for (nint start = 0; start < Rows.Vocabulary; start += length)
             {
                 nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
-                StoredLogits u = !known && kept != null && count == length ? new((byte*)(kept + start), ElementType.Float32) : Rows.Read<TLanes>(row, start, count, block);
+                StoredLogits u = !known && kept != null ? new((byte*)(count == length ? kept + start : block), ElementType.Float32) : Rows.Read<TLanes>(row, start, count, block);
                 bool apart = !Gradient.IsFloat32 || count != padded || ofMean != 0;
                 slope.Differentiate<TLanes>(u, Rows.Shape, apart ? slopes : Gradient.Row(row) + start, padded, asksAhead ? Rows.Row(row + 1) + start * Rows.Type.Size() : null);
                 if (ofMean != 0)

@@ -53,6 +53,7 @@ internal readonly unsafe struct TopRows
 
         public readonly bool IsFull => count == capacity;
 
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         public void Offer(nint token, float logit)
         {
             if (IsFull && !(logit > Threshold))
@@ -83,8 +84,25 @@ internal readonly unsafe struct TopRows
                 Offer(first + i, TStorage.Load<Real32>(block + i * TStorage.Size).Value);
             if (i == count)
                 return;
+            V threshold = V.From(Threshold);
+            nint w = V.Count, four = 4 * w;
+            for (; i <= count - four; i += four)
+            {
+                byte* at = block + i * TStorage.Size;
+                V a = V.MaxNative(TStorage.Load<V>(at), TStorage.Load<V>(at + w * TStorage.Size));
+                V b = V.MaxNative(TStorage.Load<V>(at + 2 * w * TStorage.Size), TStorage.Load<V>(at + 3 * w * TStorage.Size));
+                if (V.AnyLess(threshold, V.MaxNative(a, b)))
+                    threshold = V.From(Offer<V, TStorage>(at, four, first + i));
+            }
+            Offer<V, TStorage>(block + i * TStorage.Size, count - i, first + i);
+        }
+
+        // Offers what exceeds the threshold, vector by vector. Returns the threshold.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private float Offer<V, TStorage>(byte* block, nint count, nint first) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        {
             float threshold = Threshold;
-            for (; i < count; i += V.Count)
+            for (nint i = 0; i < count; i += V.Count)
             {
                 if (!V.AnyLess(V.From(threshold), TStorage.Load<V>(block + i * TStorage.Size)))
                     continue;
@@ -98,6 +116,7 @@ internal readonly unsafe struct TopRows
                     }
                 }
             }
+            return threshold;
         }
 
         public readonly void Finish(double scale, double shift, double logSum)
