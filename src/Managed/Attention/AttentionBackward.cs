@@ -46,7 +46,6 @@ internal sealed partial class CpuDevice
             var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
             CheckSequences(problem, scoring, shape);
             var logSumExp = new Strided(l, saved.LogSumExp);
-            bool isShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule;
             if (saved.LogSumExp.Rank != 4)
             {
                 // A forward pass over values of size 0 gives the log-sum-exp with its remainder.
@@ -61,7 +60,7 @@ internal sealed partial class CpuDevice
                     Key = new Strided(key, problem.Key),
                     LogSumExp = logSumExp,
                     HasRemainder = true,
-                    IsShort = isShort,
+                    Length = RuleLength.Of(rule),
                 };
                 Run(forward, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
             }
@@ -92,7 +91,9 @@ internal sealed partial class CpuDevice
             work.TensorGradients[PairTensors.ColumnBias] = new Captured(dColumnBias, gradients.ColumnBias, CapturedStructure.PerKey);
             bool accumulate = gradients.Accumulate;
             work.Accumulate = accumulate;
-            work.IsShort = isShort;
+            work.Length = RuleLength.OfDerivative(rule);
+            foreach (ref readonly Captured gradient in work.TensorGradients[..CapturedSet.Count])
+                work.WantedCaptures += gradient.IsPresent ? 1 : 0;
             RunBackward(work, scratch);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
@@ -159,8 +160,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     public float* Partials;
     public bool Accumulate;
 
-    /// <summary>Whether the rule is short enough for two vectors in lockstep.</summary>
-    public bool IsShort;
+    /// <summary>How the rule is evaluated.</summary>
+    public RuleLength Length;
+
+    /// <summary>How many captured tensors' gradients are wanted.</summary>
+    public int WantedCaptures;
 
     // Memory of the thread, and where the item stands.
     private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
@@ -255,10 +259,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 nint lane = part.Lane<V>(), start = part.Start<V>();
                 valuesAhead.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part, queryColumns + lane, d, s + start);
                 gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start);
-                if (ruled && IsShort)
+                if (ruled && Length.IsShort)
                     ApplyRule<Lockstep<V>>(tile, part.OfPairs, block);
-                else if (ruled)
+                else if (ruled && Length.Strips == 0)
                     ApplyRule<V>(tile, part, block);
+                else if (ruled)
+                    ApplyStrips<V>(tile, part);
             }
             // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
             bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
@@ -278,8 +284,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 {
                     foreach (ref readonly TilePart part in visible.Parts)
                     {
-                        if (GradientTile(capture, i0, j0) is { Start: not null } gradient)
+                        if (GradientTile(capture, i0, j0) is not { Start: not null } gradient)
+                            continue;
+                        if (Length.Strips == 0)
                             AddCaptured<V>(tile, part, capture, gradient);
+                        else
+                            AddCapturedStrips<V>(tile, part, capture, gradient);
                     }
                 }
                 MultiplyBySlopes<V>(tileKeys);
@@ -421,6 +431,51 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             }
         }
     }
+
+    // The same for a long rule. Where the gradient of one captured tensor is wanted, the slopes by it lie in place of the scaled scores: the rule needn't be evaluated again.
+    [SkipLocalsInit]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void ApplyStrips<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        bool both = WantedCaptures == 1;
+        int length = Strip<V>.Length;
+        float* seeds = stackalloc float[(4 + PlaceStrips<V>.Strips + Length.Strips) * length], memory = seeds + (4 + PlaceStrips<V>.Strips) * length;
+        new Span<float>(seeds, 4 * length).Clear();
+        new Span<float>(seeds, length).Fill(1);
+        new Span<float>(seeds + 3 * length, length).Fill(1);
+        Strip<V> byScore = both ? Strip<V>.At(seeds, 2) : Strip<V>.One, byCaptured = both ? Strip<V>.At(seeds + 2 * length, 2) : Strip<V>.Zero;
+        PlaceStrips<V> place = default;
+        place.Begin(tile, seeds + 4 * length);
+        V scale = V.From(Shape.Scale);
+        for (nint row = part.FirstKey; row < part.EndKey; row += Strip<V>.Rows)
+        {
+            float* scores = s + row * block, kept = scaled + row * block;
+            for (nint at = 0; at < length; at += V.Count)
+                (V.Load(scores + at) * scale).Store(kept + at);
+            place.Take(tile, row);
+            StripMemory.Begin(memory);
+            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.At(kept), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
+            ruled.Value.CopyTo(scores);
+            ruled.Derivative.CopyTo(slope + row * block);
+            if (both)
+                ruled.Derivative.CopyTo(kept, 1);
+        }
+    }
+
+    private readonly Strip<V> Seed<V>(int capture, Strip<V> byCaptured) where V : struct, ILanes<V> => TensorGradients[capture].IsPresent ? byCaptured : Strip<V>.Zero;
+
+    private static ScorePlace<Dual<Strip<V>>> DualPlace<V>(in PlaceStrips<V> place, Strip<V> by0, Strip<V> by1, Strip<V> by2, Strip<V> by3) where V : struct, ILanes<V> => new()
+    {
+        QueryPosition = new(place.QueryPosition, Strip<V>.Zero),
+        KeyPosition = new(place.KeyPosition, Strip<V>.Zero),
+        Head = new(place.Head, Strip<V>.Zero),
+        Batch = new(place.Batch, Strip<V>.Zero),
+        Captured0 = new(place.Captured0, by0),
+        Captured1 = new(place.Captured1, by1),
+        Captured2 = new(place.Captured2, by2),
+        Captured3 = new(place.Captured3, by3),
+    };
 
     // dS = dz · ∂rule/∂score. A hidden pair's dz is 0, its slope may be infinite.
     private readonly void MultiplyBySlopes<V>(nint tileKeys) where V : struct, ILanes<V>

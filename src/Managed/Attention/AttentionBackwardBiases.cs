@@ -47,6 +47,40 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         }
     }
 
+    // The same for a long rule: its slopes are there already if this is the only captured tensor whose gradient is wanted.
+    [SkipLocalsInit]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void AddCapturedStrips<V>(in RuleTile tile, in TilePart part, int capture, LaneRows gradient) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
+        int length = Strip<V>.Length;
+        float* derivative = stackalloc float[(1 + PlaceStrips<V>.Strips + Length.Strips) * length], memory = derivative + (1 + PlaceStrips<V>.Strips) * length;
+        PlaceStrips<V> place = default;
+        place.Begin(tile, derivative + length);
+        for (nint row = part.FirstKey; row < part.EndKey; row++)
+        {
+            float* slopes = scaled + row * block, dz = dS + row * block;
+            if (WantedCaptures > 1)
+            {
+                if (row % Strip<V>.Rows == 0)
+                {
+                    place.Take(tile, row);
+                    StripMemory.Begin(memory);
+                    Rule.Score(new Dual<Strip<V>>(Strip<V>.At(slopes), Strip<V>.Zero), DualPlace(place, By(0, capture), By(1, capture), By(2, capture), By(3, capture))).Derivative.CopyTo(derivative);
+                }
+                slopes = derivative + row % Strip<V>.Rows * block;
+            }
+            float* to = gradient.At(row) + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
+            for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+            {
+                V z = V.Load(dz + lane);
+                (V.Load(to + lane) + V.SelectEqual(z, V.Zero, V.Zero, z * V.Load(slopes + lane))).Store(to + lane);
+            }
+        }
+
+        static Strip<V> By(int tensor, int capture) => tensor == capture ? Strip<V>.One : Strip<V>.Zero;
+    }
+
     // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddToLine<V>(nint i0, nint j0, nint tileKeys, nint first) where V : struct, ILanes<V>

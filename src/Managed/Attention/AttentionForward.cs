@@ -47,7 +47,7 @@ internal sealed partial class CpuDevice
                 Output = new Strided(o, output),
                 LogSumExp = new Strided(l, logSumExp),
                 HasRemainder = logSumExp.Rank == 4,
-                IsShort = FormulaLength.Of(rule) <= AttentionTiles.ShortRule,
+                Length = RuleLength.Of(rule),
             };
             Run(work, ForwardItems(shape), scratch, (nint)stride);
         }
@@ -93,8 +93,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp;
 
-    /// <summary>Whether the rule is short enough for two vectors in lockstep.</summary>
-    public bool IsShort;
+    /// <summary>How the rule is evaluated.</summary>
+    public RuleLength Length;
 
     /// <summary>Whether <see cref="LogSumExp"/> has a second column for what rounding took from the first.</summary>
     public bool HasRemainder;
@@ -195,10 +195,59 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
+    // The same for a long rule. It takes whole rows: of what lies beside the part nothing is read.
+    [SkipLocalsInit]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly bool ScoreStrips<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum)
+        where V : struct, ILanes<V> where THiding : struct, IHiding
+    {
+        nint block = AttentionTiles.Block<V>();
+        float* score = stackalloc float[(1 + PlaceStrips<V>.Strips + Length.Strips) * Strip<V>.Length], memory = score + (1 + PlaceStrips<V>.Strips) * Strip<V>.Length;
+        PlaceStrips<V> place = default;
+        place.Begin(tile, score + Strip<V>.Length);
+        V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        for (nint row = part.FirstKey; row < part.EndKey; row += Strip<V>.Rows)
+        {
+            float* scores = s + row * block;
+            for (nint at = 0; at < Strip<V>.Length; at += V.Count)
+                (V.Load(scores + at) * scale).Store(score + at);
+            place.Take(tile, row);
+            StripMemory.Begin(memory);
+            Rule.Score(Strip<V>.At(score), new ScorePlace<Strip<V>>
+            {
+                QueryPosition = place.QueryPosition,
+                KeyPosition = place.KeyPosition,
+                Head = place.Head,
+                Batch = place.Batch,
+                Captured0 = place.Captured0,
+                Captured1 = place.Captured1,
+                Captured2 = place.Captured2,
+                Captured3 = place.Captured3,
+            }).CopyTo(scores);
+        }
+        nint end = part.EndVector * V.Count;
+        for (nint row = part.FirstKey; row < part.EndKey; row++)
+        {
+            float* from = s + row * block, added = bias.At(row);
+            for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
+            {
+                V z = V.Load(from + lane), b = V.Load(added + lane);
+                z = V.SelectEqual(z, hidden, hidden, z + b);
+                if (THiding.Hides)
+                    z = V.SelectEqual(b, hidden, hidden, z);
+                least = V.SelectEqual(z, hidden, hidden, least);
+                z.Store(from + lane);
+                V.MaxNative(V.Load(maximum + lane), z).Store(maximum + lane);
+            }
+        }
+        return V.AnyEqual(least, hidden);
+    }
+
     // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden.
-    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding => IsShort
-        ? ScoreLanes<Lockstep<V>, THiding>(tile, part.OfPairs, AttentionTiles.Block<V>(), bias, s, maximum)
-        : ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum);
+    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding =>
+        Length.IsShort ? ScoreLanes<Lockstep<V>, THiding>(tile, part.OfPairs, AttentionTiles.Block<V>(), bias, s, maximum)
+        : Length.Strips == 0 ? ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum)
+        : ScoreStrips<V, THiding>(tile, part, bias, s, maximum);
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)

@@ -32,9 +32,6 @@ internal static unsafe class AttentionTiles
     /// <summary>The floats of one tile.</summary>
     public const int WidestTile = Keys * WidestBlock;
 
-    /// <summary>The steps of a rule that the JIT still inlines whole with two vectors in lockstep and their derivatives; see <see cref="FormulaLength"/>.</summary>
-    public const int ShortRule = 40;
-
     public static long RoundUp(long count, long multiple) => (count + multiple - 1) / multiple * multiple;
 
     /// <summary>Copies rows of a matrix into lanes: target[column·Block + row]. Lanes beyond the rows become 0.</summary>

@@ -11,19 +11,24 @@ internal readonly struct FormulaLength : IReal<FormulaLength>
     private const int ExpSteps = 17, Expm1Steps = 18, LogSteps = 35, Log1pSteps = 33, TanhSteps = 18, SigmoidSteps = 22, SoftplusSteps = 41;
 
     [ThreadStatic]
-    private static int steps;
+    private static int steps, operations;
 
     /// <summary>The steps of a rule's formula.</summary>
-    public static int Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule
+    public static int Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, out _);
+
+    /// <summary>The steps of a rule's formula, and its operations: a function is one.</summary>
+    public static int Of<TRule>(TRule rule, out int operations) where TRule : unmanaged, IScoreRule
     {
-        steps = 0;
+        steps = FormulaLength.operations = 0;
         rule.Score(default, default(ScorePlace<FormulaLength>));
+        operations = FormulaLength.operations;
         return steps;
     }
 
     private static FormulaLength Step(int count = 1)
     {
         steps += count;
+        operations++;
         return default;
     }
 

@@ -71,12 +71,44 @@ public class AttentionTests
     [Fact]
     public void A_long_rule_has_the_bits_of_the_short_one_that_it_equals()
     {
+        // In lockstep, vector by vector, in strips, and vector by vector again for want of memory.
         var rule = new Temperature(0.25f, 20);
-        Assert.InRange(FormulaLength.Of(rule), 1, AttentionTiles.ShortRule);
-        Assert.True(FormulaLength.Of(new LongWay<Temperature>(rule)) > AttentionTiles.ShortRule);
-        var problem = new AttentionCase { Queries = 70, Keys = 133, HeadSize = 9, Causal = true, Captured = [new(AttentionCase.Numbers(3, 1, 1, 2, 133), CapturedBy.Key)] };
-        AttentionCase.Results shorter = problem.Run(Device, rule), longer = problem.Run(Device, new LongWay<Temperature>(rule));
-        Assert.All(shorter.All.Zip(longer.All), pair => Assert.Equal(pair.First, pair.Second));
+        var twice = new LongWay<LongWay<Temperature>>(new(rule));
+        var often = new LongWay<LongWay<LongWay<LongWay<Temperature>>>>(new(twice));
+        var veryOften = new Many<Temperature>(rule);
+        Assert.True(RuleLength.OfDerivative(rule).IsShort);
+        Assert.True(RuleLength.OfDerivative(twice) is { IsShort: false, Strips: 0 } && RuleLength.Of(twice) is { IsShort: false, Strips: 0 });
+        Assert.True(RuleLength.OfDerivative(often).Strips > 0 && RuleLength.Of(often).Strips > 0);
+        Assert.True(FormulaLength.Of(veryOften) > FormulaLength.Of(often) && RuleLength.Of(veryOften) is { IsShort: false, Strips: 0 });
+        foreach (AttentionCase problem in (AttentionCase[])
+            [
+                new() { Queries = 70, Keys = 133, HeadSize = 9, Causal = true, Captured = [new(AttentionCase.Numbers(3, 1, 1, 2, 133), CapturedBy.Key)] },
+                new() { Queries = 21, Keys = 34, HeadSize = 5, Captured = [new(AttentionCase.Numbers(4, 1, 2, 11), CapturedBy.HeadAndDistance, 6)] },
+            ])
+        {
+            AttentionCase.Results shorter = problem.Run(Device, rule);
+            foreach (AttentionCase.Results longer in (AttentionCase.Results[])[problem.Run(Device, twice), problem.Run(Device, often), problem.Run(Device, veryOften)])
+                Assert.All(shorter.All.Zip(longer.All), pair => Assert.Equal(pair.First, pair.Second));
+        }
+    }
+
+    [Fact]
+    public void Long_rules_agree_with_the_definition_whatever_they_capture()
+    {
+        var rule = new LongWay<LongWay<LongWay<LongWay<FourCaptures>>>>(new(new(new(default))));
+        Assert.True(RuleLength.Of(rule).Strips > 0 && RuleLength.OfDerivative(rule).Strips > 0);
+        foreach ((int queries, int keys) in ((int, int)[])[(5, 5), (67, 71)])
+        {
+            new AttentionCase
+            {
+                Batch = 2, Queries = queries, Keys = keys, HeadSize = 6, Causal = true,
+                Captured =
+                [
+                    new(AttentionCase.Numbers(30, 0.5f, 2, 2, queries, keys), CapturedBy.Pair), new(AttentionCase.Numbers(31, 0.5f, 2), CapturedBy.Head),
+                    new(AttentionCase.Numbers(32, 0.5f, 2, 2, queries), CapturedBy.Query), new(AttentionCase.Numbers(33, 0.5f, 2, 9), CapturedBy.HeadAndDistance, 3),
+                ],
+            }.Check(Device, rule, new FourCapturesFormula());
+        }
     }
 
     [Theory]

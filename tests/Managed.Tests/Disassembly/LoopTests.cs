@@ -37,6 +37,19 @@ public class LoopTests(ITestOutputHelper output)
     }
 
     [Fact]
+    public void Steps_of_a_long_rule_are_loops_that_call_nothing()
+    {
+        Assert.SkipUnless(RuntimeInformation.ProcessArchitecture == Architecture.X64, "The listing is read for x86-64 only.");
+        Assert.SkipUnless(Vector128.IsHardwareAccelerated, "Without vectors there are calls to the mathematics of the runtime.");
+        Loop[] loops = Disassembly.MainLoops(ListingOf(nameof(LoopProbe), "*Strip*:Take*")).Where(loop => Name(loop).StartsWith("Strip`1[Lanes", StringComparison.Ordinal)).ToArray();
+        foreach (Loop loop in loops)
+            output.WriteLine(loop.ToString());
+
+        Assert.All((string[])["Product", "LogarithmOf1Plus", "Exponential"], step => Assert.Contains(loops, loop => Name(loop).Contains($"+{step}[", StringComparison.Ordinal)));
+        Assert.All(loops, loop => Assert.True(loop.Vector > 0 && loop.Calls == 0, loop.ToString()));
+    }
+
+    [Fact]
     public void The_reader_of_listings_finds_calls_branches_and_spills()
     {
         const string listing = """
@@ -132,6 +145,16 @@ public class LoopProbe
         ValueSize = 16,
         Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
     }.Check(ComputeDevice.Cpu, new Gained<Temperature>(new Temperature(0.25f, 70f)), new GainedTemperatureFormula(0.25f, 70f));
+
+    [Fact]
+    public void A_long_rule_runs_forward_and_backward() => new AttentionCase
+    {
+        Queries = 96,
+        Keys = 96,
+        HeadSize = 16,
+        ValueSize = 16,
+        Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+    }.Check(ComputeDevice.Cpu, new LongWay<LongWay<LongWay<LongWay<Gained<Temperature>>>>>(new(new(new(new(new(0.25f, 70f)))))), new GainedTemperatureFormula(0.25f, 70f));
 
     private static float[] Numbers(int seed)
     {
