@@ -101,16 +101,16 @@ internal static class Elementary
     public static T Tanh<T>(T x) where T : struct, IElementary<T>
     {
         T t = TanhOfHalf(x), square = t * t;
-        return TanhOfDouble(t, square, 1f + square);
+        return TanhOfDouble(t, square / (1f + square));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        // 1 − tanh² x = ((1 − t²) / (1 + t²))².
-        T t = TanhOfHalf(x), square = t * t, sum = 1f + square, root = (1f - square) / sum;
-        slope = root * root;
-        return TanhOfDouble(t, square, sum);
+        // 1 − tanh² x = (1 − 2r)² with r = t²/(1 + t²): as it stands where it is small, as 1 − 4r (1 − r) where it is near 1 and should be rounded once.
+        T t = TanhOfHalf(x), square = t * t, ratio = square / (1f + square), root = T.MultiplyAdd(T.From(-2f), ratio, T.One);
+        slope = T.SelectLess(square, T.From(0.2f), T.MultiplyAdd(-4f * ratio, 1f - ratio, T.One), root * root);
+        return TanhOfDouble(t, ratio);
     }
 
     // t = tanh h with h = x/2, as h − h·z·R(z)/Q(z) with z = h²: tanh x is then right to 1.5·10⁻⁸, for near 1 little depends on t. From h = 4.51 on it is 1, to one unit in the last place.
@@ -127,10 +127,10 @@ internal static class Elementary
 
     // 2t / (1 + t²) = 2t − 2t·t²/(1 + t²), where roundings count for less.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static T TanhOfDouble<T>(T t, T square, T sum) where T : struct, IElementary<T>
+    private static T TanhOfDouble<T>(T t, T ratio) where T : struct, IElementary<T>
     {
         T twice = t + t;
-        return T.MultiplyAdd(-twice, square / sum, twice);
+        return T.MultiplyAdd(-twice, ratio, twice);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

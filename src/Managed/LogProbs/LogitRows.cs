@@ -221,8 +221,8 @@ internal sealed partial class CpuDevice
         /// <summary>∂z/∂x of a small x: 1 / T.</summary>
         public double Steepest => 1.0 / temperature;
 
-        // tanh v = v P(v²) / Q(v²), a minimax fit to 1.3·10⁻⁸ up to here, from where on it is 1 to 6·10⁻⁸.
-        private const float Bound = 8.7f, P4 = 1.3832270e-8f, P3 = 2.0935187e-5f, P2 = 3.5146707e-3f, P1 = 1.3396856e-1f, P0 = 9.9999994e-1f;
+        // tanh v = v P(v²) / Q(v²), a minimax fit to 1.3·10⁻⁸ up to here, where it is rounded to 1, with and without fused multiply-adds: beyond, nothing is left of a gradient.
+        private const float Bound = 8.700003f, P4 = 1.3832270e-8f, P3 = 2.0935187e-5f, P2 = 3.5146707e-3f, P1 = 1.3396856e-1f, P0 = 9.9999994e-1f;
         private const float Q4 = 7.9663950e-7f, Q3 = 3.3173490e-4f, Q2 = 2.5948848e-2f, Q1 = 4.6730164e-1f;
 
         /// <summary>u = tanh(x / c), to 4·10⁻⁷ with all roundings (3 where multiply-adds are fused). An error of u counts as it is, however small u is, for z is an exponent: half the steps of the general function are enough.</summary>
