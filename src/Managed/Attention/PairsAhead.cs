@@ -33,7 +33,14 @@ internal unsafe struct PairsAhead(nint queries)
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Ask<V>(nint row, nint lane) where V : struct, ILanes<V>
     {
-        nint query = first + row + lane / V.Count;
+        if (count > 0)
+            Ask(first + row + lane / V.Count);
+    }
+
+    // Not inlined: a product's loop has no register to spare.
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private readonly void Ask(nint query)
+    {
         for (int n = 0; n < count && query < queries; n++)
             Prefetch.Tile(rows[n].Start + query * rows[n].Step);
     }
