@@ -191,7 +191,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
-        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = ahead.Of(part) };
+        PairsAhead ofPart = ahead.Of(part);
+        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = &ofPart };
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
@@ -395,7 +396,7 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
     /// <summary>The keys: as the product does, the last one stands for those that are missing of four.</summary>
     public nint Rows;
     public float* Maximum;
-    public PairsAhead Ahead;
+    public PairsAhead* Ahead;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
@@ -412,8 +413,10 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
         s3.Store(c + 3 * cStep);
         V highest = V.MaxNative(V.MaxNative(s0, s1), V.MaxNative(s2, s3));
         V.MaxNative(V.Load(Maximum + lane), highest).Store(Maximum + lane);
-        Ahead.Ask<V>(row, lane);
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask<V>(row, lane, vectors);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V Score<V>(V product, V scale, V bias) where V : struct, ILanes<V>

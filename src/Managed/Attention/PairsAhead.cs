@@ -23,19 +23,30 @@ internal unsafe struct PairsAhead(nint queries)
     public readonly void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
+        PairsAhead ofPart = Of(part);
         if (count > 0)
-            Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = Of(part) });
+            Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = &ofPart });
         else
             Product.Set<V>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block);
     }
 
-    /// <summary>Asks for one query's values in each tensor. Of a tile that is seen whole there are 64 calls, as many as the widest block has queries.</summary>
+    /// <summary>Asks for the values of as many queries as a register tile has vectors. Of a tile that is seen whole there are 64 in all, as many as the widest block has queries.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public readonly void Ask<V>(nint row, nint lane) where V : struct, ILanes<V>
+    public readonly void Ask<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
     {
-        nint query = first + row + lane / V.Count;
-        for (int n = 0; n < count && query < queries; n++)
-            Prefetch.Tile(rows[n].Start + query * rows[n].Step);
+        if (count > 0)
+            Ask(first + row + lane / V.Count, vectors);
+    }
+
+    // Not inlined: a product's loop has no register to spare.
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private readonly void Ask(nint query, nint more)
+    {
+        for (nint end = Math.Min(query + more, queries); query < end; query++)
+        {
+            for (int n = 0; n < count; n++)
+                Prefetch.Tile(rows[n].Start + query * rows[n].Step);
+        }
     }
 
     [InlineArray(CapturedSet.Count + 1)]
@@ -48,7 +59,8 @@ internal unsafe struct PairsAhead(nint queries)
 /// <summary>Stores a product's sums and asks for what lies ahead.</summary>
 internal unsafe struct AskingTile : ITileEnd
 {
-    public PairsAhead Ahead;
+    /// <summary>A pointer: the compiler copies a product's end before it calls it, and a long one by a call.</summary>
+    public PairsAhead* Ahead;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
@@ -57,6 +69,8 @@ internal unsafe struct AskingTile : ITileEnd
         s1.Store(c + cStep);
         s2.Store(c + 2 * cStep);
         s3.Store(c + 3 * cStep);
-        Ahead.Ask<V>(row, lane);
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask<V>(row, lane, vectors);
 }

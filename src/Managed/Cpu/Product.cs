@@ -110,6 +110,11 @@ internal static unsafe class Product
             s2.Store(c + 2 * cStep);
             s3.Store(c + 3 * cStep);
         }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
+        {
+        }
     }
 
     private static void Run<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor, in TEnd end)
@@ -163,6 +168,7 @@ internal static unsafe class Product
             end.Column(s01, s11, s21, s31, r, lane + w, row + w, cStep);
             end.Column(s02, s12, s22, s32, r, lane + 2 * w, row + 2 * w, cStep);
             end.Column(s03, s13, s23, s33, r, lane + 3 * w, row + 3 * w, cStep);
+            end.Done<V>(r, lane, 4);
         }
     }
 
@@ -211,6 +217,7 @@ internal static unsafe class Product
             end.Column(s00, s10, s20, s30, r, lane, row, cStep);
             end.Column(s01, s11, s21, s31, r, lane + w, row + w, cStep);
             end.Column(s02, s12, s22, s32, r, lane + 2 * w, row + 2 * w, cStep);
+            end.Done<V>(r, lane, 3);
         }
     }
 
@@ -242,6 +249,7 @@ internal static unsafe class Product
             }
             end.Column(s00, s10, s20, s30, r, lane, row, cStep);
             end.Column(s01, s11, s21, s31, r, lane + w, row + w, cStep);
+            end.Done<V>(r, lane, 2);
         }
     }
 
@@ -267,6 +275,8 @@ internal static unsafe class Product
             }
             end.Column(s0, s1, s2, s3, r, lane, row, cStep);
             end.Column(s4, s5, s6, s7, r + Rows, lane, next, cStep);
+            end.Done<V>(r, lane, 1);
+            end.Done<V>(r + Rows, lane, 1);
         }
         for (; r < rows; r += Rows)
         {
@@ -279,6 +289,7 @@ internal static unsafe class Product
                 at += bStep;
             }
             end.Column(s0, s1, s2, s3, r, lane, row, cStep);
+            end.Done<V>(r, lane, 1);
         }
     }
 }
@@ -296,4 +307,10 @@ internal unsafe interface ITileEnd
     /// <param name="c">Where the first row's sums belong.</param>
     /// <param name="cStep">The distance to the next row.</param>
     void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>;
+
+    /// <summary>Comes after the columns of a register tile, when no vector is in use.</summary>
+    /// <param name="row">The first row.</param>
+    /// <param name="lane">The first lane.</param>
+    /// <param name="vectors">The vectors of a row.</param>
+    void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>;
 }
