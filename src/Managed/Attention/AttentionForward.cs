@@ -104,8 +104,12 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         nint block = AttentionTiles.Block<V>();
         nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         nint blocks = (queries + block - 1) / block;
-        nint head = item / blocks % (nint)Shape.Heads, batch = item / blocks / (nint)Shape.Heads;
-        nint i0 = (blocks - 1 - item % blocks) * block; // the last block first: under a causal mask it takes longest
+        // Two sequences, and heads, that share a dense bias take turns at a block of queries: more is read of it than of keys and values, and the second finds it in a cache.
+        ref readonly Captured dense = ref Scoring.Tensors[PairTensors.DenseBias];
+        nint batches = dense.IsSharedByBatch(Shape) && Shape.Batch % 2 == 0 ? 2 : 1, heads = dense.IsSharedByHeads(Shape) && Shape.Heads % 2 == 0 ? 2 : 1;
+        nint turn = item % (batches * heads), place = item / (batches * heads), group = place / blocks, headGroups = (nint)Shape.Heads / heads;
+        nint head = group % headGroups * heads + turn % heads, batch = group / headGroups * batches + turn / heads;
+        nint i0 = (blocks - 1 - place % blocks) * block; // the last block first: under a causal mask it takes longest
         nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
         nint rows = Math.Min(block, queries - i0), offset = Scoring.QueryOffset(batch);
 
