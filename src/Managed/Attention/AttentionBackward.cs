@@ -266,8 +266,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 else if (ruled)
                     ApplyStrips<V>(tile, part);
             }
-            // A mark instead of 0 lets the products below skip a hidden pair; it is needed only where 0 times something isn't 0.
-            bool skips = (hides || ruled) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+            // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
+            bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 if (hides || ruled)

@@ -103,12 +103,12 @@ public readonly struct Dual<T> : IReal<Dual<T>> where T : struct, IReal<T>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Dual<T> Abs(Dual<T> x) => new(T.Abs(x.Value), T.SelectLess(x.Value, T.Zero, -x.Derivative, T.SelectEqual(x.Value, T.Zero, T.Zero, x.Derivative)));
 
-    /// <inheritdoc/>
+    /// <summary>√x; what doesn't change has the derivative 0 at 0 too, where the root's own is infinite.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Dual<T> Sqrt(Dual<T> x)
     {
         T root = T.Sqrt(x.Value);
-        return new(root, 0.5f * x.Derivative / root);
+        return new(root, T.SelectEqual(x.Derivative, T.Zero, T.Zero, 0.5f * x.Derivative / root));
     }
 
     /// <inheritdoc/>

@@ -55,7 +55,7 @@ public ref struct TokenOutputs
     /// <summary>[n, k], k at most V: ln p of the k likeliest tokens, the likeliest first.</summary>
     public TensorView TopLogProbs { get; set; }
 
-    /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first.</summary>
+    /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first. Some tokens of a row that has a NaN: its log-probs are NaN.</summary>
     public TensorView TopTokens { get; set; }
 
     /// <summary>Σ w z / V, over the vocabulary that counts, with the problem's MeanWeights or w = 1: what label smoothing needs. −∞ if a logit is.</summary>

@@ -437,6 +437,20 @@ public class AttentionBiasTests
         }
     }
 
+    // The products take keys four at a time.
+    [Fact]
+    public void Keys_beyond_a_sequences_length_get_no_gradient_from_a_query_that_is_no_number()
+    {
+        foreach (int length in (int[])[61, 62, 63, 64, 65])
+        {
+            new AttentionCase
+            {
+                Batch = 2, Queries = 70, Keys = 70, KeyLengths = [length, 70], HasLogSumExpUpstream = true,
+                Prepare = (q, _, _) => q[0, 0, 5, 1] = float.NaN,
+            }.Check(Device, default(PlainScore));
+        }
+    }
+
     [Fact]
     public void A_length_beyond_the_keys_is_refused_before_anything_is_written()
     {

@@ -146,6 +146,14 @@ public class DualTests
     }
 
     [Fact]
+    public void The_root_of_what_does_not_change_has_no_slope_even_at_zero()
+    {
+        Assert.Equal(0, Dual<Real32>.Sqrt(new(Real32.Zero, Real32.Zero)).Derivative.Value);
+        Assert.Equal(float.PositiveInfinity, Dual<Real32>.Sqrt(new(Real32.Zero, Real32.One)).Derivative.Value);
+        Assert.Equal(float.NaN, Dual<Real32>.Sqrt(new(Real32.Zero, new(float.NaN))).Derivative.Value);
+    }
+
+    [Fact]
     public void Detach_and_floor_stop_the_derivative()
     {
         Is(1.7, 0, Dual<Real64>.Detach(D(1.7, 3)));
