@@ -112,6 +112,7 @@ public class GpuRotaryEmbeddingTests(OwnGpu gpu) : IClassFixture<OwnGpu>
     [Fact]
     public void More_sequences_than_groups_are_all_turned()
     {
+        gpu.NeedsOpenCl();
         const int batch = RotaryKernels.MaximumGroups + 5;
         using RotaryTable table = RotaryTable.Build(gpu.Device, 2, 2);
         using TensorBuffer query = gpu.Device.Upload<float>(Seeded.Normal(2 * batch, 1), batch, 1, 1, 2);

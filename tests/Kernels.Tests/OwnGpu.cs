@@ -7,6 +7,8 @@ public sealed class OwnGpu(GpuUnderTest shared) : IDisposable
 
     public GpuDevice Device => device.Value;
 
+    public void NeedsOpenCl() => shared.NeedsOpenCl();
+
     public void Dispose()
     {
         if (device.IsValueCreated)
