@@ -239,6 +239,39 @@ public class GpuMemoryTests(GpuUnderTest gpu)
         Assert.Equal(device.Counts, cancellable.Counts);
     }
 
+    // 70 tokens take the large tile, and more instructions than the interpreter has for a test.
+    [Theory]
+    [InlineData(5, 1)]
+    [InlineData(5, 2)]
+    [InlineData(70, 2)]
+    public void Attention_launches_its_kernels_and_copies_nothing(int tokens, int logSumExpTerms)
+    {
+        const int heads = 2, size = 4;
+        using GpuDevice device = gpu.OpenAnother();
+        using var workspace = new Workspace(device);
+        float[] numbers = Seeded.Normal(heads * tokens * size, 1);
+        using TensorBuffer query = Upload(heads), key = Upload(1), value = Upload(1), ofOutput = Upload(heads), bias = New(heads, 2 * tokens - 1);
+        using TensorBuffer output = New(1, heads, tokens, size), logSumExp = logSumExpTerms == 2 ? New(1, heads, tokens, 2) : New(1, heads, tokens);
+        using TensorBuffer ofQuery = New(1, heads, tokens, size), ofKey = New(1, 1, tokens, size), ofValue = New(1, 1, tokens, size), ofBias = New(heads, 2 * tokens - 1);
+        var problem = new AttentionProblem { Query = query, Key = key, Value = value, Causal = true, DistanceBias = bias };
+
+        GpuCounts start = device.Counts;
+        Attention.Forward(device, problem, output, logSumExp, workspace);
+        device.Synchronize();
+        Assert.Equal(new GpuCounts(1, 0, 0), device.Counts - start);
+
+        start = device.Counts;
+        Attention.Backward(device, problem, new AttentionSaved { Output = output, LogSumExp = logSumExp }, new AttentionUpstream { Output = ofOutput },
+            new AttentionGradients { Query = ofQuery, Key = ofKey, Value = ofValue, DistanceBias = ofBias }, workspace);
+        device.Synchronize();
+        // Rows, keys, queries, the sums by distance; before them, where what rounding took of the log-sum-exp isn't there, the forward kernel once more.
+        Assert.Equal(new GpuCounts(logSumExpTerms == 2 ? 4 : 5, 0, 0), device.Counts - start);
+        Assert.Contains(ofBias.ToArray<float>(), gradient => gradient != 0);
+
+        TensorBuffer Upload(int ofHeads) => device.Upload<float>(numbers.AsSpan(0, ofHeads * tokens * size), 1, ofHeads, tokens, size);
+        TensorBuffer New(params ReadOnlySpan<long> shape) => device.Allocate(ElementType.Float32, shape);
+    }
+
     /// <summary>A device that tells when it is waited for.</summary>
     private sealed class WaitingDevice(Context context, Accelerator accelerator, Action waits) : GpuQueue(context, accelerator)
     {
