@@ -41,6 +41,30 @@ public class DevicesCode(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void Attention_runs_from_arrays_to_an_array()
+    {
+        gpu.NeedsOpenCl();
+        // snippet: devices-attention
+        const int heads = 8, tokens = 200, size = 64;
+        float[] numbers = [.. Enumerable.Range(0, heads * tokens * size).Select(i => MathF.Sin(i))];
+
+        using GpuDevice device = GpuDevice.OpenBest();
+        using var workspace = new Workspace(device);
+        using TensorBuffer query = device.Upload<float>(numbers, 1, heads, tokens, size);
+        using TensorBuffer key = device.Upload<float>(numbers, 1, heads, tokens, size), value = device.Upload<float>(numbers, 1, heads, tokens, size);
+        using TensorBuffer output = device.Allocate(ElementType.Float32, 1, heads, tokens, size), logSumExp = device.Allocate(ElementType.Float32, 1, heads, tokens);
+
+        Attention.Forward(device, new AttentionProblem { Query = query, Key = key, Value = value, Causal = true }, output, logSumExp, workspace); // queued
+        device.Synchronize(); // waits, and throws what went wrong on the device
+        float[] result = output.ToArray<float>();
+        Console.WriteLine($"{device.Name}: {result.Length} numbers, the last one {result[^1]:F4}");
+        // snippet ends
+        // The first token sees itself alone.
+        Assert.Equal(numbers[..size], result[..size]);
+        Assert.All(result, number => Assert.InRange(number, -1.0001f, 1.0001f));
+    }
+
+    [Fact]
     public void A_step_copies_what_it_says()
     {
         using GpuDevice device = gpu.OpenAnother();
