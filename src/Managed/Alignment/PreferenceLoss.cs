@@ -77,7 +77,7 @@ public static class PreferenceLoss
     /// <param name="metrics">[<see cref="PreferenceMetrics.Count"/>], float32, overwritten; may be absent (default). No pairs: zeros.</param>
     /// <param name="workspace">Scratch memory of the device; <see cref="WorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
-    /// <exception cref="ArgumentOutOfRangeException">The loss's reward scale is no positive number.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The loss's reward scale is no positive number, or the batch's reduction is none.</exception>
     public static void Evaluate<TLoss>(ComputeDevice device, in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics,
         Workspace workspace) where TLoss : unmanaged, IPairLoss
     {
@@ -95,11 +95,10 @@ public static class PreferenceLoss
         }
         if (!Enum.IsDefined(batch.Reduction))
             throw new ArgumentOutOfRangeException("batch.Reduction", batch.Reduction, "Not a reduction.");
-        // What a default(...) of a loss with constants has is 0.
         if (!(loss.RewardScale > 0) || !float.IsFinite(loss.RewardScale))
         {
             throw new ArgumentOutOfRangeException("loss.RewardScale", loss.RewardScale,
-                $"loss.RewardScale is {loss.RewardScale}; it must be a positive number: β of {nameof(DpoSigmoid)}, which default({nameof(DpoSigmoid)}) doesn't have and new {nameof(DpoSigmoid)}() does.");
+                $"loss.RewardScale is {loss.RewardScale}; it must be a positive number. What a constructor of {typeof(TLoss).Name} sets is 0 in default({typeof(TLoss).Name}).");
         }
         bool any = false;
         for (int i = 0; i < OutputCount; i++)

@@ -151,7 +151,7 @@ public class PreferenceLossTests
         using var workspace = new Workspace(Device);
         var thrown = Assert.Throws<ArgumentOutOfRangeException>(() => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(log), Rejected = TensorView.Of(log) }, default(DpoSigmoid),
             new() { Loss = TensorView.Of(loss) }, default, workspace));
-        Assert.StartsWith("loss.RewardScale is 0; it must be a positive number: β of DpoSigmoid", thrown.Message);
+        Assert.StartsWith("loss.RewardScale is 0; it must be a positive number. What a constructor of DpoSigmoid sets is 0 in default(DpoSigmoid).", thrown.Message);
         Assert.Equal("loss.RewardScale", thrown.ParamName);
         Assert.Equal([7f, 7f], loss);
     }
