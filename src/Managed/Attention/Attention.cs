@@ -225,7 +225,7 @@ public static class Attention
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries);
         Require.OptionalInput(device, upstream.Output, "upstream.Output", batch, heads, queries, valueSize);
         Require.OptionalInput(device, upstream.LogSumExp, "upstream.LogSumExp", batch, heads, queries);
-        Require.Any(upstream.Output.IsPresent || upstream.LogSumExp.IsPresent, nameof(upstream), "Output, LogSumExp");
+        Require.Any(upstream.Output.IsPresent || upstream.LogSumExp.IsPresent, nameof(upstream), "Output, LogSumExp", verb: "holds");
         if (!upstream.Output.IsPresent && !device.OffersAllOfAttention)
             throw new NotSupportedException($"The device {device.Name} doesn't offer attention's gradients without upstream.Output yet; use ComputeDevice.Cpu.");
         CheckGradients(device, problem, gradients);

@@ -127,7 +127,7 @@ public static class PreferenceLogProbs
     {
         Require.Device(device);
         TensorView any = upstream.Chosen.IsPresent ? upstream.Chosen : upstream.Rejected;
-        Require.Any(any.IsPresent && any.Rank > 0, nameof(upstream), "Chosen, Rejected");
+        Require.Any(any.IsPresent && any.Rank > 0, nameof(upstream), "Chosen, Rejected", verb: "holds");
         long pairs = any.Length(0);
         Check(device, problem, pairs, workspace);
         Require.OptionalInput(device, upstream.Chosen, "upstream.Chosen", pairs);

@@ -74,10 +74,11 @@ internal static class Require
     /// <param name="any">Whether one is.</param>
     /// <param name="name">What holds them.</param>
     /// <param name="choices">Their names.</param>
-    public static void Any(bool any, string name, string choices)
+    /// <param name="verb">What it does with them.</param>
+    public static void Any(bool any, string name, string choices, string verb = "asks for")
     {
         if (!any)
-            throw new ArgumentException($"{name} {(name == "upstream" ? "holds" : "asks for")} nothing; set at least one of {choices}.", name);
+            throw new ArgumentException($"{name} {verb} nothing; set at least one of {choices}.", name);
     }
 
     /// <summary>The device is there.</summary>
