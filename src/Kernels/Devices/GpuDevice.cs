@@ -12,8 +12,8 @@ namespace TransformerKernels;
 /// some tenths of a second; with a rule or loss of the user's, once per struct; such a struct must be public.
 /// Every opened device has its own memory and its own queue, also if it is the same GPU; the handles of <see cref="With"/> share them. Thread-safe; work from
 /// several threads is queued one after the other. When a device breaks, it throws <see cref="DeviceLostException"/> from then on.
-/// <para>Not offered yet: attention with masks, sinks, softcap, key lengths, an offset per sequence, or other biases than slopes and a distance vector; log-probs of 16-bit logits or
-/// with a softcap, a bias, a temperature or padding, and their sums of squares, mean, argmax and top tokens; everything from hidden states, by sequence or in slices of the vocabulary; views
+/// <para>Not offered yet: attention with masks, sinks, softcap, key lengths, an offset per sequence, or other biases than slopes and a distance vector, its gradients without <c>upstream.Output</c>; log-probs of 16-bit logits or
+/// with a softcap, a bias, a temperature or padding, their sums of squares, mean, argmax and top tokens, the gradient of rows of more than 11,264 logits without the log-sum-exp as [n, 2]; everything from hidden states, by sequence or in slices of the vocabulary; views
 /// of foreign pointers. They throw <see cref="NotSupportedException"/>.</para>
 /// </remarks>
 public sealed partial class GpuDevice : ComputeDevice
@@ -108,7 +108,7 @@ public sealed partial class GpuDevice : ComputeDevice
     /// <summary>Allocates a row-major tensor in the device's memory, filled with zeros. Memory of disposed tensors is used again, without asking the driver.</summary>
     /// <param name="type">The type of the elements.</param>
     /// <param name="shape">The lengths of the axes, at most <see cref="TensorView.MaximumRank"/>.</param>
-    /// <exception cref="InsufficientMemoryException">The device has too little memory; the message says how much is asked for, how much there is, and how much this handle holds.</exception>
+    /// <exception cref="InsufficientMemoryException">The device has too little memory; the message says how much is asked for, how much there is, how much of it is free (on OpenCL at most), and how much this device holds, by all its handles.</exception>
     public override TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape) => new GpuBuffer(this, Queue, type, shape);
 
     /// <summary>Allocates a row-major tensor in the host's memory that <see cref="Copy"/> copies from and to without waiting.</summary>

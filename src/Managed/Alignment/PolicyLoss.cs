@@ -68,7 +68,10 @@ public static class PolicyLoss
     /// <param name="outputs">What to compute per token.</param>
     /// <param name="metrics">[<see cref="PolicyMetrics.Count"/>], float32, overwritten; may be absent (default). No tokens: zeros.</param>
     /// <param name="workspace">Scratch memory of the device; <see cref="WorkspaceBytes"/>.</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output, nothing is asked for, or the loss is default(PpoClip); the message names it.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The batch's reduction is none, or its divisor no positive number.</exception>
+    /// <exception cref="ObjectDisposedException">A tensor is disposed.</exception>
+    /// <exception cref="NotSupportedException">The device can't compile the loss; the message says why.</exception>
     public static void Evaluate<TLoss>(ComputeDevice device, in TokenBatch batch, TLoss loss, in TokenLossOutputs outputs, TensorView metrics,
         Workspace workspace) where TLoss : unmanaged, ITokenLoss
     {

@@ -23,7 +23,7 @@ internal static unsafe class Product
     public static void Set<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
         where V : struct, ILanes<V> => Run<V, Overwrite>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null);
 
-    /// <summary>Hands a·b to <paramref name="end"/> while it is in registers, four rows at a time; rows must be a multiple of four.</summary>
+    /// <summary>Hands a·b to <paramref name="end"/> while it is in registers, four rows at a time. Where fewer are left, the last row's sums come again in the place of the missing ones, of which the end must read nothing.</summary>
     public static void SetThen<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, in TEnd end)
         where V : struct, ILanes<V> where TEnd : struct, ITileEnd => Run<V, Overwrite, TEnd>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null, end);
 

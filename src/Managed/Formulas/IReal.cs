@@ -6,6 +6,7 @@ namespace TransformerKernels;
 /// vector of numbers, a double (<see cref="Real64"/>, for tests), or a <see cref="Dual{T}"/> over one of these, which carries a derivative along: nobody writes
 /// derivatives by hand. There are no comparisons and no integers; <see cref="SelectLess"/> and <see cref="SelectEqual"/> choose between two values that are both
 /// computed. Where a function has a kink its derivative is the one PyTorch's autograd takes; each member says which.
+/// The library alone implements it, since some of its members are internal; rules and losses needn't, they are written over any T.
 /// <para>Mark the generic method <c>[MethodImpl(MethodImplOptions.AggressiveInlining)]</c>: it then becomes straight-line code inside the kernel's loop.</para>
 /// </remarks>
 /// <typeparam name="TSelf">The type itself.</typeparam>
