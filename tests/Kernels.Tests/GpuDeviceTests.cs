@@ -168,9 +168,9 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     public void A_foreign_pointer_is_refused_by_name()
     {
         using var workspace = new Workspace(gpu.Device);
-        using TensorBuffer chosen = gpu.Device.Allocate(ElementType.Float32, 2);
+        using TensorBuffer chosen = gpu.Device.Allocate(ElementType.Float32, 2), losses = gpu.Device.Allocate(ElementType.Float32, 2);
         var thrown = Assert.Throws<NotSupportedException>(() => PreferenceLoss.Evaluate(gpu.Device,
-            new PairBatch { Chosen = chosen, Rejected = TensorView.FromPointer(gpu.Device, 4096, ElementType.Float32, 2) }, new DpoSigmoid(), default, default, workspace));
+            new PairBatch { Chosen = chosen, Rejected = TensorView.FromPointer(gpu.Device, 4096, ElementType.Float32, 2) }, new DpoSigmoid(), new PairOutputs { Loss = losses }, default, workspace));
         Assert.Contains("batch.Rejected", thrown.Message);
     }
 
@@ -191,11 +191,11 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     {
         using GpuDevice device = GpuUnderTest.OpenSimulator();
         using var workspace = new Workspace(device);
-        using TensorBuffer chosen = device.Allocate(ElementType.Float32, 2);
+        using TensorBuffer chosen = device.Allocate(ElementType.Float32, 2), losses = device.Allocate(ElementType.Float32, 2);
         for (int time = 0; time < 2; time++)
         {
             var thrown = Assert.ThrowsAny<Exception>(() => PreferenceLoss.Evaluate(device, new PairBatch { Chosen = chosen, Rejected = chosen }, new AllocatingLoss(),
-                default, default, workspace));
+                new PairOutputs { Loss = losses }, default, workspace));
             Assert.Contains(nameof(AllocatingLoss), thrown.Message);
         }
     }
