@@ -32,7 +32,9 @@ public sealed class XTransformersReplay : IReplay
                 {
                     Inputs = blank with
                     {
-                        BucketTable = new(Array.ConvertAll(table.Data, x => x * scale), table.Shape), MaximumDistance = (int)vector.Number("max_distance")!, IsBidirectional = !vector.Flag("causal"),
+                        BucketTable = new(Array.ConvertAll(table.Data, x => x * scale), table.Shape),
+                        MaximumDistance = (int)vector.Number("max_distance")!,
+                        IsBidirectional = !vector.Flag("causal"),
                     },
                     Chains = [Chain.Of("relative_attention_bias", "t5_table", table.Data.Length, scale)],
                 }, plain));
