@@ -224,7 +224,8 @@ public sealed class AttentionReplay : IReplay
                 { } rule => throw new NotReplayedException($"score_rule {rule}"),
             },
             Captured = [.. captured.Select(one => new CapturedValues(vector.Need(one.Name).Grid, one.By, (int)(vector.Number("distance_centre") ?? 0)))],
-        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid) { Captured = [.. captured.Select(one => one.Name)], Chains = made.Chains };
+        }, vector.Input("upstream_output")?.Grid, vector.Input("upstream_lse")?.Grid)
+        { Captured = [.. captured.Select(one => one.Name)], Chains = made.Chains };
     }
 
     // [h, s] counts for every sequence.

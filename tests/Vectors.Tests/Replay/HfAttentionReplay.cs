@@ -90,7 +90,8 @@ public sealed class HfAttentionReplay : IReplay
             BucketTable = table, MaximumDistance = (int)(vector.Number("max_distance") ?? 128), IsBidirectional = vector.Parameter("bidirectional") is null || vector.Flag("bidirectional"),
             DenseBias = dense, RowBias = rows, ColumnBias = columns, Sinks = vector.Input("sinks")?.Grid, Mask = vector.Need("mask").Grid,
             Softcap = vector.Number("softcap") is > 0 and var cap ? cap : null,
-        }, vector.Input("upstream_output")?.Grid) { Chains = chains };
+        }, vector.Input("upstream_output")?.Grid)
+        { Chains = chains };
     }
 
     // c[i] − c[j], c the running sum of the gates' logarithms.

@@ -148,7 +148,8 @@ public sealed class HfSwinReplay : IReplay
             {
                 Query = Cut(vector.Need("query").Grid), Key = Cut(vector.Need("key").Grid), Value = Cut(vector.Need("value").Grid), Scale = vector.Number("scale"),
                 CellTable = table, WindowHeight = window, WindowWidth = window, DenseBias = shift == 0 ? null : Mask(vector.Number("shift_mask_value")!.Value),
-            }, Cut(vector.Need("upstream_output").Grid)) { Chains = [Back("query"), Back("key"), Back("value"), Chain.Of("relative_position_bias_table", "table_2d", table.Data.Length)] };
+            }, Cut(vector.Need("upstream_output").Grid))
+            { Chains = [Back("query"), Back("key"), Back("value"), Chain.Of("relative_position_bias_table", "table_2d", table.Data.Length)] };
             return Whole(run(read));
         }
 

@@ -69,7 +69,9 @@ public sealed class PublishedReplay : IReplay
         int[] shape = vector.Outputs["output"].Shape;
         return BiasProbe.Run(new(BiasProbe.Blank(1, shape[1], shape[2], shape[3]) with
         {
-            BucketTable = vector.Need("table").Grid, MaximumDistance = (int)vector.Number("max_distance")!, IsBidirectional = vector.Flag("bidirectional"),
+            BucketTable = vector.Need("table").Grid,
+            MaximumDistance = (int)vector.Number("max_distance")!,
+            IsBidirectional = vector.Flag("bidirectional"),
         }), plain).Outputs["bias"].Values;
     }
 
@@ -98,7 +100,8 @@ public sealed class PublishedReplay : IReplay
         }
         return BiasProbe.Run(new(BiasProbe.Blank(1, heads, length, length) with
         {
-            Formula = new GatedBiasFormula(), Captured = [new(gate, CapturedBy.Query), new(vector.Need("rel_pos").Grid, CapturedBy.Pair)],
+            Formula = new GatedBiasFormula(),
+            Captured = [new(gate, CapturedBy.Query), new(vector.Need("rel_pos").Grid, CapturedBy.Pair)],
         }), gated).Outputs["bias"].Values;
     }
 
