@@ -22,7 +22,7 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a tile's visibility, the head's table by two coordinates, a block of zeros one of biases a query, and the biases of a tile's keys.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a tile's visibility, the head's table by two coordinates, a block of zeros, one of biases a query, and the biases of a tile's keys.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
         (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + TileVisibility.Floats + 2 * AttentionTiles.WidestBlock + AttentionTiles.Keys
         + (shape.GridCells > 0 ? AttentionTiles.RoundUp(shape.GridCells, 2) + AttentionTiles.WidestBlock * (sizeof(nint) / sizeof(float)) : 0);

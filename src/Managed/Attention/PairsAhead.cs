@@ -63,13 +63,8 @@ internal unsafe struct AskingTile : ITileEnd
     public PairsAhead* Ahead;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
-    {
-        s0.Store(c);
-        s1.Store(c + cStep);
-        s2.Store(c + 2 * cStep);
-        s3.Store(c + 3 * cStep);
-    }
+    public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V> =>
+        default(StoreTile).Column(s0, s1, s2, s3, row, lane, c, cStep);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask<V>(row, lane, vectors);

@@ -100,23 +100,6 @@ internal static unsafe class Product
     private static void Run<V, TStart>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor)
         where V : struct, ILanes<V> where TStart : struct, IStart => Run<V, TStart, StoreTile>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, factor, default);
 
-    private readonly struct StoreTile : ITileEnd
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
-        {
-            s0.Store(c);
-            s1.Store(c + cStep);
-            s2.Store(c + 2 * cStep);
-            s3.Store(c + 3 * cStep);
-        }
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
-        {
-        }
-    }
-
     private static void Run<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor, in TEnd end)
         where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
     {
@@ -313,4 +296,22 @@ internal unsafe interface ITileEnd
     /// <param name="lane">The first lane.</param>
     /// <param name="vectors">The vectors of a row.</param>
     void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>;
+}
+
+/// <summary>Stores a product's sums.</summary>
+internal readonly unsafe struct StoreTile : ITileEnd
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
+    {
+        s0.Store(c);
+        s1.Store(c + cStep);
+        s2.Store(c + 2 * cStep);
+        s3.Store(c + 3 * cStep);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
+    {
+    }
 }

@@ -200,8 +200,8 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     public static Strip<V> Sigmoid(Strip<V> x, out Strip<V> slope) => Take<Logistic>(x, out slope);
     public static Strip<V> Softplus(Strip<V> x, out Strip<V> slope) => Take<SoftPositive>(x, out slope);
     public static Strip<V> Relu(Strip<V> x) => Take<Positive>(x.AsValue);
-    public static Strip<V> Min(Strip<V> a, Strip<V> b) => Take<Smaller>(a, b);
-    public static Strip<V> Max(Strip<V> a, Strip<V> b) => Take<Larger>(a, b);
+    public static Strip<V> Min(Strip<V> a, Strip<V> b) => Take<Smaller>(a.AsValue, b.AsValue);
+    public static Strip<V> Max(Strip<V> a, Strip<V> b) => Take<Larger>(a.AsValue, b.AsValue);
     public static Strip<V> Clamp(Strip<V> x, Strip<V> low, Strip<V> high) => Take<Clamped>(x, low, high, One);
     public static Strip<V> Floor(Strip<V> x) => Take<Whole>(x.AsValue);
     public static Strip<V> Detach(Strip<V> x) => x;

@@ -32,7 +32,7 @@ public sealed class PublishedReplay : IReplay
         return results;
     }
 
-    private static T[] Rotated<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T> => Swap(RotaryOracle.Rotate<T>(Swap(Rotary(vector).Grid), vector.Need("position_ids").Grid, Frequencies(vector), vector.Flag("interleaved"))).Data;
+    private static T[] Rotated<T>(VectorCase vector) where T : unmanaged, IFloatingPointIeee754<T> => RotaryReplay.Swap(RotaryOracle.Rotate<T>(RotaryReplay.Swap(Rotary(vector).Grid), vector.Need("position_ids").Grid, Frequencies(vector), vector.Flag("interleaved"))).Data;
 
     private static float[] Rotated(VectorCase vector)
     {
@@ -114,7 +114,7 @@ public sealed class PublishedReplay : IReplay
             Query = query, Key = OnnxAttentionReplay.Append(vector.Input("past_key")?.Grid, Projected("key", 1)), Value = OnnxAttentionReplay.Append(vector.Input("past_value")?.Grid, Projected("value", 2)),
             DenseBias = vector.Input("attention_bias")?.Grid,
         })).Outputs["output"].Values;
-        return Swap(new Grid<T>(output, query.Shape[0], query.Shape[1], query.Shape[2], output.Length / (query.Shape[0] * query.Shape[1] * query.Shape[2]))).Data;
+        return RotaryReplay.Swap(new Grid<T>(output, query.Shape[0], query.Shape[1], query.Shape[2], output.Length / (query.Shape[0] * query.Shape[1] * query.Shape[2]))).Data;
 
         // What a projection would have added to queries, keys and values.
         Grid<double> Projected(string name, int row)
@@ -122,18 +122,7 @@ public sealed class PublishedReplay : IReplay
             Grid<double> x = vector.Need(name).Grid;
             if (vector.Input("projection_bias")?.Grid is { } bias)
                 x = new(x.Data.Select((number, n) => number + bias.Row(row, n / x.Shape[3] % x.Shape[2])[n % x.Shape[3]]).ToArray(), x.Shape);
-            return Swap(x);
+            return RotaryReplay.Swap(x);
         }
-    }
-
-    // [batch, token, head, size] to [batch, head, token, size] and back.
-    private static Grid<T> Swap<T>(Grid<T> x) where T : INumberBase<T>
-    {
-        Grid<T> swapped = Grid.Zeros<T>(x.Shape[0], x.Shape[2], x.Shape[1], x.Shape[3]);
-        for (int b = 0; b < x.Shape[0]; b++)
-            for (int i = 0; i < x.Shape[1]; i++)
-                for (int j = 0; j < x.Shape[2]; j++)
-                    x.Row(b, i, j).CopyTo(swapped.Row(b, j, i));
-        return swapped;
     }
 }

@@ -95,7 +95,8 @@ public sealed class RotaryReplay : IReplay
         return read.HeadsFirst ? whole.Data : Swap(whole).Data;
     }
 
-    private static Grid<T> Swap<T>(Grid<T> x) where T : INumberBase<T>
+    /// <summary>[batch, token, head, size] to [batch, head, token, size] and back.</summary>
+    public static Grid<T> Swap<T>(Grid<T> x) where T : INumberBase<T>
     {
         Grid<T> swapped = Grid.Zeros<T>(x.Shape[0], x.Shape[2], x.Shape[1], x.Shape[3]);
         for (int b = 0; b < x.Shape[0]; b++)
