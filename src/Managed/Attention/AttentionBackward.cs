@@ -233,6 +233,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
         BeginBlockGradients<V>();
+        if (end > first)
+            scores.ReadMask<V>(Scoring, i0, rows, end);
         bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
         for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
         {

@@ -116,8 +116,15 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
                 continue;
             for (nint i = i0; i < i0 + rows; i++)
             {
-                for (nint j = from; j < end; j++)
-                    *TensorGradients[c].At(batch, head, i, j, 0) = 0;
+                float* row = TensorGradients[c].At(batch, head, i, from, 0);
+                nint step = TensorGradients[c].KeyStep;
+                if (step == 1)
+                    Clear(row, end - from);
+                else
+                {
+                    for (nint at = 0; at < end - from; at++)
+                        row[at * step] = 0;
+                }
             }
         }
     }

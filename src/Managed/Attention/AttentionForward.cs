@@ -132,6 +132,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         {
             scores.Begin<V>(Scoring, Shape, batch, head, i0, rows, 0, end, ref rest);
             scores.BeginBlock<V>(Scoring, i0);
+            scores.ReadMask<V>(Scoring, i0, rows, end);
         }
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)

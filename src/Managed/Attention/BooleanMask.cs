@@ -2,7 +2,7 @@ using System.Runtime.Intrinsics;
 
 namespace TransformerKernels;
 
-/// <summary>The boolean mask of a call, as a pointer while it runs: a byte a pair, 0 hides. It is read tile by tile, a bit a pair, and never written out in full.</summary>
+/// <summary>The boolean mask of a call, as a pointer while it runs: a byte a pair, 0 hides. It is read a block of queries at a time, a bit a pair, and never written out in full.</summary>
 internal readonly unsafe struct BooleanMask
 {
     private readonly byte* data;
@@ -18,36 +18,46 @@ internal readonly unsafe struct BooleanMask
 
     public bool IsPresent => data != null;
 
-    /// <summary>Reads a tile: a word for each query, of which bit j says whether the query sees the tile's key j.</summary>
+    /// <summary>Reads a block of queries: for each tile of keys a word for each query, of which bit j says whether the query sees the tile's key j. Row by row, as the mask lies, so that memory is read on and on.</summary>
     /// <param name="batch">The sequence.</param>
     /// <param name="head">The query head.</param>
     /// <param name="i0">The first query.</param>
-    /// <param name="queries">The queries.</param>
+    /// <param name="queries">The queries, at most a word's bits.</param>
     /// <param name="j0">The first key.</param>
     /// <param name="keys">The keys.</param>
-    /// <param name="words">As many as a tile has keys; 0 for those beyond the queries.</param>
-    public void Read(nint batch, nint head, nint i0, nint queries, nint j0, nint keys, ulong* words)
+    /// <param name="words">For each tile as many as <paramref name="step"/> says; those beyond the queries are left as they are.</param>
+    /// <param name="step">The words of a tile, at least the queries.</param>
+    public void Read(nint batch, nint head, nint i0, nint queries, nint j0, nint keys, ulong* words, nint step)
     {
         byte* start = At(batch, head, i0, j0);
-        bool byKey = queryStep == 1 && keyStep > 1;
-        (nint rows, nint rowStep, nint columns, nint columnStep) = byKey ? (keys, keyStep, queries, queryStep) : (queries, queryStep, keys, keyStep);
-        for (nint row = 0; row < AttentionTiles.Keys; row++)
+        if (queryStep == 1 && keyStep > 1)
         {
-            words[row] = row >= rows ? 0 : row > 0 && rowStep == 0 ? words[0] : Word(start + row * rowStep, columns, columnStep);
-            // Rows lie far apart, where the processor's own prefetching doesn't follow: the next tile's come while this one is worked on.
-            if (row < rows && !byKey)
-                Prefetch.Bytes(start + row * rowStep + columns, columns);
+            ulong* tile = stackalloc ulong[AttentionTiles.Keys];
+            for (nint first = 0; first < keys; first += AttentionTiles.Keys, words += step)
+            {
+                for (nint key = 0; key < AttentionTiles.Keys; key++)
+                    tile[key] = first + key < keys ? Word(start + (first + key) * keyStep, queries, 1, i0) : 0;
+                TileVisibility.Transpose(tile);
+                new ReadOnlySpan<ulong>(tile, (int)queries).CopyTo(new Span<ulong>(words, (int)queries));
+            }
+            return;
         }
-        if (byKey)
-            TileVisibility.Transpose(words);
+        for (nint query = 0; query < queries; query++)
+        {
+            ulong* word = words + query;
+            for (nint first = 0; first < keys; first += AttentionTiles.Keys, word += step)
+                *word = query > 0 && queryStep == 0 ? word[-1] : Word(start + query * queryStep + first * keyStep, Math.Min(AttentionTiles.Keys, keys - first), keyStep, j0 + first);
+        }
     }
 
-    private static ulong Word(byte* from, nint count, nint step)
+    // A bit each of so many bytes, at most 64; so many others lie before them.
+    private static ulong Word(byte* from, nint count, nint step, nint before)
     {
         if (step == 0)
             return *from == 0 ? 0 : TileVisibility.First(count);
-        if (step == 1 && count == Vector512<byte>.Count)
-            return ~Vector512.Equals(Vector512.Load(from), Vector512<byte>.Zero).ExtractMostSignificantBits();
+        int whole = Vector512<byte>.Count;
+        if (step == 1 && count + before >= whole)
+            return ~Vector512.Equals(Vector512.Load(from + count - whole), Vector512<byte>.Zero).ExtractMostSignificantBits() >> (int)(whole - count);
         ulong word = 0;
         nint n = 0;
         for (; step == 1 && n + Vector128<byte>.Count <= count; n += Vector128<byte>.Count)

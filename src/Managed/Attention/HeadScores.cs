@@ -9,9 +9,10 @@ namespace TransformerKernels;
 /// </remarks>
 internal unsafe struct HeadScores
 {
-    private nint batch, head, queries, keys, offset;
+    private nint batch, head, queries, firstKey, keys, offset;
     private float* zeros, tile, queryBiases, keyBiases, visibility, cells;
     private nint* places;
+    private ulong* shown; // by the mask to the block's queries, for each tile of keys
     private bool addsPairs, addsQueries, addsKeys;
 
     /// <summary>The bias by distance; Start is null if there is none. Index with i − j.</summary>
@@ -22,9 +23,10 @@ internal unsafe struct HeadScores
 
     public LaneRowsSet Captures;
 
-    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, a tile's visibility, the head's table by two coordinates, a block of zeros, one of biases a query, and the biases of a tile's keys.</summary>
+    /// <summary>The floats of scratch memory: a line a distance structure, a tile a captured tensor and one for the biases, what the mask shows to a block of queries, a tile's visibility, the head's table by two coordinates, a block of zeros, one of biases a query, and the biases of a tile's keys.</summary>
     public static long ScratchFloats(in AttentionShape shape) =>
         (1 + CapturedSet.Count) * (shape.Queries + shape.Keys + AttentionTiles.WidestBlock) + (1 + CapturedSet.Count) * AttentionTiles.WidestTile + TileVisibility.Floats + 2 * AttentionTiles.WidestBlock + AttentionTiles.Keys
+        + AttentionTiles.RoundUp(shape.Keys, AttentionTiles.Keys) / AttentionTiles.Keys * AttentionTiles.WidestBlock * (sizeof(ulong) / sizeof(float))
         + (shape.GridCells > 0 ? AttentionTiles.RoundUp(shape.GridCells, 2) + AttentionTiles.WidestBlock * (sizeof(nint) / sizeof(float)) : 0);
 
     /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
@@ -34,6 +36,7 @@ internal unsafe struct HeadScores
         this.batch = batch;
         this.head = head;
         this.queries = query + queries;
+        firstKey = key;
         this.keys = key + keys;
         offset = scoring.QueryOffset(batch);
         nint block = AttentionTiles.Block<V>();
@@ -43,6 +46,7 @@ internal unsafe struct HeadScores
         keyBiases = Take(ref scratch, AttentionTiles.Keys);
         tile = Take(ref scratch, AttentionTiles.Keys * block);
         visibility = Take(ref scratch, TileVisibility.Floats);
+        shown = (ulong*)Take(ref scratch, (nint)AttentionTiles.RoundUp(keys, AttentionTiles.Keys) / AttentionTiles.Keys * block * (sizeof(ulong) / sizeof(float)));
         addsPairs = scoring.Grid.IsPresent;
         addsQueries = addsKeys = false;
         for (int c = PairTensors.DenseBias; c < PairTensors.Count; c++)
@@ -171,6 +175,13 @@ internal unsafe struct HeadScores
         return ahead;
     }
 
+    /// <summary>Reads what the mask shows to a block of queries of the head's keys up to an end; comes before its tiles are looked at.</summary>
+    public readonly void ReadMask<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint end) where V : struct, ILanes<V>
+    {
+        if (scoring.Mask.IsPresent)
+            scoring.Mask.Read(batch, head, i0, queryCount, firstKey, end - firstKey, shown, AttentionTiles.Block<V>());
+    }
+
     /// <summary>Which pairs of a tile are visible: those that a causal query sees from its position and the mask shows. Lanes beyond the queries see nothing.</summary>
     /// <param name="scoring">The tensors.</param>
     /// <param name="i0">The first query.</param>
@@ -185,16 +196,15 @@ internal unsafe struct HeadScores
         bool crossesDiagonal = causal && before < keyCount - 1;
         if (!crossesDiagonal && queryCount == AttentionTiles.Block<V>() && !scoring.Mask.IsPresent)
             return new(visibility, keyCount);
-        ulong* seen = (ulong*)visibility;
+        var seen = new Span<ulong>(visibility, AttentionTiles.Keys);
+        Span<ulong> ofQueries = seen[..(int)queryCount];
+        seen[(int)queryCount..].Clear();
         if (scoring.Mask.IsPresent)
-            scoring.Mask.Read(batch, head, i0, queryCount, j0, keyCount, seen);
+            new ReadOnlySpan<ulong>(shown + (j0 - firstKey) / AttentionTiles.Keys * AttentionTiles.Block<V>(), (int)queryCount).CopyTo(ofQueries);
         else
-        {
-            for (nint query = 0; query < AttentionTiles.Keys; query++)
-                seen[query] = query < queryCount ? TileVisibility.First(keyCount) : 0;
-        }
+            ofQueries.Fill(TileVisibility.First(keyCount));
         for (nint query = 0; query < queryCount && crossesDiagonal; query++)
-            seen[query] &= TileVisibility.First(before + query + 1);
+            seen[(int)query] &= TileVisibility.First(before + query + 1);
         return TileVisibility.Cut<V>(visibility, keyCount);
     }
 

@@ -72,7 +72,7 @@ internal readonly unsafe struct TileVisibility
     public static TileVisibility Cut<V>(float* memory, nint keys) where V : struct, ILanes<V>
     {
         ulong* seen = (ulong*)memory, byVector = stackalloc ulong[AttentionTiles.Vectors];
-        ulong byAll = ulong.MaxValue;
+        ulong byAll = ulong.MaxValue, byAny = 0;
         for (nint vector = 0; vector < AttentionTiles.Vectors; vector++)
         {
             ulong some = 0;
@@ -82,7 +82,12 @@ internal readonly unsafe struct TileVisibility
                 byAll &= seen[query];
             }
             byVector[vector] = some;
+            byAny |= some;
         }
+        if (byAny == 0)
+            return new(memory, 0, true);
+        if (byAll == First(keys))
+            return new(memory, keys);
         var parts = (TilePart*)(seen + AttentionTiles.Keys);
         int count = 0;
         for (nint key = 0; key < keys; key += Product.Rows)
@@ -99,7 +104,7 @@ internal readonly unsafe struct TileVisibility
                 parts[count++] = new() { FirstKey = key, FirstVector = first, EndVector = end };
             parts[count - 1].EndKey = Math.Min(key + Product.Rows, keys);
         }
-        return new(memory, count, byAll != First(keys));
+        return new(memory, count, true);
     }
 
     public ReadOnlySpan<TilePart> Parts => new(parts, count);
