@@ -38,7 +38,7 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
         WarmUp(contest, warmSeconds);
 
         using DisposeScope? scope = whyNoPeer is null ? NewDisposeScope() : null;
-        Peer? peer = whyNoPeer is null ? Fastest(contest.Peers()) : null;
+        Peer? peer = whyNoPeer is null ? Fastest(Checked(contest)) : null;
         Samples peak = new(), bandwidth = new(), ours = new(), theirs = new();
         for (int round = 0; round < rounds; round++)
         {
@@ -114,8 +114,19 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
         }
     }
 
+    // The forms take the inputs as they are before our run.
+    private static Peer[] Checked(Contest contest)
+    {
+        Peer[] forms = [.. contest.Peers()];
+        contest.Restore();
+        contest.Run();
+        foreach (Peer form in forms)
+            TorchPeer.Check(form, contest.Results);
+        return forms;
+    }
+
     // The first run of a form counts too: a slow form needn't be run more often than it takes to see that.
-    private static Peer Fastest(IEnumerable<Peer> forms) => forms.ToList().MinBy(form => Enumerable.Range(0, FormTrials).Min(_ => Time(form)))!;
+    private static Peer Fastest(Peer[] forms) => forms.MinBy(form => Enumerable.Range(0, FormTrials).Min(_ => Time(form)))!;
 
     /// <summary>The seconds that a run takes.</summary>
     public static double Time(Action run)
@@ -129,6 +140,6 @@ internal sealed class Comparison(ComputeDevice device, MachineLimits limits, str
     private static double Time(Peer peer)
     {
         using DisposeScope scope = NewDisposeScope();
-        return Time(peer.Run);
+        return Time(() => _ = peer.Run());
     }
 }

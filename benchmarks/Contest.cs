@@ -22,6 +22,9 @@ internal abstract class Contest(ComputeDevice device) : IDisposable
     /// <exception cref="Oracle.ContractException">The contract is broken.</exception>
     public abstract double Check();
 
+    /// <summary>What <see cref="Run"/> leaves and a peer has to give too, in this order.</summary>
+    public abstract IReadOnlyList<TensorBuffer> Results { get; }
+
     /// <summary>The peer's forms of the operation, ready to run. Called only where the peer's library is loaded.</summary>
     public abstract IEnumerable<Peer> Peers();
 
@@ -98,8 +101,8 @@ internal abstract class Contest(ComputeDevice device) : IDisposable
 
 /// <summary>One form of an operation in the peer's library.</summary>
 /// <param name="Name">What it is made of.</param>
-/// <param name="Run">Runs it once; what it allocates is freed with the scope around the call.</param>
-internal sealed record Peer(string Name, Action Run);
+/// <param name="Run">Runs it once and gives the contest's results, null for one that this form leaves out; what it allocates is freed with the scope around the call.</param>
+internal sealed record Peer(string Name, Func<TorchSharp.torch.Tensor?[]> Run);
 
 /// <summary>A bfloat16: the library takes any two bytes of this name.</summary>
 internal readonly record struct BFloat16(ushort Bits)

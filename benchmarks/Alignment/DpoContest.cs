@@ -50,20 +50,22 @@ internal sealed class DpoContest : Contest
         }.Max();
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => [losses, chosenGradient, rejectedGradient];
+
     public override IEnumerable<Peer> Peers()
     {
         Tensor c = TorchPeer.Copy(chosen), r = TorchPeer.Copy(rejected), rc = TorchPeer.Copy(referenceChosen), rr = TorchPeer.Copy(referenceRejected);
         yield return new("composed, gradient by hand", () =>
         {
             Tensor scaled = (c - rc).sub_(r - rr).mul_(-Beta);
-            nn.functional.softplus(scaled);
-            scaled.sigmoid_().mul_(-Beta / pairs).neg();
+            Tensor loss = nn.functional.softplus(scaled), gradient = scaled.sigmoid_().mul_(-Beta / pairs);
+            return [loss, gradient, gradient.neg()];
         });
         Tensor leafC = c.clone().requires_grad_(true), leafR = r.clone().requires_grad_(true);
         yield return new("composed, autograd", () =>
         {
             Tensor loss = -nn.functional.logsigmoid(Beta * ((leafC - rc) - (leafR - rr)));
-            autograd.grad([loss.mean()], [leafC, leafR]);
+            return [loss, .. autograd.grad([loss.mean()], [leafC, leafR])];
         });
     }
 

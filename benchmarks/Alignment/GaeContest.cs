@@ -40,15 +40,20 @@ internal sealed class GaeContest : Contest
             Contract.Check(Last(returns), returnsOracle.Data, returnsNaive.Data, Contract.Forward, "returns"));
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => [advantages, returns];
+
     public override IEnumerable<Peer> Peers()
     {
         Tensor r = TorchPeer.Copy(rewards), v = TorchPeer.Copy(values), m = TorchPeer.Copy(mask).to_type(ScalarType.Float32);
-        yield return new("loop over columns", () => Loop(r, v, m, tokenAxis: 1));
+        yield return new("loop over columns", () =>
+        {
+            (Tensor a, Tensor q) = Loop(r, v, m, tokenAxis: 1);
+            return [a, q];
+        });
         yield return new("transposed, loop over rows", () =>
         {
             (Tensor a, Tensor q) = Loop(r.t().contiguous(), v.t().contiguous(), m.t().contiguous(), tokenAxis: 0);
-            a.t().contiguous();
-            q.t().contiguous();
+            return [a.t().contiguous(), q.t().contiguous()];
         });
     }
 

@@ -46,6 +46,8 @@ internal sealed class PpoContest : Contest
             Contract.Check(Last(gradient), oracle.LogProb.Data, naive.LogProb.Data, Contract.Gradient, "gradient"));
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => [losses, gradient];
+
     public override IEnumerable<Peer> Peers()
     {
         Tensor current = TorchPeer.Copy(logProb), old = TorchPeer.Copy(oldLogProb), a = TorchPeer.Copy(advantage);
@@ -58,8 +60,7 @@ internal sealed class PpoContest : Contest
             Tensor loss = maximum(plain, clipped);
             Tensor bounded = (a < 0).logical_and_(bound < loss);
             Tensor stopped = (clipped > plain).logical_or_(bounded);
-            where(bounded, bound, loss).mul_(counts);
-            plain.masked_fill_(stopped, 0).mul_(weight);
+            return [where(bounded, bound, loss).mul_(counts), plain.masked_fill_(stopped, 0).mul_(weight)];
         });
         Tensor leaf = current.clone().requires_grad_(true);
         yield return new("composed, autograd", () =>
@@ -67,7 +68,7 @@ internal sealed class PpoContest : Contest
             Tensor ratio = (leaf - old).clamp(-LogRatioBound, LogRatioBound).exp();
             Tensor larger = maximum(-a * ratio, -a * ratio.clamp(1 - Clip, 1 + Clip));
             Tensor loss = where(a < 0, minimum(larger, -a * DualClip), larger) * counts;
-            autograd.grad([loss.sum() / count], [leaf]);
+            return [loss, .. autograd.grad([loss.sum() / count], [leaf])];
         });
     }
 

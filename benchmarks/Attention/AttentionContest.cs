@@ -115,9 +115,13 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         return setup.Pass == Pass.Forward ? share : Math.Max(share, CheckGradients(inputs));
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => setup.Pass == Pass.Forward
+        ? [output.Buffer]
+        : [.. new[] { output.Buffer, queryGradient.Buffer, keyGradient.Buffer, valueGradient.Buffer, distancesGradient ?? slopesGradient ?? tableGradient ?? denseGradient?.Buffer, capturedGradient }.OfType<TensorBuffer>()];
+
     public override IEnumerable<Peer> Peers() => new AttentionPeers<TRule>(setup, rule,
         TorchPeer.Copy(query.Buffer), TorchPeer.Copy(key.Buffer), TorchPeer.Copy(value.Buffer), TorchPeer.Copy(upstream.Buffer),
-        table is not null ? ByDistance() : (distances ?? slopes ?? dense?.Buffer) is { } bias ? TorchPeer.Copy(bias) : null, captured is null ? null : TorchPeer.Copy(captured)).Forms();
+        (distances ?? slopes ?? table ?? dense?.Buffer) is { } bias ? TorchPeer.Copy(bias) : null, captured is null ? null : TorchPeer.Copy(captured)).Forms();
 
     private int LastSequence => setup.Batch - 1;
 
@@ -379,18 +383,5 @@ internal sealed class AttentionContest<TRule> : Contest where TRule : unmanaged,
         for (int batch = 0; batch < setup.Batch; batch++)
             buffer.AsSpan<int>()[batch] = of(batch);
         return buffer;
-    }
-
-    // The table as the vector by distance that the peer makes its matrix of.
-    private TorchSharp.torch.Tensor ByDistance()
-    {
-        using TensorBuffer vector = Zeros(setup.Heads, setup.Distances);
-        for (int at = 0; at < setup.Distances; at++)
-        {
-            int bucket = BucketedBias.Bucket(at - setup.DistanceCentre, AttentionSetup.Buckets, AttentionSetup.MaximumDistance, bidirectional: true);
-            for (int head = 0; head < setup.Heads; head++)
-                vector.AsSpan<float>()[head * setup.Distances + at] = table!.AsSpan<float>()[bucket * setup.Heads + head];
-        }
-        return TorchPeer.Copy(vector);
     }
 }

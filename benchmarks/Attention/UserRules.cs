@@ -9,8 +9,11 @@ namespace TransformerKernels.Benchmarks;
 /// <summary>A score rule as a user writes it, three times: for the library, for the oracle, and for the peer.</summary>
 /// <param name="Ours">The struct.</param>
 /// <param name="Formula">The same in float64 with derivatives by hand; null for no rule.</param>
-/// <param name="Torch">The same over tensors: scores, distances, and the captured values of every pair. Null where no case competes with it.</param>
-internal sealed record UserRule<TRule>(TRule Ours, IScoreFormula? Formula, Func<Tensor, Tensor, Tensor?, Tensor>? Torch) where TRule : unmanaged, IScoreRule;
+/// <param name="Torch">The same over tensors, of the distance of every pair. Null where no case competes with it.</param>
+internal sealed record UserRule<TRule>(TRule Ours, IScoreFormula? Formula, Func<Tensor, TorchRule>? Torch) where TRule : unmanaged, IScoreRule;
+
+/// <summary>A rule over tensors, from the scores, which it may overwrite, and the captured values of every pair.</summary>
+internal delegate Tensor TorchRule(Tensor scores, Tensor? captured);
 
 /// <summary>The rules of the cases.</summary>
 internal enum AttentionRule
@@ -39,10 +42,9 @@ internal static class UserRules
 
     public static UserRule<PlainScore> None { get; } = new(default, null, null);
 
-    public static UserRule<BentScore> Bent { get; } = new(default, new BentFormula(captures: false), (s, distance, _) => Bend(B * s + C * distance, distance));
+    public static UserRule<BentScore> Bent { get; } = new(default, new BentFormula(captures: false), Bend);
 
-    public static UserRule<LearnedBentScore> LearnedBent { get; } =
-        new(default, new BentFormula(captures: true), (s, distance, table) => Bend(B * s + C * distance + table!, distance));
+    public static UserRule<LearnedBentScore> LearnedBent { get; } = new(default, new BentFormula(captures: true), Bend);
 
     public static UserRule<CoolingScore> Cooling { get; } = new(default, new CoolingFormula(), null);
 
@@ -84,10 +86,14 @@ internal static class UserRules
         }
     }
 
-    private static Tensor Bend(Tensor inner, Tensor distance)
+    private static TorchRule Bend(Tensor distances)
     {
-        Tensor bent = A * inner.tanh();
-        return where(distance < 0, Behind * bent, bent);
+        Tensor drift = C * distances, factor = where(distances < 0, A * Behind, A);
+        return (scores, captured) =>
+        {
+            Tensor inner = scores.mul_(B).add_(drift), tanh = (captured is null ? inner : inner.add_(captured)).tanh_();
+            return tanh.requires_grad ? tanh * factor : tanh.mul_(factor);
+        };
     }
 
     private sealed class BentFormula(bool captures) : IScoreFormula

@@ -78,12 +78,14 @@ internal sealed class FromHiddenContest : Contest
         return setup.Pass == Pass.Forward ? share : Math.Max(share, CheckGradients(exact, rough, h, target, shaping));
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => setup.Pass == Pass.Forward ? [logProb] : [ofHidden!, ofEntries!];
+
     public override IEnumerable<Peer> Peers()
     {
         Tensor h = TorchPeer.Copy(hidden), v = TorchPeer.Copy(entries), y = TorchPeer.Copy(targets);
         if (setup.Pass == Pass.Forward)
         {
-            yield return new("matmul + cross_entropy, no entropy", () => nn.functional.cross_entropy(h.matmul(v.t()), y, reduction: nn.Reduction.None));
+            yield return new("matmul + cross_entropy, no entropy", () => [nn.functional.cross_entropy(h.matmul(v.t()), y, reduction: nn.Reduction.None).neg_()]);
             yield break;
         }
         h.requires_grad_(true);
@@ -91,7 +93,7 @@ internal sealed class FromHiddenContest : Contest
         yield return new("matmul + cross_entropy, backward", () =>
         {
             Tensor loss = nn.functional.cross_entropy(h.matmul(v.t()), y);
-            autograd.grad([loss], [h, v]);
+            return [.. autograd.grad([loss], [h, v])];
         });
     }
 

@@ -119,6 +119,8 @@ internal sealed class FromLogitsContest : Contest
         return Contract.Check(top!.AsSpan<float>()[^likeliest.Length..], expected, naively, Contract.Forward, "log-probs of the likeliest");
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => gradient is null ? [logProb, entropy] : [gradient];
+
     public override IEnumerable<Peer> Peers()
     {
         Restore();
@@ -128,18 +130,17 @@ internal sealed class FromLogitsContest : Contest
             yield return new("log_softmax + gather + entropy", () =>
             {
                 Tensor logP = nn.functional.log_softmax(z, -1);
-                logP.gather(-1, column);
-                logP.exp().mul_(logP).sum(-1).neg_();
+                return [logP.gather(-1, column), logP.exp().mul_(logP).sum(-1).neg_()];
             });
-            yield return new("cross_entropy, no entropy", () => nn.functional.cross_entropy(z, y, reduction: nn.Reduction.None));
+            yield return new("cross_entropy, no entropy", () => [nn.functional.cross_entropy(z, y, reduction: nn.Reduction.None).neg_(), null]);
             yield break;
         }
         z.requires_grad_(true);
-        Tensor arriving = TorchPeer.Copy(upstream);
+        Tensor arriving = TorchPeer.Copy(upstream), arrivingAtLoss = -arriving;
         Tensor gathered = nn.functional.log_softmax(z, -1).gather(-1, column).squeeze(1);
-        yield return new("log_softmax + gather, backward", () => autograd.grad([gathered], [z], [arriving], retain_graph: true));
+        yield return new("log_softmax + gather, backward", () => [.. autograd.grad([gathered], [z], [arriving], retain_graph: true)]);
         Tensor losses = nn.functional.cross_entropy(z, y, reduction: nn.Reduction.None);
-        yield return new("cross_entropy, backward", () => autograd.grad([losses], [z], [arriving], retain_graph: true));
+        yield return new("cross_entropy, backward", () => [.. autograd.grad([losses], [z], [arrivingAtLoss], retain_graph: true)]);
     }
 
     /// <summary>What becomes of a setup's logits, for the oracle.</summary>

@@ -1,6 +1,7 @@
 using System.Reflection;
 using System.Runtime.InteropServices;
 using TorchSharp;
+using TransformerKernels.Oracle;
 using static TorchSharp.torch;
 
 namespace TransformerKernels.Benchmarks;
@@ -8,6 +9,12 @@ namespace TransformerKernels.Benchmarks;
 /// <summary>Loads TorchSharp on the CPU, if this system can.</summary>
 internal static partial class TorchPeer
 {
+    // Of the largest number of a result: float32 after sums of thousands; bfloat16 where a log-prob near −8, a multiple of 1/16, goes through the exponential.
+    private const double Tolerance = 1e-4, BFloat16Tolerance = 1.0 / 32;
+
+    // What lies within rounding of a clip's bound may fall on either side of it.
+    private const long NumbersToOneOff = 1_000_000;
+
     /// <summary>Loads libtorch and gives it as many threads as ours has. Returns null, or why it doesn't load.</summary>
     public static string? Load(int threads)
     {
@@ -52,6 +59,26 @@ internal static partial class TorchPeer
             default: MemoryMarshal.AsBytes(buffer.AsSpan<bool>()).CopyTo(tensor.bytes); break;
         }
         return tensor;
+    }
+
+    /// <summary>Runs a form once and compares what it gives with ours.</summary>
+    /// <exception cref="ContractException">They differ by more than rounding explains.</exception>
+    public static void Check(Peer form, IReadOnlyList<TensorBuffer> ours)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor?[] theirs = form.Run();
+        using var constants = no_grad();
+        for (int index = 0; index < ours.Count; index++)
+        {
+            if (theirs[index] is not { } result)
+                continue;
+            Tensor expected = Copy(ours[index]);
+            double allowed = expected.abs().max().item<float>() * (result.dtype == ScalarType.BFloat16 ? BFloat16Tolerance : Tolerance);
+            Tensor errors = (result.to_type(ScalarType.Float32).reshape(expected.shape) - expected).abs_();
+            long off = expected.NumberOfElements - (errors <= allowed).sum().item<long>();
+            if (off > expected.NumberOfElements / NumbersToOneOff)
+                throw new ContractException($"{form.Name}: {off} of {expected.NumberOfElements} numbers of result {index} are more than {allowed} off ours, by {errors.max().item<float>()} at most.");
+        }
     }
 
     private static string[]? FindLibraries()

@@ -47,29 +47,26 @@ internal sealed class RotaryContest : Contest
             RotaryOracle.Rotate<float>(input, at, frequencies, interleaved: false).Data, Contract.Forward, what);
     }
 
+    public override IReadOnlyList<TensorBuffer> Results => [query, key];
+
     public override IEnumerable<Peer> Peers()
     {
         Tensor[] both = [TorchPeer.Copy(query), TorchPeer.Copy(key)];
-        Tensor frequencies = tensor(RotaryOracle.Frequencies(headSize), dtype: ScalarType.Float32);
-        Tensor angles = (arange(positions, dtype: ScalarType.Float32).unsqueeze(1) * frequencies).reshape(1, positions, 1, headSize / 2);
-        Tensor halfCos = angles.cos(), halfSin = angles.sin();
+        // Angles of thousands have no more than four digits behind the point in float32.
+        Tensor frequencies = tensor(RotaryOracle.Frequencies(headSize), dtype: ScalarType.Float64);
+        Tensor angles = (arange(positions, dtype: ScalarType.Float64).unsqueeze(1) * frequencies).reshape(1, positions, 1, headSize / 2);
+        Tensor halfCos = angles.cos().to_type(ScalarType.Float32), halfSin = angles.sin().to_type(ScalarType.Float32);
         Tensor cos = cat([halfCos, halfCos], -1), sin = cat([halfSin, halfSin], -1);
-        yield return new("x·cos + rotate_half(x)·sin", () =>
+        yield return new("x·cos + rotate_half(x)·sin", () => [.. both.Select(x =>
         {
-            foreach (Tensor x in both)
-            {
-                Tensor[] halves = x.chunk(2, -1);
-                (x * cos).add_(cat([-halves[1], halves[0]], -1).mul_(sin));
-            }
-        });
-        yield return new("cat of rotated halves", () =>
+            Tensor[] halves = x.chunk(2, -1);
+            return (x * cos).add_(cat([-halves[1], halves[0]], -1).mul_(sin));
+        })]);
+        yield return new("cat of rotated halves", () => [.. both.Select(x =>
         {
-            foreach (Tensor x in both)
-            {
-                Tensor[] halves = x.chunk(2, -1);
-                cat([(halves[0] * halfCos).sub_(halves[1] * halfSin), (halves[0] * halfSin).add_(halves[1] * halfCos)], -1);
-            }
-        });
+            Tensor[] halves = x.chunk(2, -1);
+            return cat([(halves[0] * halfCos).sub_(halves[1] * halfSin), (halves[0] * halfSin).add_(halves[1] * halfCos)], -1);
+        })]);
         yield return new("halves in place", () =>
         {
             foreach (Tensor x in both)
@@ -79,6 +76,7 @@ internal sealed class RotaryContest : Contest
                 halves[0].mul_(halfCos).addcmul_(halves[1], halfSin, -1);
                 halves[1].mul_(halfCos).addcmul_(first, halfSin, 1);
             }
+            return both;
         });
     }
 }
