@@ -99,7 +99,14 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     /// <summary>Whether <see cref="LogSumExp"/> has a second column for what rounding took from the first.</summary>
     public bool HasRemainder;
 
-    public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        if (!RunBlock<V>(item, scratch, skips: false))
+            RunBlock<V>(item, scratch, skips: true);
+    }
+
+    // Hidden pairs weigh nothing, but 0 times a value that isn't finite is NaN. So a block that hides pairs and whose output isn't finite isn't finished: it has to be done again, and hidden pairs of values that aren't finite be skipped.
+    private readonly bool RunBlock<V>(nint item, byte* scratch, bool skips) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
@@ -135,6 +142,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             scores.ReadMask<V>(Scoring, i0, rows, end);
         }
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
+        bool someHidden = false;
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
@@ -169,12 +177,13 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
             new Span<float>(s + count * block, (int)(((nint)AttentionTiles.RoundUp(count, Product.Rows) - count) * block)).Fill(float.NegativeInfinity);
             BeginWeights<V>(maximum, tileMaximum, sum, factor);
-            bool skips = hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv);
+            someHidden |= hides;
+            bool skipsHere = skips && hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>();
                 float* partValues = tileValues + part.FirstKey * Value.Row, weights = s + part.Start<V>();
-                if (skips)
+                if (skipsHere)
                 {
                     Weigh<V, SomeHidden>(weights, part, tileMaximum + lane, sum + lane);
                     Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, 0, o + lane, block, factor + lane);
@@ -188,7 +197,10 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 new Span<float>(factor + lane, (int)(part.Vectors * V.Count)).Fill(1); // a further part adds to what is scaled already
             }
         }
+        if (someHidden && !skips && !AttentionTiles.IsFinite<V>(o, block, 1, dv, block))
+            return false;
         Finish<V>(o, maximum, sum, batch, head, i0, rows, dv);
+        return true;
     }
 
     // Final scores of a part without a rule, and the maxima.
