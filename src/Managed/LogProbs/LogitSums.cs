@@ -41,9 +41,10 @@ internal sealed partial class CpuDevice
 
     /// <summary>Forms <see cref="RowSums"/> in one pass over memory; the anchor is the largest logit so far.</summary>
     /// <remarks>
-    /// The row is taken in blocks that stay in the first cache. While a block's exponentials are formed, the next block's maximum is: so what waits for
-    /// memory and what computes goes on side by side. Each block has sums of its own, so that few numbers of very different size meet, and the ones of the
+    /// The row is taken in blocks that stay in the first cache. Each block has sums of its own, so that few numbers of very different size meet, and the ones of the
     /// largest logit are counted apart: a peaked row's small terms would drown in them.
+    /// With many registers a block is added as if nothing in it were larger than what came before, and once more if something is: of n blocks about ln n. With few, where computing
+    /// and not memory takes the time, the next block's maximum is formed while a block's exponentials are; each line was then read twice from the first cache, and of the memory's rate a sixth was lost.
     /// </remarks>
     private unsafe struct LogitSums<V> where V : struct, ILanes<V>
     {
@@ -99,16 +100,28 @@ internal sealed partial class CpuDevice
         {
             byte* logits = rows.Row(row);
             nint whole = Whole(rows.Vocabulary), block = Block, size = TStorage.Size;
-            float largest = Largest<TStorage>(logits, Math.Min(block, whole));
+            float largest = HasManyRegisters ? float.NaN : Largest<TStorage>(logits, Math.Min(block, whole));
+            nextStep = V.Count * size;
             for (nint start = 0; start < whole; start += block)
             {
                 nint length = Math.Min(block, whole - start);
                 byte* at = logits + start * size;
-                next = at + length * size + PrefetchBytes;
-                nextStep = V.Count * size;
+                next = at + PrefetchBytes;
+                if (HasManyRegisters)
+                {
+                    // The first block has nothing before it.
+                    bool guesses = max > float.NegativeInfinity && !infinite && length % (8 * V.Count) == 0;
+                    largest = guesses ? Choose<TStorage, No, Yes>(at, length, at, 0) : Largest<TStorage>(at, length);
+                    if (!guesses || !(largest <= max))
+                        Add<TStorage>(at, length, start, largest, at, 0);
+                }
                 if (top != null)
                     top->Look<V, TStorage>(at, length, start, largest);
-                largest = Add<TStorage>(at, length, start, largest, at + length * size, Math.Min(block, whole - start - length));
+                if (!HasManyRegisters)
+                {
+                    next += length * size;
+                    largest = Add<TStorage>(at, length, start, largest, at + length * size, Math.Min(block, whole - start - length));
+                }
             }
             AddPrepared(rows, row, whole, scratch, top, null);
         }
@@ -143,7 +156,7 @@ internal sealed partial class CpuDevice
                 return Largest<TStorage>(ahead, aheadCount);
             }
             if (largest <= max) // the largest once more: beside two ones nothing drowns; and −∞ is no logit whose e^t is one
-                return Choose<TStorage, No>(block, count, ahead, aheadCount);
+                return Choose<TStorage, No, No>(block, count, ahead, aheadCount);
             if (largest > max)
             {
                 if (max > float.NegativeInfinity)
@@ -158,26 +171,27 @@ internal sealed partial class CpuDevice
                 max = anchor = largest;
                 largestBlock = start;
             }
-            return Choose<TStorage, Yes>(block, count, ahead, aheadCount);
+            return Choose<TStorage, Yes, No>(block, count, ahead, aheadCount);
         }
 
-        private float Choose<TStorage, TOnes>(byte* block, nint count, byte* ahead, nint aheadCount) where TStorage : struct, IStorage where TOnes : struct, IChoice => sought switch
+        // What is guessed is that nothing in the block is larger than the anchor. Returns the largest of the block then, otherwise that of the block ahead. After a wrong guess nothing is added.
+        private float Choose<TStorage, TOnes, TGuess>(byte* block, nint count, byte* ahead, nint aheadCount) where TStorage : struct, IStorage where TOnes : struct, IChoice where TGuess : struct, IChoice => sought switch
         {
-            Sought.Sum => AddExponentials<TStorage, TOnes, No, No>(block, count, ahead, aheadCount),
-            Sought.Sum | Sought.Weighted => AddExponentials<TStorage, TOnes, Yes, No>(block, count, ahead, aheadCount),
-            Sought.Sum | Sought.Squares => AddExponentials<TStorage, TOnes, No, Yes>(block, count, ahead, aheadCount),
-            _ => AddExponentials<TStorage, TOnes, Yes, Yes>(block, count, ahead, aheadCount),
+            Sought.Sum => AddExponentials<TStorage, TOnes, TGuess, No, No>(block, count, ahead, aheadCount),
+            Sought.Sum | Sought.Weighted => AddExponentials<TStorage, TOnes, TGuess, Yes, No>(block, count, ahead, aheadCount),
+            Sought.Sum | Sought.Squares => AddExponentials<TStorage, TOnes, TGuess, No, Yes>(block, count, ahead, aheadCount),
+            _ => AddExponentials<TStorage, TOnes, TGuess, Yes, Yes>(block, count, ahead, aheadCount),
         };
 
-        private float AddExponentials<TStorage, TOnes, TWeighted, TSquares>(byte* block, nint count, byte* ahead, nint aheadCount)
-            where TStorage : struct, IStorage where TOnes : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
+        private float AddExponentials<TStorage, TOnes, TGuess, TWeighted, TSquares>(byte* block, nint count, byte* ahead, nint aheadCount)
+            where TStorage : struct, IStorage where TOnes : struct, IChoice where TGuess : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint eights = HasManyRegisters ? count - count % (8 * V.Count) : 0;
             if (eights == 0)
                 return AddExponentials4<TStorage, TOnes, TWeighted, TSquares>(ref this, block, count, ahead, aheadCount);
             if (TOnes.Taken)
                 CountOnes<TStorage>(ref this, block, eights);
-            float largest = AddExponentials8<TStorage, TOnes, TWeighted, TSquares>(ref this, block, eights, ahead, aheadCount);
+            float largest = AddExponentials8<TStorage, TOnes, TGuess, TWeighted, TSquares>(ref this, block, eights);
             if (eights < count)
                 AddExponentials4<TStorage, TOnes, TWeighted, TSquares>(ref this, block + eights * TStorage.Size, count - eights, ahead, 0);
             return largest;
@@ -285,27 +299,27 @@ internal sealed partial class CpuDevice
 
         // The same, eight vectors at a time; what counts as one is counted already, and here it is nothing.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static float AddExponentials8<TStorage, TOnes, TWeighted, TSquares>(ref LogitSums<V> to, byte* block, nint count, byte* ahead, nint aheadCount)
-            where TStorage : struct, IStorage where TOnes : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
+        private static float AddExponentials8<TStorage, TOnes, TGuess, TWeighted, TSquares>(ref LogitSums<V> to, byte* block, nint count)
+            where TStorage : struct, IStorage where TOnes : struct, IChoice where TGuess : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
             V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(Exponential.LowestOfTwo);
             V sum = V.Zero, weighted0 = V.Zero, weighted1 = V.Zero, squares0 = V.Zero, squares1 = V.Zero;
             V largest0 = V.From(float.NegativeInfinity), largest1 = largest0;
-            byte* end = block + count * TStorage.Size, aheadEnd = ahead + aheadCount * TStorage.Size;
-            byte* next = to.next;
+            byte* end = block + count * TStorage.Size, next = to.next;
             nint nextStep = 4 * to.nextStep;
             for (; block < end; block += 8 * w, next += 2 * nextStep)
             {
                 Prefetch.Bytes(next, nextStep);
                 Prefetch.Bytes(next + nextStep, nextStep);
-                if (ahead <= aheadEnd - 8 * w)
+                if (TGuess.Taken)
                 {
-                    AddLargest<TStorage>(ahead, ref largest0, ref largest1);
-                    AddLargest<TStorage>(ahead + 2 * w, ref largest0, ref largest1);
-                    AddLargest<TStorage>(ahead + 4 * w, ref largest0, ref largest1);
-                    AddLargest<TStorage>(ahead + 6 * w, ref largest0, ref largest1);
-                    ahead += 8 * w;
+                    AddLargest<TStorage>(block, ref largest0, ref largest1);
+                    AddLargest<TStorage>(block + 2 * w, ref largest0, ref largest1);
+                    AddLargest<TStorage>(block + 4 * w, ref largest0, ref largest1);
+                    AddLargest<TStorage>(block + 6 * w, ref largest0, ref largest1);
+                    if (V.AnyLess(anchor, V.MaxNative(largest0, largest1)))
+                        return GuessedWrong<TStorage>(ref to, block, end, next, V.MaxNative(largest0, largest1));
                 }
                 Powers<TStorage, TOnes>(block, anchor, scale, lowest, out V y0, out V y1);
                 Powers<TStorage, TOnes>(block + 2 * w, anchor, scale, lowest, out V y2, out V y3);
@@ -330,14 +344,24 @@ internal sealed partial class CpuDevice
                 }
                 sum += ((e0 + e1) + (e2 + e3)) + ((e4 + e5) + (e6 + e7));
             }
-            for (; ahead < aheadEnd; ahead += w)
-                largest0 = V.MaxNative(largest0, TStorage.Load<V>(ahead));
+            to.next = next;
+            float largest = V.MaxNative(largest0, largest1).Largest();
+            if (TGuess.Taken && !(largest <= to.max))
+                return largest;
             to.sum += sum;
             if (TWeighted.Taken)
                 to.weighted = V.MultiplyAdd(weighted0 + weighted1, V.From(Exponential.Ln2), to.weighted);
             if (TSquares.Taken)
                 to.squares += squares0 + squares1;
-            return V.MaxNative(largest0, largest1).Largest();
+            return largest;
+        }
+
+        // What is left of the block is looked through only.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static float GuessedWrong<TStorage>(ref LogitSums<V> to, byte* block, byte* end, byte* next, V largest) where TStorage : struct, IStorage
+        {
+            to.next = next;
+            return Math.Max(largest.Largest(), Largest<TStorage>(block, (nint)(end - block) / TStorage.Size));
         }
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
