@@ -97,7 +97,7 @@ internal sealed partial class CpuDevice
             RunBackward(work, scratch);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
-                Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads);
+                Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads, scratch, (nint)plan.ScratchBytes);
             var fold = new BiasGradients(shape, plan, scoring, partials, accumulate);
             if (gradients.DistanceBias.IsPresent)
                 fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
@@ -144,7 +144,7 @@ internal sealed partial class CpuDevice
 /// <summary>The backward pass of a sequence, key head and chunk of keys: for each of its query heads and blocks of queries, down the chunk's keys.</summary>
 /// <remarks>
 /// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK
-/// stay in scratch, features in the lanes, over all blocks; dQᵀ stays in scratch, queries in the lanes, over the chunk.
+/// stay in scratch, features in the lanes, over all blocks; dQᵀ, queries in the lanes, is summed over the chunk where it stays if there are several, else in scratch.
 /// </remarks>
 internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
 {
@@ -195,7 +195,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         upstreamColumns = Take(ref scratch, dv * block);
         queryRows = Take(ref scratch, block * headRow);
         upstreamRows = Take(ref scratch, block * valueRow);
-        queryGradient = Take(ref scratch, (nint)AttentionTiles.RoundUp(d, Product.Rows) * block);
+        queryGradient = Take(ref scratch, (nint)AttentionBackwardPlan.QueryRow(Shape) * block);
         s = Take(ref scratch, AttentionTiles.Keys * block);
         dS = Take(ref scratch, AttentionTiles.Keys * block);
         scaled = Take(ref scratch, AttentionTiles.Keys * block);
@@ -233,6 +233,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
         BeginBlockGradients<V>();
+        if (Plan is { WantsQuery: true, Chunks: > 1 })
+            queryGradient = Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * (nint)AttentionBackwardPlan.QueryRow(Shape);
         bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
         for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
         {
@@ -322,8 +324,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         EndBlockGradients<V>(head, i0, rows, first, end, count);
         if (!begun)
             Clear(queryGradient, d * block);
-        if (Plan.WantsQuery)
-            WriteQueryGradient<V>(head, i0, rows, block, d);
+        if (Plan is { WantsQuery: true, Chunks: 1 })
+        {
+            Multiply<V>(queryGradient, d * block, Shape.Scale);
+            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
+        }
     }
 
     // The block's queries and upstream gradients, both ways around, and what is known of its rows.
@@ -441,15 +446,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     // A weight e^t with what was rounded away when L was subtracted from z, t being the difference, and e^−remainder − 1 of L.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V PutBack<V>(V weight, V z, V t, V logSumExp, V rest) where V : struct, ILanes<V> => V.MultiplyAdd(weight, z - (t + logSumExp) + rest, weight);
-
-    private readonly void WriteQueryGradient<V>(nint head, nint i0, nint rows, nint block, nint d) where V : struct, ILanes<V>
-    {
-        Multiply<V>(queryGradient, d * block, Shape.Scale);
-        if (Plan.Chunks == 1)
-            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
-        else
-            MatrixCopy.Run(queryGradient, 1, block, Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d, d, 1, rows, d);
-    }
 
     private readonly void WriteKeyGradients<V>(nint keyHead, nint first, nint count) where V : struct, ILanes<V>
     {

@@ -10,7 +10,7 @@ namespace TransformerKernels;
 internal struct AttentionBackwardPlan
 {
     // About as many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles:
-    // every chunk transposes all queries again and adds a partial gradient of the queries.
+    // every chunk transposes all queries again and has a partial gradient of the queries.
     private const long ItemsWanted = 16, LeastChunk = 4 * AttentionTiles.Keys;
 
     public long Chunks { get; private set; }
@@ -55,7 +55,7 @@ internal struct AttentionBackwardPlan
             WantsGrid = gradients.GridBias.IsPresent,
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
-        plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
+        plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * QueryFloats(shape) : 0;
         plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
         plan.gridFloats = plan.WantsGrid ? perHeadAndChunk * shape.GridCells : 0;
         for (int c = 0; c < PairTensors.Count; c++)
@@ -66,7 +66,7 @@ internal struct AttentionBackwardPlan
 
         const long block = AttentionTiles.WidestBlock;
         long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
-        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
+        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + QueryRow(shape) * block
             + 5 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
@@ -93,9 +93,14 @@ internal struct AttentionBackwardPlan
     /// <summary>Where the gradients of the sinks lie, in bytes: a double a sequence and head, behind all floats.</summary>
     public readonly long SinkPartial => AttentionTiles.RoundUp((LogSumExpPartial + logSumExpFloats) * sizeof(float), sizeof(double));
 
-    /// <summary>Where the partial gradients of the queries of a head begin: chunk by chunk, [query, feature].</summary>
-    public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) =>
-        ((batch * shape.Heads + head) * Chunks + chunk) * shape.Queries * shape.HeadSize;
+    /// <summary>Where the partial gradient of the queries of a head and chunk begins: [block, feature, lane], the first element of a block's query and feature standing at [query · row], unscaled.</summary>
+    public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) => ((batch * shape.Heads + head) * Chunks + chunk) * QueryFloats(shape);
+
+    /// <summary>The floats of the gradient of one query, with what a product needs beside it.</summary>
+    public static long QueryRow(in AttentionShape shape) => AttentionTiles.RoundUp(shape.HeadSize, Product.Rows);
+
+    // Whole blocks.
+    private static long QueryFloats(in AttentionShape shape) => AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * QueryRow(shape);
 
     /// <summary>Where the partial gradient of a head's line begins.</summary>
     public readonly long LinePartial(in AttentionShape shape, long batch, long head, long chunk) =>
