@@ -9,9 +9,9 @@ namespace TransformerKernels;
 /// </remarks>
 internal struct AttentionBackwardPlan
 {
-    // About as many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles:
-    // every chunk transposes all queries again and has a partial gradient of the queries.
-    private const long ItemsWanted = 16, LeastChunk = 4 * AttentionTiles.Keys;
+    // As many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles: every chunk transposes all queries again and has a partial
+    // gradient of the queries. Half as long they may be for a few items, of which two processors get even shares, and where heads take turns, so that chunks are all that runs side by side.
+    private const long ItemsWanted = 16, ItemsNeeded = 4, LeastChunk = 8 * AttentionTiles.Keys, ShortestChunk = LeastChunk / 2;
 
     public long Chunks { get; private set; }
 
@@ -43,7 +43,7 @@ internal struct AttentionBackwardPlan
         bool takeTurns = false;
         for (int c = 0; c < PairTensors.Count; c++)
             takeTurns |= Gradient(problem, gradients, c).IsSharedByHeads(shape);
-        long wanted = Math.Max(1, Math.Min(ItemsWanted / Math.Max(1, takeTurns ? 1 : shape.KeyHeads), (shape.Keys + LeastChunk - 1) / LeastChunk));
+        long wanted = Math.Max(1, takeTurns ? Chunks(ItemsWanted, 1, ShortestChunk) : Math.Max(Chunks(ItemsWanted, shape.KeyHeads, LeastChunk), Chunks(ItemsNeeded, shape.KeyHeads, ShortestChunk)));
         long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
         var plan = new AttentionBackwardPlan
         {
@@ -71,6 +71,8 @@ internal struct AttentionBackwardPlan
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
+
+        long Chunks(long items, long heads, long least) => Math.Min(items / Math.Max(1, heads), (shape.Keys + least - 1) / least);
     }
 
     /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
