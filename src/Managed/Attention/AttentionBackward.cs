@@ -256,6 +256,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             bool ruled = typeof(TRule) != typeof(PlainScore);
             RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
             PairsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
+            AddNextBlock<V>(ref valuesAhead, ref gradientsAhead, head, i0, (end - 1 - j0) / AttentionTiles.Keys);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
@@ -329,6 +330,19 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             Multiply<V>(queryGradient, d * block, Shape.Scale);
             MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
         }
+    }
+
+    // What the item's next block begins with.
+    private readonly void AddNextBlock<V>(ref PairsAhead ahead, ref PairsAhead then, nint head, nint i0, nint tilesLeft) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
+        (nint nextHead, nint next) = i0 + block < queries ? (head, i0 + block) : (head + 1, 0);
+        if (next == 0 && nextHead % (nint)(Shape.Heads / Shape.KeyHeads) == 0)
+            return;
+        nint rows = Math.Min(block, queries - next);
+        ahead.Add(Query, Query.Matrix(batch, nextHead) + next * Query.Row, rows, d, tilesLeft);
+        then.Add(UpstreamOutput, UpstreamOutput.Matrix(batch, nextHead) + next * UpstreamOutput.Row, rows, dv, tilesLeft);
+        then.Add(Output, Output.Matrix(batch, nextHead) + next * Output.Row, rows, dv, tilesLeft);
     }
 
     // The block's queries and upstream gradients, both ways around, and what is known of its rows.
