@@ -97,7 +97,7 @@ internal sealed partial class CpuDevice
             RunBackward(work, scratch);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
-                Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads);
+                Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads, scratch, (nint)plan.ScratchBytes);
             var fold = new BiasGradients(shape, plan, scoring, partials, accumulate);
             if (gradients.DistanceBias.IsPresent)
                 fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
@@ -144,7 +144,7 @@ internal sealed partial class CpuDevice
 /// <summary>The backward pass of a sequence, key head and chunk of keys: for each of its query heads and blocks of queries, down the chunk's keys.</summary>
 /// <remarks>
 /// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK
-/// stay in scratch, features in the lanes, over all blocks; dQᵀ stays in scratch, queries in the lanes, over the chunk.
+/// stay in scratch, features in the lanes, over all blocks; dQᵀ, queries in the lanes, is summed over the chunk where it stays if there are several, else in scratch.
 /// </remarks>
 internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
 {
@@ -195,7 +195,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         upstreamColumns = Take(ref scratch, dv * block);
         queryRows = Take(ref scratch, block * headRow);
         upstreamRows = Take(ref scratch, block * valueRow);
-        queryGradient = Take(ref scratch, (nint)AttentionTiles.RoundUp(d, Product.Rows) * block);
+        queryGradient = Take(ref scratch, (nint)AttentionBackwardPlan.QueryRow(Shape) * block);
         s = Take(ref scratch, AttentionTiles.Keys * block);
         dS = Take(ref scratch, AttentionTiles.Keys * block);
         scaled = Take(ref scratch, AttentionTiles.Keys * block);
@@ -233,6 +233,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
         BeginBlockGradients<V>();
+        if (Plan is { WantsQuery: true, Chunks: > 1 })
+            queryGradient = Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * (nint)AttentionBackwardPlan.QueryRow(Shape);
         if (end > first)
             scores.ReadMask<V>(Scoring, i0, rows, end);
         bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
@@ -256,6 +258,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             bool ruled = typeof(TRule) != typeof(PlainScore);
             RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
             PairsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
+            AddNextBlock<V>(ref valuesAhead, ref gradientsAhead, head, i0, (end - 1 - j0) / AttentionTiles.Keys);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
@@ -324,8 +327,24 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         EndBlockGradients<V>(head, i0, rows, first, end, count);
         if (!begun)
             Clear(queryGradient, d * block);
-        if (Plan.WantsQuery)
-            WriteQueryGradient<V>(head, i0, rows, block, d);
+        if (Plan is { WantsQuery: true, Chunks: 1 })
+        {
+            Multiply<V>(queryGradient, d * block, Shape.Scale);
+            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
+        }
+    }
+
+    // What the item's next block begins with.
+    private readonly void AddNextBlock<V>(ref PairsAhead ahead, ref PairsAhead then, nint head, nint i0, nint tilesLeft) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
+        (nint nextHead, nint next) = i0 + block < queries ? (head, i0 + block) : (head + 1, 0);
+        if (next == 0 && nextHead % (nint)(Shape.Heads / Shape.KeyHeads) == 0)
+            return;
+        nint rows = Math.Min(block, queries - next);
+        ahead.Add(Query, Query.Matrix(batch, nextHead) + next * Query.Row, rows, d, tilesLeft);
+        then.Add(UpstreamOutput, UpstreamOutput.Matrix(batch, nextHead) + next * UpstreamOutput.Row, rows, dv, tilesLeft);
+        then.Add(Output, Output.Matrix(batch, nextHead) + next * Output.Row, rows, dv, tilesLeft);
     }
 
     // The block's queries and upstream gradients, both ways around, and what is known of its rows.
@@ -371,13 +390,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         {
             nint columns = Math.Min(AttentionTiles.Keys, dv - first);
             AttentionTiles.PackColumns<V>(output + first * Output.Column, Output.Row, Output.Column, rows, columns, s);
-            for (nint lane = 0; lane < block; lane += V.Count)
-            {
-                V sum = V.Load(delta + lane);
-                for (nint column = 0; column < columns; column++)
-                    sum = V.MultiplyAdd(V.Load(s + column * block + lane), V.Load(upstreamColumns + (first + column) * block + lane), sum);
-                sum.Store(delta + lane);
-            }
+            AddProducts<V>(s, upstreamColumns + first * block, columns, delta);
         }
         for (nint row = 0; row < block; row++)
         {
@@ -391,6 +404,25 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         }
         for (nint lane = 0; lane < block; lane += V.Count)
             V.Expm1(V.Load(remainder + lane)).Store(remainder + lane);
+    }
+
+    // sums[lane] += Σ a[row, lane] · b[row, lane], in order: the vectors of a row side by side, so that none waits for its own sum.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void AddProducts<V>(float* a, float* b, nint rows, float* sums) where V : struct, ILanes<V>
+    {
+        nint w = V.Count, block = AttentionTiles.Block<V>();
+        V s0 = V.Load(sums), s1 = V.Load(sums + w), s2 = V.Load(sums + 2 * w), s3 = V.Load(sums + 3 * w);
+        for (nint row = 0; row < rows; row++, a += block, b += block)
+        {
+            s0 = V.MultiplyAdd(V.Load(a), V.Load(b), s0);
+            s1 = V.MultiplyAdd(V.Load(a + w), V.Load(b + w), s1);
+            s2 = V.MultiplyAdd(V.Load(a + 2 * w), V.Load(b + 2 * w), s2);
+            s3 = V.MultiplyAdd(V.Load(a + 3 * w), V.Load(b + 3 * w), s3);
+        }
+        s0.Store(sums);
+        s1.Store(sums + w);
+        s2.Store(sums + 2 * w);
+        s3.Store(sums + 3 * w);
     }
 
     // From scores and dP of a part: P in place of S and dz in place of dP, four keys at a time of one vector of queries. The last key stands for those that are missing of four.
@@ -443,15 +475,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     // A weight e^t with what was rounded away when L was subtracted from z, t being the difference, and e^−remainder − 1 of L.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V PutBack<V>(V weight, V z, V t, V logSumExp, V rest) where V : struct, ILanes<V> => V.MultiplyAdd(weight, z - (t + logSumExp) + rest, weight);
-
-    private readonly void WriteQueryGradient<V>(nint head, nint i0, nint rows, nint block, nint d) where V : struct, ILanes<V>
-    {
-        Multiply<V>(queryGradient, d * block, Shape.Scale);
-        if (Plan.Chunks == 1)
-            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
-        else
-            MatrixCopy.Run(queryGradient, 1, block, Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * d, d, 1, rows, d);
-    }
 
     private readonly void WriteKeyGradients<V>(nint keyHead, nint first, nint count) where V : struct, ILanes<V>
     {

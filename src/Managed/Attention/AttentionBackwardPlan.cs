@@ -9,9 +9,9 @@ namespace TransformerKernels;
 /// </remarks>
 internal struct AttentionBackwardPlan
 {
-    // About as many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles:
-    // every chunk transposes all queries again and adds a partial gradient of the queries.
-    private const long ItemsWanted = 16, LeastChunk = 4 * AttentionTiles.Keys;
+    // As many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles: every chunk transposes all queries again and has a partial
+    // gradient of the queries. Half as long they may be for a few items, of which two processors get even shares, and where heads take turns, so that chunks are all that runs side by side.
+    private const long ItemsWanted = 16, ItemsNeeded = 4, LeastChunk = 8 * AttentionTiles.Keys, ShortestChunk = LeastChunk / 2;
 
     public long Chunks { get; private set; }
 
@@ -43,7 +43,7 @@ internal struct AttentionBackwardPlan
         bool takeTurns = false;
         for (int c = 0; c < PairTensors.Count; c++)
             takeTurns |= Gradient(problem, gradients, c).IsSharedByHeads(shape);
-        long wanted = Math.Max(1, Math.Min(ItemsWanted / Math.Max(1, takeTurns ? 1 : shape.KeyHeads), (shape.Keys + LeastChunk - 1) / LeastChunk));
+        long wanted = Math.Max(1, takeTurns ? Chunks(ItemsWanted, 1, ShortestChunk) : Math.Max(Chunks(ItemsWanted, shape.KeyHeads, LeastChunk), Chunks(ItemsNeeded, shape.KeyHeads, ShortestChunk)));
         long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
         var plan = new AttentionBackwardPlan
         {
@@ -55,7 +55,7 @@ internal struct AttentionBackwardPlan
             WantsGrid = gradients.GridBias.IsPresent,
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
-        plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * shape.Queries * shape.HeadSize : 0;
+        plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * QueryFloats(shape) : 0;
         plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
         plan.gridFloats = plan.WantsGrid ? perHeadAndChunk * shape.GridCells : 0;
         for (int c = 0; c < PairTensors.Count; c++)
@@ -66,11 +66,13 @@ internal struct AttentionBackwardPlan
 
         const long block = AttentionTiles.WidestBlock;
         long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
-        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + AttentionTiles.RoundUp(shape.HeadSize, Product.Rows) * block
+        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + QueryRow(shape) * block
             + 5 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
+
+        long Chunks(long items, long heads, long least) => Math.Min(items / Math.Max(1, heads), (shape.Keys + least - 1) / least);
     }
 
     /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
@@ -93,9 +95,14 @@ internal struct AttentionBackwardPlan
     /// <summary>Where the gradients of the sinks lie, in bytes: a double a sequence and head, behind all floats.</summary>
     public readonly long SinkPartial => AttentionTiles.RoundUp((LogSumExpPartial + logSumExpFloats) * sizeof(float), sizeof(double));
 
-    /// <summary>Where the partial gradients of the queries of a head begin: chunk by chunk, [query, feature].</summary>
-    public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) =>
-        ((batch * shape.Heads + head) * Chunks + chunk) * shape.Queries * shape.HeadSize;
+    /// <summary>Where the partial gradient of the queries of a head and chunk begins: [block, feature, lane], the first element of a block's query and feature standing at [query · row], unscaled.</summary>
+    public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) => ((batch * shape.Heads + head) * Chunks + chunk) * QueryFloats(shape);
+
+    /// <summary>The floats of the gradient of one query, with what a product needs beside it.</summary>
+    public static long QueryRow(in AttentionShape shape) => AttentionTiles.RoundUp(shape.HeadSize, Product.Rows);
+
+    // Whole blocks.
+    private static long QueryFloats(in AttentionShape shape) => AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * QueryRow(shape);
 
     /// <summary>Where the partial gradient of a head's line begins.</summary>
     public readonly long LinePartial(in AttentionShape shape, long batch, long head, long chunk) =>

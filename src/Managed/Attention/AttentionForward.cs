@@ -110,13 +110,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     {
         nint block = AttentionTiles.Block<V>();
         nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
-        nint blocks = (queries + block - 1) / block;
-        // Two sequences, and heads, that share a dense bias take turns at a block of queries: more is read of it than of keys and values, and the second finds it in a cache.
-        ref readonly Captured dense = ref Scoring.Tensors[PairTensors.DenseBias];
-        nint batches = dense.IsSharedByBatch(Shape) && Shape.Batch % 2 == 0 ? 2 : 1, heads = dense.IsSharedByHeads(Shape) && Shape.Heads % 2 == 0 ? 2 : 1;
-        nint turn = item % (batches * heads), place = item / (batches * heads), group = place / blocks, headGroups = (nint)Shape.Heads / heads;
-        nint head = group % headGroups * heads + turn % heads, batch = group / headGroups * batches + turn / heads;
-        nint i0 = (blocks - 1 - place % blocks) * block; // the last block first: under a causal mask it takes longest
+        Locate<V>(item, out nint batch, out nint head, out nint i0, out nint turns);
         nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
         nint rows = Math.Min(block, queries - i0), offset = Scoring.QueryOffset(batch);
 
@@ -141,7 +135,9 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             scores.BeginBlock<V>(Scoring, i0);
             scores.ReadMask<V>(Scoring, i0, rows, end);
         }
-        float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
+        float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead), output = Output.Matrix(batch, head) + i0 * Output.Row;
+        Locate<V>(item + turns, out nint nextBatch, out nint nextHead, out nint nextI0, out _);
+        float* nextQuery = Query.Matrix(nextBatch, nextHead) + nextI0 * Query.Row;
         bool someHidden = false;
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
@@ -152,6 +148,9 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
             LaneRows bias = scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
             PairsAhead ahead = scores.Ahead<V>(Scoring, i0, j0 + count, end);
+            nint tilesLeft = (end - 1 - j0) / AttentionTiles.Keys;
+            ahead.Add(Output, output, rows, dv, tilesLeft);
+            ahead.Add(Query, nextQuery, Math.Min(block, queries - nextI0), d, tilesLeft);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
             if (typeof(TRule) == typeof(PlainScore))
             {
@@ -199,8 +198,22 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         }
         if (someHidden && !skips && !AttentionTiles.IsFinite<V>(o, block, 1, dv, block))
             return false;
-        Finish<V>(o, maximum, sum, batch, head, i0, rows, dv);
+        Finish<V>(o, maximum, sum, batch, head, i0, rows, dv, output);
         return true;
+    }
+
+    // The block of queries that an item is, and after how many items the next block of the same head, or the next head, comes. Beyond the last item: the first one's.
+    private readonly void Locate<V>(nint item, out nint batch, out nint head, out nint i0, out nint turns) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), blocks = ((nint)Shape.Queries + block - 1) / block;
+        // Two sequences, and heads, that share a dense bias take turns at a block of queries: more is read of it than of keys and values, and the second finds it in a cache.
+        ref readonly Captured dense = ref Scoring.Tensors[PairTensors.DenseBias];
+        nint batches = dense.IsSharedByBatch(Shape) && Shape.Batch % 2 == 0 ? 2 : 1, heads = dense.IsSharedByHeads(Shape) && Shape.Heads % 2 == 0 ? 2 : 1;
+        turns = batches * heads;
+        nint turn = item % turns, place = item / turns, group = place / blocks, headGroups = (nint)Shape.Heads / heads;
+        head = group % headGroups * heads + turn % heads;
+        batch = group / headGroups % ((nint)Shape.Batch / batches) * batches + turn / heads;
+        i0 = (blocks - 1 - place % blocks) * block; // the last block first: under a causal mask it takes longest
     }
 
     // Final scores of a part without a rule, and the maxima.
@@ -360,7 +373,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         }
     }
 
-    private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
+    private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv, float* output) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         float sink = Scoring.Sink(head);
@@ -382,7 +395,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             for (nint column = 0; column < dv; column++)
                 (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
         }
-        MatrixCopy.Run(o, 1, block, Output.Matrix(batch, head) + i0 * Output.Row, Output.Row, Output.Column, rows, dv);
+        MatrixCopy.Run(o, 1, block, output, Output.Row, Output.Column, rows, dv);
     }
 
     // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.

@@ -11,26 +11,20 @@ internal unsafe struct SumQueryGradients : IWork
 
     public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
-        nint head = item % (nint)Shape.Heads, batch = item / (nint)Shape.Heads, d = (nint)Shape.HeadSize, queries = (nint)Shape.Queries, each = queries * d;
-        float* partial = Partials + Plan.QueryPartial(Shape, batch, head, 0), to = Gradient.Matrix(batch, head);
-        for (nint row = 0; row < queries; row++)
+        nint head = item % (nint)Shape.Heads, batch = item / (nint)Shape.Heads, d = (nint)Shape.HeadSize, queries = (nint)Shape.Queries, block = AttentionTiles.Block<V>();
+        float* partial = Partials + Plan.QueryPartial(Shape, batch, head, 0), to = Gradient.Matrix(batch, head), sums = (float*)scratch;
+        nint row = (nint)AttentionBackwardPlan.QueryRow(Shape), each = (nint)(Plan.QueryPartial(Shape, batch, head, 1) - Plan.QueryPartial(Shape, batch, head, 0));
+        for (nint i0 = 0; i0 < queries; i0 += block)
         {
-            float* from = partial + row * d, at = to + row * Gradient.Row;
-            nint column = 0;
-            for (; Gradient.Column == 1 && column + V.Count <= d; column += V.Count)
+            for (nint at = 0; at < d * block; at += V.Count)
             {
-                V sum = V.Load(from + column);
+                float* from = partial + i0 * row + at;
+                V sum = V.Load(from);
                 for (nint chunk = 1; chunk < (nint)Plan.Chunks; chunk++)
-                    sum += V.Load(from + chunk * each + column);
-                (Accumulate ? V.Load(at + column) + sum : sum).Store(at + column);
+                    sum += V.Load(from + chunk * each);
+                (sum * Shape.Scale).Store(sums + at);
             }
-            for (; column < d; column++)
-            {
-                float sum = from[column];
-                for (nint chunk = 1; chunk < (nint)Plan.Chunks; chunk++)
-                    sum += from[chunk * each + column];
-                at[column * Gradient.Column] = Accumulate ? at[column * Gradient.Column] + sum : sum;
-            }
+            MatrixCopy.Run(sums, 1, block, to + i0 * Gradient.Row, Gradient.Row, Gradient.Column, Math.Min(block, queries - i0), d, Accumulate);
         }
     }
 }

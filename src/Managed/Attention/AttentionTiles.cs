@@ -46,8 +46,8 @@ internal static unsafe class AttentionTiles
     /// <summary>Copies rows of a matrix to rows of whole vectors: target[row·step + column]. Columns up to step become 0.</summary>
     public static void PackRows(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float* target, nint step)
     {
-        if (columns < step)
-            NativeMemory.Clear(target, (nuint)(rows * step * sizeof(float)));
+        for (nint row = 0; row < rows && columns < step; row++)
+            NativeMemory.Clear(target + row * step + columns, (nuint)((step - columns) * sizeof(float)));
         MatrixCopy.Run(source, rowStep, columnStep, target, step, 1, rows, columns);
     }
 

@@ -2,10 +2,10 @@ using System.Runtime.CompilerServices;
 
 namespace TransformerKernels;
 
-/// <summary>Rows of a tile's pairs in tensors that will be read or written soon. They lie far apart, where the processor's own prefetching doesn't follow: a product asks for them one by one while it runs.</summary>
+/// <summary>Rows that will be read or written soon: of a tile's pairs, of a block's queries. They lie far apart, where the processor's own prefetching doesn't follow: a product asks for them one by one while it runs.</summary>
 internal unsafe struct PairsAhead(nint queries)
 {
-    private PairRows rows;
+    private RowsAhead rows;
     private int count;
     private nint first;
 
@@ -13,7 +13,20 @@ internal unsafe struct PairsAhead(nint queries)
     public void Add(in Captured tensor, nint batch, nint head, nint i0, nint j0)
     {
         if (tensor.IsPresent && tensor.Structure == CapturedStructure.Dense && tensor.KeyStep == 1)
-            rows[count++] = new() { Start = tensor.At(batch, head, i0, j0, 0), Step = tensor.QueryStep };
+            rows[count++] = new() { Start = tensor.At(batch, head, i0, j0, 0), Step = tensor.QueryStep, Count = queries };
+    }
+
+    /// <summary>Adds rows of features side by side: a tile's worth of them, so that the last tiles of a block ask for all.</summary>
+    /// <param name="matrix">Their steps.</param>
+    /// <param name="start">The first row.</param>
+    /// <param name="length">The rows.</param>
+    /// <param name="features">The features of a row.</param>
+    /// <param name="tilesLeft">How many tiles of the block come after this one.</param>
+    public void Add(in Strided matrix, float* start, nint length, nint features, nint tilesLeft)
+    {
+        nint feature = tilesLeft * AttentionTiles.Keys;
+        if (matrix.Column == 1 && feature < features)
+            rows[count++] = new() { Start = start + feature, Step = matrix.Row, Count = length };
     }
 
     /// <summary>The rows to be asked for while a part of the tile is worked on: each part has others, a tile that is seen whole all of them.</summary>
@@ -30,7 +43,7 @@ internal unsafe struct PairsAhead(nint queries)
             Product.Set<V>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block);
     }
 
-    /// <summary>Asks for the values of as many queries as a register tile has vectors. Of a tile that is seen whole there are 64 in all, as many as the widest block has queries.</summary>
+    /// <summary>Asks for as many rows as a register tile has vectors. Of a tile that is seen whole there are 64 in all, as many as the widest block has queries and a tile keys.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Ask<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
     {
@@ -40,19 +53,28 @@ internal unsafe struct PairsAhead(nint queries)
 
     // Not inlined: a product's loop has no register to spare.
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private readonly void Ask(nint query, nint more)
+    private readonly void Ask(nint row, nint more)
     {
-        for (nint end = Math.Min(query + more, queries); query < end; query++)
+        for (int n = 0; n < count; n++)
         {
-            for (int n = 0; n < count; n++)
-                Prefetch.Tile(rows[n].Start + query * rows[n].Step);
+            nint end = Math.Min(row + more, rows[n].Count), step = rows[n].Step;
+            float* at = rows[n].Start + row * step;
+            for (nint next = row; next < end; next++, at += step)
+                Prefetch.Tile(at);
         }
     }
 
-    [InlineArray(CapturedSet.Count + 1)]
-    private struct PairRows
+    private struct Rows
     {
-        private LaneRows first;
+        public float* Start;
+        public nint Step, Count;
+    }
+
+    // Captured tensors and a dense bias; two of Q, O and dO.
+    [InlineArray(CapturedSet.Count + 1 + 2)]
+    private struct RowsAhead
+    {
+        private Rows first;
     }
 }
 

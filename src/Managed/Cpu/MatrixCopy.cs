@@ -36,14 +36,22 @@ internal static unsafe class MatrixCopy
             Elements(from, fromRow, fromColumn, to, toRow, toColumn, rows, columns, add);
     }
 
-    // In squares as far as they reach, the rest in smaller ones.
+    // In squares as far as they reach. What is left over is copied by squares that lie half over others; where something is added, which must happen once, by smaller ones.
     private static void Transpose(int side, float* from, nint fromRow, float* to, nint toColumn, nint rows, nint columns, bool add)
     {
-        nint fullRows = rows - rows % side, fullColumns = columns - columns % side;
-        for (nint row = 0; row < fullRows; row += side)
+        if (side < Side)
         {
-            for (nint column = 0; column < fullColumns; column += side)
+            Elements(from, fromRow, 1, to, 1, toColumn, rows, columns, add);
+            return;
+        }
+        bool overlaps = !add && rows >= side && columns >= side;
+        nint squareRows = overlaps ? rows : rows - rows % side, squareColumns = overlaps ? columns : columns - columns % side;
+        for (nint at = 0; at < squareRows; at += side)
+        {
+            nint row = Math.Min(at, rows - side);
+            for (nint next = 0; next < squareColumns; next += side)
             {
+                nint column = Math.Min(next, columns - side);
                 float* square = from + row * fromRow + column, target = to + row + column * toColumn;
                 if (side == Side)
                     Transpose4(square, fromRow, target, toColumn, add);
@@ -53,19 +61,13 @@ internal static unsafe class MatrixCopy
                     Transpose16(square, fromRow, target, toColumn, add);
             }
         }
-        float* right = from + fullColumns, rightTarget = to + fullColumns * toColumn, below = from + fullRows * fromRow, belowTarget = to + fullRows;
-        if (side > Side)
-        {
-            Transpose(Side, right, fromRow, rightTarget, toColumn, fullRows, columns - fullColumns, add);
-            Transpose(Side, below, fromRow, belowTarget, toColumn, rows - fullRows, columns, add);
-        }
-        else
-        {
-            Elements(right, fromRow, 1, rightTarget, 1, toColumn, fullRows, columns - fullColumns, add);
-            Elements(below, fromRow, 1, belowTarget, 1, toColumn, rows - fullRows, columns, add);
-        }
+        if (squareColumns < columns)
+            Transpose(side / 2, from + squareColumns, fromRow, to + squareColumns * toColumn, toColumn, squareRows, columns - squareColumns, add);
+        if (squareRows < rows)
+            Transpose(side / 2, from + squareRows * fromRow, fromRow, to + squareRows, toColumn, rows - squareRows, columns, add);
     }
 
+    // A row's end is copied by a vector that lies half over the one before.
     private static void Row(float* from, float* to, nint count, bool add)
     {
         nint done = 0;
@@ -73,6 +75,11 @@ internal static unsafe class MatrixCopy
         {
             Vector512<float> sixteen = Vector512.Load(from + done);
             (add ? Vector512.Load(to + done) + sixteen : sixteen).Store(to + done);
+        }
+        if (Vector512.IsHardwareAccelerated && !add && done > 0 && done < count)
+        {
+            Vector512.Load(from + count - Vector512<float>.Count).Store(to + count - Vector512<float>.Count);
+            return;
         }
         for (; Vector256.IsHardwareAccelerated && done + Vector256<float>.Count <= count; done += Vector256<float>.Count)
         {
