@@ -266,10 +266,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start);
                 if (ruled && Length.IsShort)
                     ApplyRule<Lockstep<V>>(tile, part.OfPairs, block);
-                else if (ruled && Length.Strips == 0)
-                    ApplyRule<V>(tile, part, block);
-                else if (ruled)
+                else if (ruled && Length.IsLong)
                     ApplyStrips<V>(tile, part);
+                else if (ruled)
+                    ApplyRule<V>(tile, part, block);
             }
             // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
             bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
@@ -291,10 +291,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                     {
                         if (GradientTile(capture, i0, j0) is not { Start: not null } gradient)
                             continue;
-                        if (Length.Strips == 0)
-                            AddCaptured<V>(tile, part, capture, gradient);
-                        else
+                        if (Length.IsLong)
                             AddCapturedStrips<V>(tile, part, capture, gradient);
+                        else
+                            AddCaptured<V>(tile, part, capture, gradient);
                     }
                 }
                 MultiplyBySlopes<V>(tileKeys);

@@ -51,29 +51,29 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void ApplyStrips<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
+        TilePart pairs = part.OfPairs;
+        nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
         bool both = WantedCaptures == 1;
-        int length = Strip<V>.Length;
-        float* seeds = stackalloc float[(4 + PlaceStrips<V>.Strips + Length.Strips) * length], memory = seeds + (4 + PlaceStrips<V>.Strips) * length;
-        new Span<float>(seeds, 4 * length).Clear();
-        new Span<float>(seeds, length).Fill(1);
-        new Span<float>(seeds + 3 * length, length).Fill(1);
-        Strip<V> byScore = both ? Strip<V>.At(seeds, 2) : Strip<V>.One, byCaptured = both ? Strip<V>.At(seeds + 2 * length, 2) : Strip<V>.Zero;
-        PlaceStrips<V> place = default;
-        place.Begin(tile, seeds + 4 * length);
+        (nint most, int floats) = Length.Memory<V>();
+        float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
+        StripMemory evaluation;
         V scale = V.From(Shape.Scale);
-        for (nint row = part.FirstKey; row < part.EndKey; row += Strip<V>.Rows)
+        for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
-            float* scores = s + row * block, kept = scaled + row * block;
-            for (nint at = 0; at < length; at += V.Count)
-                (V.Load(scores + at) * scale).Store(kept + at);
-            place.Take(tile, row);
-            StripMemory.Begin(memory);
-            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.At(kept), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
-            ruled.Value.CopyTo(scores);
-            ruled.Derivative.CopyTo(slope + row * block);
+            StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
+            nint start = row * block + first;
+            for (nint at = start; at < start + evaluation.Rows * block; at += block)
+            {
+                for (nint lane = 0; lane < lanes; lane += V.Count)
+                    (V.Load(s + at + lane) * scale).Store(scaled + at + lane);
+            }
+            Strip<V> none = Strip<V>.Zero, one = Strip<V>.One, byScore = both ? Strip<V>.Both(one, none) : one, byCaptured = both ? Strip<V>.Both(none, one) : none;
+            var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
+            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(scaled + start, block), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
+            ruled.Value.CopyTo(s + start, block);
+            ruled.Derivative.CopyTo(slope + start, block);
             if (both)
-                ruled.Derivative.CopyTo(kept, 1);
+                ruled.Derivative.CopyTo(scaled + start, block, 1);
         }
     }
 
@@ -148,32 +148,35 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddCapturedStrips<V>(in RuleTile tile, in TilePart part, int capture, LaneRows gradient) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>(), copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
-        int length = Strip<V>.Length;
-        float* derivative = stackalloc float[(1 + PlaceStrips<V>.Strips + Length.Strips) * length], memory = derivative + (1 + PlaceStrips<V>.Strips) * length;
-        PlaceStrips<V> place = default;
-        place.Begin(tile, derivative + length);
-        for (nint row = part.FirstKey; row < part.EndKey; row++)
+        TilePart pairs = part.OfPairs;
+        nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count, copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
+        (nint most, int floats) = Length.Memory<V>();
+        float* space = stackalloc float[StripMemory.Aligned((int)(most * block) + floats)], derivative = StripMemory.Align(space), memory = derivative + most * block;
+        StripMemory evaluation;
+        for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
+            nint end = Math.Min(row + most, part.EndKey);
             float* slopes = scaled + row * block, dz = dS + row * block;
             if (WantedCaptures > 1)
             {
-                if (row % Strip<V>.Rows == 0)
-                {
-                    place.Take(tile, row);
-                    StripMemory.Begin(memory);
-                    Rule.Score(new Dual<Strip<V>>(Strip<V>.At(slopes), Strip<V>.Zero), DualPlace(place, By(0, capture), By(1, capture), By(2, capture), By(3, capture))).Derivative.CopyTo(derivative);
-                }
-                slopes = derivative + row % Strip<V>.Rows * block;
+                StripMemory.Begin<V>(&evaluation, memory, end - row, lanes);
+                Strip<V> none = Strip<V>.Zero, one = Strip<V>.One;
+                var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
+                Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(slopes + first, block), none), DualPlace(place, By(0), By(1), By(2), By(3)));
+                ruled.Derivative.CopyTo(derivative + first, block);
+                slopes = derivative;
+
+                Strip<V> By(int tensor) => tensor == capture ? one : none;
             }
-            float* to = gradient.At(row) + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
-            for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+            for (nint key = row; key < end; key++, slopes += block, dz += block)
             {
-                V z = V.Load(dz + lane);
-                (V.Load(to + lane) + V.SelectEqual(z, V.Zero, V.Zero, z * V.Load(slopes + lane))).Store(to + lane);
+                float* to = gradient.At(key) + (key & (AttentionBackwardPlan.LineCopies - 1)) * copy;
+                for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+                {
+                    V z = V.Load(dz + lane);
+                    (V.Load(to + lane) + V.SelectEqual(z, V.Zero, V.Zero, z * V.Load(slopes + lane))).Store(to + lane);
+                }
             }
         }
-
-        static Strip<V> By(int tensor, int capture) => tensor == capture ? Strip<V>.One : Strip<V>.Zero;
     }
 }

@@ -226,25 +226,29 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
-    // The same for a long rule. It takes whole rows: of what lies beside the part nothing is read.
+    // The same for a long rule. It takes pairs of vectors: lanes that it has more are hidden.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly bool ScoreStrips<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        nint block = AttentionTiles.Block<V>();
-        float* score = stackalloc float[(1 + PlaceStrips<V>.Strips + Length.Strips) * Strip<V>.Length], memory = score + (1 + PlaceStrips<V>.Strips) * Strip<V>.Length;
-        PlaceStrips<V> place = default;
-        place.Begin(tile, score + Strip<V>.Length);
+        TilePart pairs = part.OfPairs;
+        nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
+        (nint most, int floats) = Length.Memory<V>();
+        float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
+        StripMemory evaluation;
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
-        for (nint row = part.FirstKey; row < part.EndKey; row += Strip<V>.Rows)
+        for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
-            float* scores = s + row * block;
-            for (nint at = 0; at < Strip<V>.Length; at += V.Count)
-                (V.Load(scores + at) * scale).Store(score + at);
-            place.Take(tile, row);
-            StripMemory.Begin(memory);
-            Rule.Score(Strip<V>.At(score), new ScorePlace<Strip<V>>
+            StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
+            float* scores = s + row * block + first;
+            for (nint key = 0; key < evaluation.Rows; key++)
+            {
+                for (nint lane = key * block; lane < key * block + lanes; lane += V.Count)
+                    (V.Load(scores + lane) * scale).Store(scores + lane);
+            }
+            var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
+            Rule.Score(Strip<V>.Rows(scores, block), new ScorePlace<Strip<V>>
             {
                 QueryPosition = place.QueryPosition,
                 KeyPosition = place.KeyPosition,
@@ -254,7 +258,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 Captured1 = place.Captured1,
                 Captured2 = place.Captured2,
                 Captured3 = place.Captured3,
-            }).CopyTo(scores);
+            }).CopyTo(scores, block);
         }
         nint end = part.EndVector * V.Count;
         for (nint row = part.FirstKey; row < part.EndKey; row++)
@@ -277,8 +281,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden.
     private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding =>
         Length.IsShort ? ScoreLanes<Lockstep<V>, THiding>(tile, part.OfPairs, AttentionTiles.Block<V>(), bias, s, maximum)
-        : Length.Strips == 0 ? ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum)
-        : ScoreStrips<V, THiding>(tile, part, bias, s, maximum);
+        : Length.IsLong ? ScoreStrips<V, THiding>(tile, part, bias, s, maximum)
+        : ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum);
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)

@@ -10,20 +10,26 @@ internal readonly struct RuleLength
     /// <summary>The most steps in lockstep and vector by vector, without derivatives and with them.</summary>
     public const int Short = 60, Middle = 150, ShortDerivative = 40, MiddleDerivative = 100;
 
-    // Strips of a kilobyte in the widest vectors: what a thread's stack has room for. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
-    private const int MostStrips = 160, MostOfOperation = 16, MostOperations = 64;
+    // What a thread's stack has room for. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
+    private const int MostBytes = 160 * 1024, MostOfOperation = 16, MostOperations = 64;
+
+    private readonly SpreadSet<int> strips;
 
     /// <summary>Whether the JIT inlines it whole for two vectors in lockstep.</summary>
     public bool IsShort { get; }
 
-    /// <summary>The strips that it takes; 0 if it isn't evaluated so.</summary>
-    public int Strips { get; }
+    /// <summary>Whether it is evaluated over strips.</summary>
+    public bool IsLong { get; }
 
-    private RuleLength(bool isShort, int strips)
+    private RuleLength(bool isShort) => IsShort = isShort;
+
+    private RuleLength(in SpreadSet<int> strips)
     {
-        IsShort = isShort;
-        Strips = strips > MostStrips ? 0 : strips;
+        this.strips = strips;
+        IsLong = MemoryOf<Lanes512>(LeastRows) <= MostBytes;
     }
+
+    private const int LeastRows = 4;
 
     public static RuleLength Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, Short, Middle);
 
@@ -33,71 +39,79 @@ internal readonly struct RuleLength
     private static RuleLength Of<TRule>(TRule rule, int most, int mostByVectors) where TRule : unmanaged, IScoreRule
     {
         int steps = FormulaLength.Of(rule, out int operations);
-        return new(steps <= most, steps <= mostByVectors || operations > MostOperations ? 0 : StripsOf(rule, operations));
+        return steps <= mostByVectors || operations > MostOperations ? new(steps <= most) : new(StripsOf(rule, operations));
     }
 
-    // A formula is straight-line code: one evaluation in the narrowest strips, with two directions, takes what every other takes at most.
-    private static unsafe int StripsOf<TRule>(TRule rule, int operations) where TRule : unmanaged, IScoreRule
+    /// <summary>The most rows of a tile whose strips have room, and the floats that they take.</summary>
+    public (nint Rows, int Floats) Memory<V>() where V : struct, ILanes<V>
     {
-        int length = Strip<Real32>.Length;
-        float* numbers = stackalloc float[(2 + operations * MostOfOperation) * length], memory = numbers + 2 * length;
-        new Span<float>(numbers, 2 * length).Clear();
-        Strip<Real32> value = Strip<Real32>.At(numbers), slope = Strip<Real32>.At(numbers, 2);
-        Dual<Strip<Real32>> constant = new(value, Strip<Real32>.Zero), varying = new(value, slope);
-        StripMemory.Begin(memory);
+        nint rows = AttentionTiles.Keys;
+        while (rows > LeastRows && MemoryOf<V>(rows) > MostBytes)
+            rows /= 2;
+        return (rows, (int)MemoryOf<V>(rows) / sizeof(float));
+    }
+
+    private nint MemoryOf<V>(nint rows) where V : struct, ILanes<V> => StripMemory.FloatsOf<V>(strips, rows) * sizeof(float);
+
+    // A formula is straight-line code: one evaluation of a row in the narrowest strips, with two directions and captured values of all pairs, takes the strips that every other takes at most.
+    private static unsafe SpreadSet<int> StripsOf<TRule>(TRule rule, int operations) where TRule : unmanaged, IScoreRule
+    {
+        SpreadSet<int> most = default;
+        most[(int)Spread.ByPair] = (1 + operations) * MostOfOperation;
+        float* memory = stackalloc float[(int)StripMemory.FloatsOf<Real32>(most, 1)];
+        float* number = stackalloc float[(int)AttentionTiles.Block<Real32>()];
+        new Span<float>(number, (int)AttentionTiles.Block<Real32>()).Clear();
+        StripMemory evaluation;
+        StripMemory.Begin<Real32>(&evaluation, memory, 1, AttentionTiles.Block<Real32>());
+        Strip<Real32> value = Strip<Real32>.At(number, Spread.ByPair), none = Strip<Real32>.Zero;
+        Dual<Strip<Real32>> constant = new(Strip<Real32>.One, none), varying = new(value, Strip<Real32>.Both(value, Strip<Real32>.At(number, Spread.ByPair)));
         rule.Score(varying, new ScorePlace<Dual<Strip<Real32>>>
         {
-            QueryPosition = constant, KeyPosition = constant, Head = constant, Batch = constant, Captured0 = varying, Captured1 = varying, Captured2 = varying, Captured3 = varying,
+            QueryPosition = new(Strip<Real32>.Positions(Spread.ByQuery, 0), none),
+            KeyPosition = new(Strip<Real32>.Positions(Spread.ByKey, 0), none),
+            Head = constant,
+            Batch = constant,
+            Captured0 = varying,
+            Captured1 = varying,
+            Captured2 = varying,
+            Captured3 = varying,
         });
-        return (StripMemory.TakenSince(memory) + length - 1) / length;
+        return evaluation.Taken;
     }
 }
 
 /// <summary>What a rule sees on some rows of a tile, as strips.</summary>
-internal unsafe struct PlaceStrips<V> where V : struct, ILanes<V>
+internal readonly unsafe ref struct PlaceStrips<V> where V : struct, ILanes<V>
 {
-    /// <summary>The strips of memory that it takes.</summary>
-    public const int Strips = 2 + CapturedSet.Count;
+    public readonly Strip<V> QueryPosition, KeyPosition, Head, Batch, Captured0, Captured1, Captured2, Captured3;
 
-    public Strip<V> QueryPosition, KeyPosition, Head, Batch, Captured0, Captured1, Captured2, Captured3;
-
-    private float* memory;
-
-    /// <summary>What all rows of the tile share.</summary>
-    public void Begin(in RuleTile tile, float* memory)
+    /// <summary>Of as many rows and lanes as the evaluation has that was begun.</summary>
+    /// <param name="tensors">How the captured values lie.</param>
+    /// <param name="tile">The tile.</param>
+    /// <param name="row">The first key, counted from the tile's.</param>
+    /// <param name="lane">The first query, counted from the block's.</param>
+    public PlaceStrips(in PairTensors tensors, in RuleTile tile, nint row, nint lane)
     {
-        nint block = AttentionTiles.Block<V>();
-        this.memory = memory;
-        for (nint at = 0; at < Strip<V>.Length; at += V.Count)
-            V.Iota(tile.FirstQuery + at % block).Store(memory + at);
-        QueryPosition = Strip<V>.At(memory);
+        QueryPosition = Strip<V>.Positions(Spread.ByQuery, tile.FirstQuery + lane);
+        KeyPosition = Strip<V>.Positions(Spread.ByKey, tile.FirstKey + row);
         Head = Strip<V>.From(tile.Head);
         Batch = Strip<V>.From(tile.Batch);
+        Captured0 = Values(tensors[0], tile.Captured0, row, lane);
+        Captured1 = Values(tensors[1], tile.Captured1, row, lane);
+        Captured2 = Values(tensors[2], tile.Captured2, row, lane);
+        Captured3 = Values(tensors[3], tile.Captured3, row, lane);
     }
 
-    /// <summary>Those from <paramref name="row"/> on.</summary>
-    public void Take(in RuleTile tile, nint row)
+    private static Strip<V> Values(in Captured tensor, LaneRows lanes, nint row, nint lane)
     {
-        nint block = AttentionTiles.Block<V>();
-        float* keys = memory + Strip<V>.Length;
-        for (nint at = 0; at < Strip<V>.Length; at += V.Count)
-            V.From(tile.FirstKey + row + at / block).Store(keys + at);
-        KeyPosition = Strip<V>.At(keys);
-        Captured0 = Rows(tile.Captured0, row, 2);
-        Captured1 = Rows(tile.Captured1, row, 3);
-        Captured2 = Rows(tile.Captured2, row, 4);
-        Captured3 = Rows(tile.Captured3, row, 5);
-    }
-
-    // Where the rows of a tensor lie together they are taken from there. Beyond the tile's last row the values mean nothing.
-    private readonly Strip<V> Rows(LaneRows lanes, nint row, int strip)
-    {
-        nint block = AttentionTiles.Block<V>();
-        if (lanes.Step == block)
-            return Strip<V>.At(lanes.At(row));
-        float* to = memory + strip * Strip<V>.Length;
-        for (nint at = 0; at < Strip<V>.Length; at += V.Count)
-            V.Load(lanes.At(row + at / block) + at % block).Store(to + at);
-        return Strip<V>.At(to);
+        float* from = lanes.At(row) + lane;
+        return !tensor.IsPresent ? Strip<V>.From(0) : tensor.Structure switch
+        {
+            CapturedStructure.PerHead => Strip<V>.From(*from),
+            CapturedStructure.PerQuery => Strip<V>.At(from, Spread.ByQuery),
+            CapturedStructure.PerKey => Strip<V>.Keys(from, lanes.Step),
+            CapturedStructure.Dense => Strip<V>.Rows(from, lanes.Step),
+            _ => Strip<V>.Line(from),
+        };
     }
 }

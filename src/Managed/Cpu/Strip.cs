@@ -5,68 +5,120 @@ namespace TransformerKernels;
 /// <summary>A number of a long formula: some rows of a tile, in memory. Every step is a call that takes all of them through one operation.</summary>
 /// <remarks>
 /// A long formula in one piece is more than the JIT inlines, and one long chain of instructions that wait for each other. Step by step over many vectors, each step keeps the processor busy,
-/// and a formula may be as long as it likes; what that costs is a load and a store a step. A derivative may have several directions, one strip behind the other; a value counts for all of them.
-/// Where there is no derivative nothing is computed: <see cref="Zero"/> times anything is <see cref="Zero"/>.
+/// and a formula may be as long as it likes; what that costs is a load and a store a step, and forty cycles a call.
+/// <para>
+/// What doesn't depend on the pair isn't computed pair by pair: a strip knows its <see cref="Spread"/>, and an operation computes as many values as its operands together have. The distance of
+/// 64 queries and 32 keys has 95 values, not 2048. The functions are lane by lane, so that a value has the same bits wherever it is computed.
+/// </para>
+/// <para>
+/// A derivative may have two directions; a value counts for both. Where there is no derivative nothing is computed: <see cref="Zero"/> times anything is <see cref="Zero"/>, and
+/// <see cref="One"/> times anything is that.
+/// </para>
 /// </remarks>
 internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILanes<V>
 {
-    /// <summary>The rows of a tile in a strip.</summary>
-    public const int Rows = 4;
+    // In the two directions; null where there is nothing, the same where both are one.
+    private readonly StripValues* first, second;
 
-    // Null for a constant.
-    private readonly float* start;
-    private readonly float constant;
-
-    // 0 where there is nothing.
-    private readonly int directions;
-
-    private Strip(float* start, int directions)
+    private Strip(StripValues* values) : this(values, values)
     {
-        this.start = start;
-        this.directions = directions;
     }
 
-    private Strip(float constant, int directions = 1)
+    private Strip(StripValues* first, StripValues* second)
     {
-        this.constant = constant;
-        this.directions = directions;
+        this.first = first;
+        this.second = second;
     }
 
-    /// <summary>The floats of a strip.</summary>
-    public static int Length
+    /// <summary>Values that lie in memory, as many as <see cref="StripMemory.Floats"/> says.</summary>
+    public static Strip<V> At(float* start, Spread spread) => new(StripMemory.Current->Place(start, spread));
+
+    /// <summary>Values pair by pair whose rows lie so far from each other.</summary>
+    public static Strip<V> Rows(float* start, nint step)
     {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => Rows * AttentionTiles.Vectors * V.Count;
+        StripValues* values = StripMemory.Current->Place(start, Spread.ByPair);
+        values->RowStep = step - StripMemory.Current->Lanes;
+        values->IsPacked = values->RowStep == 0;
+        return new(values);
     }
 
-    /// <summary>Strips that lie in memory one behind the other, one a direction.</summary>
-    public static Strip<V> At(float* start, int directions = 1) => new(start, directions);
-
-    /// <summary>Copies what there is of a direction.</summary>
-    public void CopyTo(float* destination, int direction = 0)
+    /// <summary>Values by key, of rows whose lanes are all the same.</summary>
+    public static Strip<V> Keys(float* start, nint step)
     {
-        if (start == null)
-            new Span<float>(destination, Length).Fill(constant);
-        else
-            new ReadOnlySpan<float>(start + (directions > 1 ? direction * Length : 0), Length).CopyTo(new Span<float>(destination, Length));
+        StripValues* values = StripMemory.Current->TakeGiven(Spread.ByKey);
+        for (nint at = 0, last = StripMemory.Current->Rows - 1; at < StripMemory.Current->Floats(Spread.ByKey); at++)
+            values->Start[at] = start[Math.Min(at, last) * step];
+        values->Rows = start;
+        values->RowStep = step;
+        return new(values);
     }
 
-    private bool IsNothing => directions == 0;
-
-    private Strip<V> AsValue => IsNothing ? From(0) : this;
-
-    // Where the floats of a direction begin, and how far it is from two vectors to the next two: a constant stands there once.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private float* Direction(int direction, out nint step)
+    /// <summary>Values by distance, copied from a <see cref="ScoreLine"/>. Of what follows its last value nothing is read.</summary>
+    /// <param name="start">Where the lanes of the first row begin.</param>
+    public static Strip<V> Line(float* start)
     {
-        step = 2 * V.Count;
-        if (start != null)
-            return start + (directions > 1 ? direction * Length : 0);
-        float* vectors = StripMemory.Take((int)step);
-        Lockstep<V>.From(constant).Store(vectors);
-        step = 0;
-        return vectors;
+        StripValues* values = StripMemory.Current->TakeGiven(Spread.ByDistance);
+        nint before = StripMemory.Current->Rows - 1, last = StripMemory.Current->Lanes + before - V.Count;
+        for (nint at = 0; at < StripMemory.Current->Floats(Spread.ByDistance); at += V.Count)
+            V.Load(start - before + Math.Min(at, last)).Store(values->Start + at);
+        V.Load(start - before + last).Store(values->Start + last);
+        return new(values);
     }
+
+    /// <summary>Positions of keys or queries, which count up from the first: their difference is <see cref="Spread.ByDistance"/>.</summary>
+    public static Strip<V> Positions(Spread spread, float first)
+    {
+        StripValues* values = StripMemory.Current->Take(spread);
+        values->Number = first;
+        values->ArePositions = true;
+        for (nint at = 0; at < StripMemory.Current->Floats(spread); at += V.Count)
+            V.Iota(first + at).Store(values->Start + at);
+        return new(values);
+    }
+
+    /// <summary>A derivative in two directions.</summary>
+    public static Strip<V> Both(Strip<V> first, Strip<V> second) => new(first.first, second.first);
+
+    /// <summary>Writes the values of a direction pair by pair.</summary>
+    /// <param name="destination">Where the lanes of the first row go.</param>
+    /// <param name="step">The distance from row to row.</param>
+    /// <param name="direction">0 or 1.</param>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    public void CopyTo(float* destination, nint step, int direction = 0)
+    {
+        StripValues* a = Given(direction == 0 ? first : second);
+        float* x = RowsOf(a);
+        nint rows = a->Memory->Rows, lanes = a->Memory->Lanes, stepX = a->Step, rowX = a->RowStep;
+        for (nint row = 0; row < rows; row++, destination += step, x += rowX)
+        {
+            for (nint lane = 0; lane < lanes; lane += 2 * V.Count, x += stepX)
+                Lockstep<V>.Load(x).Store(destination + lane);
+        }
+    }
+
+    // Where an operation over rows begins. Values by key are written out for it, once.
+    private static float* RowsOf(StripValues* values)
+    {
+        if (values->Rows != null)
+            return values->Rows;
+        values->Rows = values->Start + values->Memory->Floats(Spread.ByKey);
+        for (nint row = 0; row < values->Memory->Rows; row++)
+            Lockstep<V>.From(values->Start[row]).Store(values->Rows + row * values->RowStep);
+        return values->Rows;
+    }
+
+    private static StripValues* Given(StripValues* values) => values != null ? values : Constant(0);
+
+    private static StripValues* Constant(float number)
+    {
+        StripValues* values = StripMemory.Current->Take(Spread.Constant);
+        values->Number = number;
+        Lockstep<V>.From(number).Store(values->Start);
+        return values;
+    }
+
+    // Whether an operation needn't count rows: all that it takes lies as what it gives, or is a constant.
+    private static bool IsFlat(StripValues* operand, Spread result) => operand->Spread == Spread.Constant || (operand->Spread == result && operand->IsPacked);
 
     private interface IStep
     {
@@ -79,59 +131,74 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     }
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static Strip<V> Take<TStep>(Strip<V> a, Strip<V> b) where TStep : struct, IStep
+    private static StripValues* Take<TStep>(StripValues* a) where TStep : struct, IStep
     {
-        int directions = Math.Max(a.directions, b.directions);
-        float* taken = StripMemory.Take(directions * Length), to = taken;
-        for (int direction = 0; direction < directions; direction++)
+        StripMemory* memory = a->Memory;
+        StripValues* taken = memory->Take(a->Spread);
+        bool isFlat = IsFlat(a, a->Spread);
+        float* x = isFlat ? a->Start : a->Rows, to = taken->Start, end = to + memory->Floats(a->Spread);
+        nint width = isFlat ? memory->Floats(a->Spread) : memory->Lanes, stepX = isFlat ? a->FlatStep : a->Step, rowX = a->RowStep;
+        for (; to < end; x += rowX)
         {
-            float* x = a.Direction(direction, out nint stepX), y = b.Direction(direction, out nint stepY), end = to + Length;
-            for (; to < end; to += 2 * V.Count, x += stepX, y += stepY)
-                TStep.Take(Lockstep<V>.Load(x), Lockstep<V>.Load(y), default, default).Store(to);
-        }
-        return new(taken, directions);
-    }
-
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static Strip<V> Take<TStep>(Strip<V> a, Strip<V> b, Strip<V> c, Strip<V> d) where TStep : struct, IStep
-    {
-        int directions = Math.Max(Math.Max(a.directions, b.directions), Math.Max(c.directions, d.directions));
-        float* taken = StripMemory.Take(directions * Length), to = taken;
-        for (int direction = 0; direction < directions; direction++)
-        {
-            float* x = a.Direction(direction, out nint stepX), y = b.Direction(direction, out nint stepY), z = c.Direction(direction, out nint stepZ), w = d.Direction(direction, out nint stepW), end = to + Length;
-            for (; to < end; to += 2 * V.Count, x += stepX, y += stepY, z += stepZ, w += stepW)
-                TStep.Take(Lockstep<V>.Load(x), Lockstep<V>.Load(y), Lockstep<V>.Load(z), Lockstep<V>.Load(w)).Store(to);
-        }
-        return new(taken, directions);
-    }
-
-    // A value has one direction.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static Strip<V> Take<TStep>(Strip<V> a) where TStep : struct, IStep
-    {
-        int directions = a.directions;
-        float* taken = StripMemory.Take(directions * Length), to = taken;
-        for (int direction = 0; direction < directions; direction++)
-        {
-            float* x = a.Direction(direction, out nint stepX), end = to + Length;
-            for (; to < end; to += 2 * V.Count, x += stepX)
+            for (float* rowEnd = to + width; to < rowEnd; to += 2 * V.Count, x += stepX)
                 TStep.Take(Lockstep<V>.Load(x), default, default, default).Store(to);
         }
-        return new(taken, directions);
+        return taken;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static Strip<V> Take<TFunction>(Strip<V> a, out Strip<V> slope) where TFunction : struct, IFunction
+    private static StripValues* Take<TFunction>(StripValues* a, out StripValues* slope) where TFunction : struct, IFunction
     {
-        float* taken = StripMemory.Take(2 * Length), slopes = taken + Length, x = a.Direction(0, out nint stepX);
-        for (float* to = taken; to < slopes; to += 2 * V.Count, x += stepX)
+        StripMemory* memory = a->Memory;
+        StripValues* taken = memory->Take(a->Spread);
+        slope = memory->Take(a->Spread);
+        bool isFlat = IsFlat(a, a->Spread);
+        float* x = isFlat ? a->Start : a->Rows, to = taken->Start, end = to + memory->Floats(a->Spread), slopes = slope->Start;
+        nint width = isFlat ? memory->Floats(a->Spread) : memory->Lanes, stepX = isFlat ? a->FlatStep : a->Step, rowX = a->RowStep;
+        for (; to < end; x += rowX)
         {
-            TFunction.Take(Lockstep<V>.Load(x), out Lockstep<V> s).Store(to);
-            s.Store(to + Length);
+            for (float* rowEnd = to + width; to < rowEnd; to += 2 * V.Count, slopes += 2 * V.Count, x += stepX)
+            {
+                TFunction.Take(Lockstep<V>.Load(x), out Lockstep<V> s).Store(to);
+                s.Store(slopes);
+            }
         }
-        slope = new(slopes, 1);
-        return new(taken, 1);
+        return taken;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static StripValues* Take<TStep>(StripValues* a, StripValues* b) where TStep : struct, IStep
+    {
+        StripMemory* memory = a->Memory;
+        Spread spread = Spreads.Join(a->Spread, b->Spread);
+        StripValues* taken = memory->Take(spread);
+        bool isFlat = IsFlat(a, spread) && IsFlat(b, spread);
+        float* x = isFlat ? a->Start : RowsOf(a), y = isFlat ? b->Start : RowsOf(b), to = taken->Start, end = to + memory->Floats(spread);
+        nint width = isFlat ? memory->Floats(spread) : memory->Lanes, stepX = isFlat ? a->FlatStep : a->Step, stepY = isFlat ? b->FlatStep : b->Step, rowX = a->RowStep, rowY = b->RowStep;
+        for (; to < end; x += rowX, y += rowY)
+        {
+            for (float* rowEnd = to + width; to < rowEnd; to += 2 * V.Count, x += stepX, y += stepY)
+                TStep.Take(Lockstep<V>.Load(x), Lockstep<V>.Load(y), default, default).Store(to);
+        }
+        return taken;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static StripValues* Take<TStep>(StripValues* a, StripValues* b, StripValues* c, StripValues* d) where TStep : struct, IStep
+    {
+        StripMemory* memory = a->Memory;
+        Spread spread = Spreads.Join(Spreads.Join(a->Spread, b->Spread), Spreads.Join(c->Spread, d->Spread));
+        StripValues* taken = memory->Take(spread);
+        bool isFlat = IsFlat(a, spread) && IsFlat(b, spread) && IsFlat(c, spread) && IsFlat(d, spread);
+        float* x = isFlat ? a->Start : RowsOf(a), y = isFlat ? b->Start : RowsOf(b), z = isFlat ? c->Start : RowsOf(c), w = isFlat ? d->Start : RowsOf(d), to = taken->Start, end = to + memory->Floats(spread);
+        nint width = isFlat ? memory->Floats(spread) : memory->Lanes, rowX = a->RowStep, rowY = b->RowStep, rowZ = c->RowStep, rowW = d->RowStep;
+        nint stepX = isFlat ? a->FlatStep : a->Step, stepY = isFlat ? b->FlatStep : b->Step, stepZ = isFlat ? c->FlatStep : c->Step, stepW = isFlat ? d->FlatStep : d->Step;
+        for (; to < end; x += rowX, y += rowY, z += rowZ, w += rowW)
+        {
+            for (float* rowEnd = to + width; to < rowEnd; to += 2 * V.Count, x += stepX, y += stepY, z += stepZ, w += stepW)
+                TStep.Take(Lockstep<V>.Load(x), Lockstep<V>.Load(y), Lockstep<V>.Load(z), Lockstep<V>.Load(w)).Store(to);
+        }
+        return taken;
     }
 
     private readonly struct Negative : IStep { [MethodImpl(MethodImplOptions.AggressiveInlining)] public static W Take<W>(W a, W b, W c, W d) where W : struct, ILanes<W> => -a; }
@@ -168,64 +235,77 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
         [MethodImpl(MethodImplOptions.AggressiveInlining)] public static W Take<W>(W x, out W slope) where W : struct, ILanes<W> => W.Softplus(x, out slope);
     }
 
-    public static Strip<V> Zero => new(0, 0);
-    public static Strip<V> One => new(1f);
-    public static Strip<V> From(float value) => new(value);
+    public static Strip<V> Zero => default;
+    public static Strip<V> One => From(1);
+    public static Strip<V> From(float value) => new(Constant(value));
 
-    public static Strip<V> operator -(Strip<V> x) => x.IsNothing ? x : Take<Negative>(x);
-    public static Strip<V> operator +(Strip<V> a, Strip<V> b) => a.IsNothing ? b : b.IsNothing ? a : Take<Sum>(a, b);
-    public static Strip<V> operator +(Strip<V> a, float b) => Take<Sum>(a, From(b));
-    public static Strip<V> operator +(float a, Strip<V> b) => Take<Sum>(From(a), b);
-    public static Strip<V> operator -(Strip<V> a, Strip<V> b) => b.IsNothing ? a : Take<Difference>(a, b);
-    public static Strip<V> operator -(Strip<V> a, float b) => Take<Difference>(a, From(b));
-    public static Strip<V> operator -(float a, Strip<V> b) => Take<Difference>(From(a), b);
-    public static Strip<V> operator *(Strip<V> a, Strip<V> b) => a.IsNothing || b.IsNothing ? Zero : Take<Product>(a, b);
-    public static Strip<V> operator *(Strip<V> a, float b) => a.IsNothing ? a : Take<Product>(a, From(b));
-    public static Strip<V> operator *(float a, Strip<V> b) => b.IsNothing ? b : Take<Product>(From(a), b);
-    public static Strip<V> operator /(Strip<V> a, Strip<V> b) => a.IsNothing ? a : Take<Quotient>(a, b);
-    public static Strip<V> operator /(Strip<V> a, float b) => a.IsNothing ? a : Take<Quotient>(a, From(b));
-    public static Strip<V> operator /(float a, Strip<V> b) => Take<Quotient>(From(a), b);
+    private static StripValues* Minus(StripValues* x) => x == null ? null : Take<Negative>(x);
+    private static StripValues* Add(StripValues* a, StripValues* b) => a == null ? b : b == null ? a : Take<Sum>(a, b);
+    private static StripValues* Subtract(StripValues* a, StripValues* b) => b == null ? a : a == null ? Take<Negative>(b) : a->ArePositions && b->ArePositions && a->Spread != b->Spread ? Distances(a, b) : Take<Difference>(a, b);
+    private static StripValues* Multiply(StripValues* a, StripValues* b) => a == null || b == null ? null : a->AreOne ? b : b->AreOne ? a : Take<Product>(a, b);
+    private static StripValues* Divide(StripValues* a, StripValues* b) => a == null ? null : Take<Quotient>(a, Given(b));
 
-    public static Strip<V> Abs(Strip<V> x) => Take<Magnitude>(x.AsValue);
-    public static Strip<V> Sqrt(Strip<V> x) => Take<Root>(x.AsValue);
-    public static Strip<V> Exp(Strip<V> x) => Take<Exponential>(x.AsValue);
-    public static Strip<V> Expm1(Strip<V> x) => Take<ExponentialLess1>(x.AsValue);
-    public static Strip<V> Log(Strip<V> x) => Take<Logarithm>(x.AsValue);
-    public static Strip<V> Log1p(Strip<V> x) => Take<LogarithmOf1Plus>(x.AsValue);
-    public static Strip<V> Tanh(Strip<V> x) => Take<HyperbolicTangent>(x.AsValue);
-    public static Strip<V> Sigmoid(Strip<V> x) => Take<Logistic>(x.AsValue);
-    public static Strip<V> LogSigmoid(Strip<V> x) => -Softplus(-x);
-    public static Strip<V> Softplus(Strip<V> x) => Take<SoftPositive>(x.AsValue);
-    public static Strip<V> Tanh(Strip<V> x, out Strip<V> slope) => Take<HyperbolicTangent>(x, out slope);
-    public static Strip<V> Sigmoid(Strip<V> x, out Strip<V> slope) => Take<Logistic>(x, out slope);
-    public static Strip<V> Softplus(Strip<V> x, out Strip<V> slope) => Take<SoftPositive>(x, out slope);
-    public static Strip<V> Relu(Strip<V> x) => Take<Positive>(x.AsValue);
-    public static Strip<V> Min(Strip<V> a, Strip<V> b) => Take<Smaller>(a.AsValue, b.AsValue);
-    public static Strip<V> Max(Strip<V> a, Strip<V> b) => Take<Larger>(a.AsValue, b.AsValue);
-    public static Strip<V> Clamp(Strip<V> x, Strip<V> low, Strip<V> high) => Take<Clamped>(x, low, high, One);
-    public static Strip<V> Floor(Strip<V> x) => Take<Whole>(x.AsValue);
-    public static Strip<V> Detach(Strip<V> x) => x;
-    public static Strip<V> SelectLess(Strip<V> a, Strip<V> b, Strip<V> then, Strip<V> otherwise) => then.IsNothing && otherwise.IsNothing ? then : Take<IfLess>(a, b, then, otherwise);
-    public static Strip<V> SelectEqual(Strip<V> a, Strip<V> b, Strip<V> then, Strip<V> otherwise) => then.IsNothing && otherwise.IsNothing ? then : Take<IfEqual>(a, b, then, otherwise);
-}
-
-/// <summary>Where a thread's strips lie: memory that one evaluation of a formula takes in order, and the next one takes again.</summary>
-internal static unsafe class StripMemory
-{
-    [ThreadStatic]
-    private static float* next;
-
-    /// <summary>Begins an evaluation.</summary>
-    public static void Begin(float* memory) => next = memory;
-
-    /// <summary>The floats taken since.</summary>
-    public static int TakenSince(float* memory) => (int)(next - memory);
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float* Take(int floats)
+    // Row r and lane l stand at rows − 1 − r + l of a line, so the first pair at rows − 1. From there on the distance to a query falls, that from a query rises.
+    private static StripValues* Distances(StripValues* a, StripValues* b)
     {
-        float* taken = next;
-        next = taken + floats;
+        StripValues* taken = a->Memory->Take(Spread.ByDistance);
+        bool toQuery = b->Spread == Spread.ByQuery;
+        float last = a->Memory->Rows - 1 + (toQuery ? a->Number - b->Number : b->Number - a->Number);
+        for (nint at = 0; at < a->Memory->Floats(Spread.ByDistance); at += V.Count)
+            (toQuery ? last - V.Iota(at) : V.Iota(at) - last).Store(taken->Start + at);
         return taken;
     }
+
+    private bool IsOne => first == second;
+
+    public static Strip<V> operator -(Strip<V> x) => x.IsOne ? new(Minus(x.first)) : new(Minus(x.first), Minus(x.second));
+    public static Strip<V> operator +(Strip<V> a, Strip<V> b) => a.IsOne && b.IsOne ? new(Add(a.first, b.first)) : new(Add(a.first, b.first), Add(a.second, b.second));
+    public static Strip<V> operator +(Strip<V> a, float b) => a + From(b);
+    public static Strip<V> operator +(float a, Strip<V> b) => From(a) + b;
+    public static Strip<V> operator -(Strip<V> a, Strip<V> b) => a.IsOne && b.IsOne ? new(Subtract(a.first, b.first)) : new(Subtract(a.first, b.first), Subtract(a.second, b.second));
+    public static Strip<V> operator -(Strip<V> a, float b) => a - From(b);
+    public static Strip<V> operator -(float a, Strip<V> b) => From(a) - b;
+    public static Strip<V> operator *(Strip<V> a, Strip<V> b) => a.IsOne && b.IsOne ? new(Multiply(a.first, b.first)) : new(Multiply(a.first, b.first), Multiply(a.second, b.second));
+    public static Strip<V> operator *(Strip<V> a, float b) => a * From(b);
+    public static Strip<V> operator *(float a, Strip<V> b) => From(a) * b;
+    public static Strip<V> operator /(Strip<V> a, Strip<V> b) => a.IsOne && b.IsOne ? new(Divide(a.first, b.first)) : new(Divide(a.first, b.first), Divide(a.second, b.second));
+    public static Strip<V> operator /(Strip<V> a, float b) => a / From(b);
+    public static Strip<V> operator /(float a, Strip<V> b) => From(a) / b;
+
+    // A value has one direction.
+    public static Strip<V> Abs(Strip<V> x) => new(Take<Magnitude>(Given(x.first)));
+    public static Strip<V> Sqrt(Strip<V> x) => new(Take<Root>(Given(x.first)));
+    public static Strip<V> Exp(Strip<V> x) => new(Take<Exponential>(Given(x.first)));
+    public static Strip<V> Expm1(Strip<V> x) => new(Take<ExponentialLess1>(Given(x.first)));
+    public static Strip<V> Log(Strip<V> x) => new(Take<Logarithm>(Given(x.first)));
+    public static Strip<V> Log1p(Strip<V> x) => new(Take<LogarithmOf1Plus>(Given(x.first)));
+    public static Strip<V> Tanh(Strip<V> x) => new(Take<HyperbolicTangent>(Given(x.first)));
+    public static Strip<V> Sigmoid(Strip<V> x) => new(Take<Logistic>(Given(x.first)));
+    public static Strip<V> LogSigmoid(Strip<V> x) => -Softplus(-x);
+    public static Strip<V> Softplus(Strip<V> x) => new(Take<SoftPositive>(Given(x.first)));
+    public static Strip<V> Tanh(Strip<V> x, out Strip<V> slope) => WithSlope<HyperbolicTangent>(x, out slope);
+    public static Strip<V> Sigmoid(Strip<V> x, out Strip<V> slope) => WithSlope<Logistic>(x, out slope);
+    public static Strip<V> Softplus(Strip<V> x, out Strip<V> slope) => WithSlope<SoftPositive>(x, out slope);
+    public static Strip<V> Relu(Strip<V> x) => new(Take<Positive>(Given(x.first)));
+    public static Strip<V> Min(Strip<V> a, Strip<V> b) => new(Take<Smaller>(Given(a.first), Given(b.first)));
+    public static Strip<V> Max(Strip<V> a, Strip<V> b) => new(Take<Larger>(Given(a.first), Given(b.first)));
+    public static Strip<V> Clamp(Strip<V> x, Strip<V> low, Strip<V> high) => new(Take<Clamped>(Given(x.first), Given(low.first), Given(high.first), Constant(0)));
+    public static Strip<V> Floor(Strip<V> x) => new(Take<Whole>(Given(x.first)));
+    public static Strip<V> Detach(Strip<V> x) => x;
+    public static Strip<V> SelectLess(Strip<V> a, Strip<V> b, Strip<V> then, Strip<V> otherwise) => Select<IfLess>(a, b, then, otherwise);
+    public static Strip<V> SelectEqual(Strip<V> a, Strip<V> b, Strip<V> then, Strip<V> otherwise) => Select<IfEqual>(a, b, then, otherwise);
+
+    private static Strip<V> WithSlope<TFunction>(Strip<V> x, out Strip<V> slope) where TFunction : struct, IFunction
+    {
+        StripValues* taken = Take<TFunction>(Given(x.first), out StripValues* slopes);
+        slope = new(slopes);
+        return new(taken);
+    }
+
+    private static Strip<V> Select<TStep>(Strip<V> a, Strip<V> b, Strip<V> then, Strip<V> otherwise) where TStep : struct, IStep => a.IsOne && b.IsOne && then.IsOne && otherwise.IsOne
+        ? new(Select<TStep>(a.first, b.first, then.first, otherwise.first))
+        : new(Select<TStep>(a.first, b.first, then.first, otherwise.first), Select<TStep>(a.second, b.second, then.second, otherwise.second));
+
+    private static StripValues* Select<TStep>(StripValues* a, StripValues* b, StripValues* then, StripValues* otherwise) where TStep : struct, IStep =>
+        then == null && otherwise == null ? null : Take<TStep>(Given(a), Given(b), Given(then), Given(otherwise));
 }

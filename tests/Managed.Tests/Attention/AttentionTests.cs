@@ -77,9 +77,9 @@ public class AttentionTests
         var often = new LongWay<LongWay<LongWay<LongWay<Temperature>>>>(new(twice));
         var veryOften = new Many<Temperature>(rule);
         Assert.True(RuleLength.OfDerivative(rule).IsShort);
-        Assert.True(RuleLength.OfDerivative(twice) is { IsShort: false, Strips: 0 } && RuleLength.Of(twice) is { IsShort: false, Strips: 0 });
-        Assert.True(RuleLength.OfDerivative(often).Strips > 0 && RuleLength.Of(often).Strips > 0);
-        Assert.True(FormulaLength.Of(veryOften) > FormulaLength.Of(often) && RuleLength.Of(veryOften) is { IsShort: false, Strips: 0 });
+        Assert.True(RuleLength.OfDerivative(twice) is { IsShort: false, IsLong: false } && RuleLength.Of(twice) is { IsShort: false, IsLong: false });
+        Assert.True(RuleLength.OfDerivative(often).IsLong && RuleLength.Of(often).IsLong);
+        Assert.True(FormulaLength.Of(veryOften) > FormulaLength.Of(often) && RuleLength.Of(veryOften) is { IsShort: false, IsLong: false });
         foreach (AttentionCase problem in (AttentionCase[])
             [
                 new() { Queries = 70, Keys = 133, HeadSize = 9, Causal = true, Captured = [new(AttentionCase.Numbers(3, 1, 1, 2, 133), CapturedBy.Key)] },
@@ -96,7 +96,7 @@ public class AttentionTests
     public void Long_rules_agree_with_the_definition_whatever_they_capture()
     {
         var rule = new LongWay<LongWay<LongWay<LongWay<FourCaptures>>>>(new(new(new(default))));
-        Assert.True(RuleLength.Of(rule).Strips > 0 && RuleLength.OfDerivative(rule).Strips > 0);
+        Assert.True(RuleLength.Of(rule).IsLong && RuleLength.OfDerivative(rule).IsLong);
         foreach ((int queries, int keys) in ((int, int)[])[(5, 5), (67, 71)])
         {
             new AttentionCase

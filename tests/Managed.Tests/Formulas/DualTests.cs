@@ -8,14 +8,14 @@ public class DualTests
 {
     private const double Inf = double.PositiveInfinity, NaN = double.NaN;
 
-    private interface IFunction
+    internal interface IFunction
     {
         T On<T>(T x, T y) where T : struct, IReal<T>;
     }
 
     public static TheoryData<string> Names => [.. Smooth.Keys];
 
-    private static readonly Dictionary<string, IFunction> Smooth = new()
+    internal static readonly Dictionary<string, IFunction> Smooth = new()
     {
         ["-x"] = default(Negate), ["x + y"] = default(Add), ["x - y"] = default(Subtract), ["x * y"] = default(Multiply), ["x / y"] = default(Divide),
         ["mixed with numbers"] = default(Mixed), ["|x|"] = default(Abs), ["sqrt"] = default(Sqrt), ["exp"] = default(Exp), ["expm1"] = default(Expm1), ["log"] = default(Log),
@@ -75,38 +75,6 @@ public class DualTests
             result.Derivative.Store(each);
             Assert.Equal(number.Derivative.Value, each[TLanes.Count - 1], 1e-6f * (1 + MathF.Abs(each[0])));
             return number;
-        }
-    }
-
-    [Theory]
-    [MemberData(nameof(Names))]
-    public unsafe void Strips_give_what_vectors_give_in_two_directions_at_once(string name)
-    {
-        IFunction function = Smooth[name];
-        int length = Strip<Lanes256>.Length;
-        float[] given = Enumerable.Range(0, 2 * length).Select(i => i < length ? 0.01f + i % 37 / 8f : 0.6f + i % 23 / 6f).ToArray();
-        float[] seeds = [.. Enumerable.Repeat(1f, length), .. new float[length], .. new float[length], .. Enumerable.Repeat(1f, length)];
-        float[] memory = new float[400 * length], ours = new float[3 * length];
-        fixed (float* x = given, unit = seeds, taken = memory, to = ours)
-        {
-            StripMemory.Begin(taken);
-            Dual<Strip<Lanes256>> strips = function.On(new Dual<Strip<Lanes256>>(Strip<Lanes256>.At(x), Strip<Lanes256>.At(unit, 2)), new(Strip<Lanes256>.At(x + length), Strip<Lanes256>.At(unit + 2 * length, 2)));
-            strips.Value.CopyTo(to);
-            strips.Derivative.CopyTo(to + length);
-            strips.Derivative.CopyTo(to + 2 * length, 1);
-            float* each = stackalloc float[Lanes256.Count];
-            for (int at = 0; at < length; at += Lanes256.Count)
-            {
-                Lanes256 first = Lanes256.Load(x + at), second = Lanes256.Load(x + length + at);
-                Dual<Lanes256> byX = function.On(new Dual<Lanes256>(first, Lanes256.One), new(second, Lanes256.Zero)), byY = function.On(new Dual<Lanes256>(first, Lanes256.Zero), new(second, Lanes256.One));
-                int part = at;
-                foreach (Lanes256 expected in (Lanes256[])[byX.Value, byX.Derivative, byY.Derivative])
-                {
-                    expected.Store(each);
-                    Assert.Equal(new ReadOnlySpan<float>(each, Lanes256.Count), new ReadOnlySpan<float>(to + part, Lanes256.Count));
-                    part += length;
-                }
-            }
         }
     }
 

@@ -1,0 +1,170 @@
+using System.Runtime.CompilerServices;
+
+namespace TransformerKernels;
+
+/// <summary>What the values of a strip depend on. Where that is less than the pair there are fewer of them than pairs.</summary>
+internal enum Spread
+{
+    /// <summary>On nothing: two vectors of one number.</summary>
+    Constant,
+    /// <summary>A value a row.</summary>
+    ByKey,
+    /// <summary>A value a lane.</summary>
+    ByQuery,
+    /// <summary>A value a distance: the lanes of the last row begin at the first one, those of each row before a float later. See <see cref="ScoreLine"/>.</summary>
+    ByDistance = 4,
+    /// <summary>A value a pair, row behind row.</summary>
+    ByPair = 7,
+}
+
+internal static class Spreads
+{
+    /// <summary>What depends on two things at once.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Spread Join(Spread a, Spread b)
+    {
+        Spread both = a | b;
+        return (both & (both - 1)) == 0 ? both : Spread.ByPair;
+    }
+}
+
+/// <summary>The values of a strip in one direction: where they lie, and how an operation goes through them, two vectors at a time.</summary>
+internal unsafe struct StripValues
+{
+    public StripMemory* Memory;
+
+    public float* Start;
+
+    /// <summary>Where the first row begins; null for values by key that aren't written out yet, two vectors a row.</summary>
+    public float* Rows;
+
+    /// <summary>How far it is from two vectors to the next two: where all that is computed lies alike, and within a row. And what comes on top from row to row.</summary>
+    public nint FlatStep, Step, RowStep;
+
+    public Spread Spread;
+
+    /// <summary>A constant's number, if it is 1 or was given; the first of positions.</summary>
+    public float Number;
+
+    public bool ArePositions, IsPacked;
+
+    public readonly bool AreOne => Spread == Spread.Constant && Number == 1;
+}
+
+/// <summary>Something for each spread.</summary>
+[InlineArray((int)Spread.ByPair + 1)]
+internal struct SpreadSet<T>
+{
+    private T first;
+}
+
+/// <summary>Where the strips of an evaluation lie: memory that it takes in order, and the next one takes again.</summary>
+internal unsafe struct StripMemory
+{
+    // A cache line.
+    private const int Line = 16;
+
+    private static int ValuesFloats => sizeof(StripValues) / sizeof(float);
+
+    // The score, and captured values: at most a line or a value a key each.
+    private const int Given = 1 + CapturedSet.Count;
+
+    [ThreadStatic]
+    private static StripMemory* current;
+
+    private float* next;
+    private SpreadSet<Way> ways;
+    private SpreadSet<int> taken;
+
+    // How the values of a spread lie.
+    private struct Way
+    {
+        public nint Floats, WrittenOut, FirstRow, FlatStep, Step, RowStep;
+    }
+
+    /// <summary>The evaluation that runs on this thread.</summary>
+    public static StripMemory* Current => current;
+
+    /// <summary>The rows of the tile.</summary>
+    public nint Rows { get; private set; }
+
+    /// <summary>The lanes of a row.</summary>
+    public nint Lanes { get; private set; }
+
+    /// <summary>How many strips were taken of each spread.</summary>
+    public readonly SpreadSet<int> Taken => taken;
+
+    /// <summary>Begins an evaluation of a formula on this thread.</summary>
+    /// <param name="place">Its state; it stays there until the formula is evaluated.</param>
+    /// <param name="memory">Of <see cref="FloatsOf"/> floats.</param>
+    /// <param name="rows">The rows.</param>
+    /// <param name="lanes">Whole pairs of vectors.</param>
+    public static void Begin<V>(StripMemory* place, float* memory, nint rows, nint lanes) where V : struct, ILanes<V>
+    {
+        nint pair = 2 * V.Count;
+        *place = new() { next = memory, Rows = rows, Lanes = lanes };
+        place->ways[(int)Spread.Constant] = new() { Floats = pair };
+        place->ways[(int)Spread.ByKey] = new() { Floats = (nint)AttentionTiles.RoundUp(rows, pair), WrittenOut = rows * pair, FlatStep = pair, RowStep = pair };
+        place->ways[(int)Spread.ByQuery] = new() { Floats = lanes, FlatStep = pair, Step = pair, RowStep = -lanes };
+        place->ways[(int)Spread.ByDistance] = new() { Floats = (nint)AttentionTiles.RoundUp(lanes + rows - 1, pair), FirstRow = rows - 1, FlatStep = pair, Step = pair, RowStep = -lanes - 1 };
+        place->ways[(int)Spread.ByPair] = new() { Floats = rows * lanes, FlatStep = pair, Step = pair };
+        current = place;
+    }
+
+    /// <summary>The floats of memory that so many strips of so many rows take at most.</summary>
+    public static nint FloatsOf<V>(in SpreadSet<int> strips, nint rows) where V : struct, ILanes<V>
+    {
+        StripMemory place;
+        Begin<V>(&place, null, rows, AttentionTiles.Block<V>());
+        nint floats = Given * (ValuesFloats + Math.Max(place.Floats(Spread.ByKey), place.Floats(Spread.ByDistance)));
+        for (int spread = 0; spread <= (int)Spread.ByPair; spread++)
+            floats += strips[spread] * (ValuesFloats + place.ways[spread].Floats + place.ways[spread].WrittenOut);
+        return floats;
+    }
+
+    /// <summary>So many floats, and room to move them to where <see cref="Align"/> says: two vectors then lie in as few cache lines as they can.</summary>
+    public static int Aligned(int floats) => floats + Line;
+
+    /// <summary>The first address from here on where a cache line begins.</summary>
+    public static float* Align(float* memory) => (float*)(((nint)memory + Line * sizeof(float) - 1) & -(Line * sizeof(float)));
+
+    /// <summary>The floats of a strip, in whole pairs of vectors.</summary>
+    public readonly nint Floats(Spread spread) => ways[(int)spread].Floats;
+
+    /// <summary>Room for a strip.</summary>
+    public StripValues* Take(Spread spread)
+    {
+        StripValues* values = TakeGiven(spread);
+        next += ways[(int)spread].WrittenOut;
+        taken[(int)spread]++;
+        return values;
+    }
+
+    /// <summary>Room for what is given to a formula.</summary>
+    public StripValues* TakeGiven(Spread spread)
+    {
+        StripValues* values = Place(next + ValuesFloats, spread);
+        next += ways[(int)spread].Floats;
+        return values;
+    }
+
+    /// <summary>Values that lie in memory.</summary>
+    public StripValues* Place(float* start, Spread spread)
+    {
+        ref readonly Way way = ref ways[(int)spread];
+        var values = (StripValues*)next;
+        next += ValuesFloats;
+        *values = new()
+        {
+            Memory = (StripMemory*)Unsafe.AsPointer(ref this),
+            Start = start,
+            Rows = spread == Spread.ByKey ? null : start + way.FirstRow,
+            FlatStep = way.FlatStep,
+            Step = way.Step,
+            RowStep = way.RowStep,
+            Spread = spread,
+            IsPacked = true,
+        };
+        return values;
+    }
+}
