@@ -97,40 +97,34 @@ internal static class Elementary
         return T.MultiplyAdd(exponent, T.From(Ln2High), f + T.MultiplyAdd(z, T.From(-0.5f), p));
     }
 
+    // tanh x = 2t / (1 + t²) with t = tanh x/2, or 4u / (4 + u²) with u = 2t.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x) where T : struct, IElementary<T>
     {
-        T t = TanhOfHalf(x), square = t * t;
-        return TanhOfDouble(t, square / (1f + square));
+        T u = TwiceTanhOfHalf(x);
+        return 4f * u / T.MultiplyAdd(u, u, T.From(4f));
     }
 
+    // The slope 1 − tanh² x is rounded once where it is near 1.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        // 1 − tanh² x = (1 − 2r)² with r = t²/(1 + t²): as it stands where it is small, as 1 − 4r (1 − r) where it is near 1 and should be rounded once.
-        T t = TanhOfHalf(x), square = t * t, ratio = square / (1f + square), root = T.MultiplyAdd(T.From(-2f), ratio, T.One);
-        slope = T.SelectLess(square, T.From(0.2f), T.MultiplyAdd(-4f * ratio, 1f - ratio, T.One), root * root);
-        return TanhOfDouble(t, ratio);
+        T tanh = Tanh(x);
+        slope = T.MultiplyAdd(-tanh, tanh, T.One);
+        return tanh;
     }
 
-    // t = tanh h with h = x/2, as h − h·z·R(z)/Q(z) with z = h²: tanh x is then right to 1.5·10⁻⁸, for near 1 little depends on t. From h = 4.51 on it is 1, to one unit in the last place.
-    // A minimax fit whose coefficients were then moved by some units to where the worst error in float32 is least.
+    // 2 tanh x/2 as x − x·z·R(z)/Q(z) with z = x²: tanh x is then right to 1.5·10⁻⁸, for near 1 little depends on t. From x = 9.02 on it is 1, to one unit in the last place.
+    // A minimax fit in x/2 whose coefficients were then moved by some units to where the worst error in float32 is least; powers of two make it one in x.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static T TanhOfHalf<T>(T x) where T : struct, IElementary<T>
+    private static T TwiceTanhOfHalf<T>(T x) where T : struct, IElementary<T>
     {
-        const float bound = 4.51f;
-        T h = T.MaxKeepingNaN(-bound, T.MinKeepingNaN(bound, 0.5f * x)), z = h * h;
-        T r = T.MultiplyAdd(T.MultiplyAdd(T.From(4.4290277e-6f), z, T.From(1.5593087e-2f)), z, T.From(3.3333313e-1f));
-        T q = T.MultiplyAdd(T.MultiplyAdd(T.From(1.6822709e-2f), z, T.From(4.4677645e-1f)), z, T.One);
-        return h - h * z * r / q;
-    }
-
-    // 2t / (1 + t²) = 2t − 2t·t²/(1 + t²), where roundings count for less.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static T TanhOfDouble<T>(T t, T ratio) where T : struct, IElementary<T>
-    {
-        T twice = t + t;
-        return T.MultiplyAdd(-twice, ratio, twice);
+        const float bound = 9.02f;
+        x = T.MaxKeepingNaN(-bound, T.MinKeepingNaN(bound, x));
+        T z = x * x;
+        T r = T.MultiplyAdd(T.MultiplyAdd(T.From(4.4290277e-6f / 64), z, T.From(1.5593087e-2f / 16)), z, T.From(3.3333313e-1f / 4));
+        T q = T.MultiplyAdd(T.MultiplyAdd(T.From(1.6822709e-2f / 16), z, T.From(4.4677645e-1f / 4)), z, T.One);
+        return x - x * z * r / q;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
