@@ -1,5 +1,3 @@
-using System.Runtime.Intrinsics.Arm;
-using System.Runtime.Intrinsics.X86;
 using System.Text;
 using TransformerKernels.Oracle;
 using Xunit;
@@ -24,7 +22,7 @@ public class ReplayTests(ITestOutputHelper output)
     [Fact]
     public void Every_case_agrees_or_is_listed()
     {
-        HashSet<string> pending = Pending.Read(Beside("pending.txt")), unfused = Pending.Read(Beside("unfused.txt"));
+        HashSet<string> pending = Pending.Read(Beside("pending.txt"));
         var table = new ReplayTable();
         var failures = new List<string>();
         foreach (VectorCase vector in Vectors.Value.Cases)
@@ -32,7 +30,7 @@ public class ReplayTests(ITestOutputHelper output)
             Verdict verdict = Judge.Library(vector, Disagreements.Value[vector.Id]);
             bool listed = pending.Contains(vector.Id);
             table.Add(vector, verdict, listed);
-            if (verdict.Outcome == Outcome.Wrong && (HasMultiplyAdd || !unfused.Contains(vector.Id)))
+            if (verdict.Outcome == Outcome.Wrong)
                 failures.Add($"{vector.Id} is wrong: {verdict.Message}");
             else if (verdict.Outcome == Outcome.NotSupported && !listed)
                 failures.Add($"{vector.Id} isn't supported ({verdict.Message}) and not in pending.txt");
@@ -42,7 +40,7 @@ public class ReplayTests(ITestOutputHelper output)
         if (Foreign is null)
         {
             HashSet<string> known = [.. Vectors.Value.Cases.Select(vector => vector.Id)];
-            failures.AddRange(pending.Concat(unfused).Except(known).Select(id => $"pending.txt or unfused.txt lists {id}, which doesn't exist"));
+            failures.AddRange(pending.Except(known).Select(id => $"pending.txt lists {id}, which doesn't exist"));
             failures.AddRange(Disagreements.Value.Select(lines => lines.Key).Except(known).Select(id => $"disagree.txt lists {id}, which doesn't exist"));
         }
         string text = table.ToString();
@@ -61,9 +59,6 @@ public class ReplayTests(ITestOutputHelper output)
         Assert.True(failures.Count == 0, string.Join(Environment.NewLine, failures));
         Assert.True(verdicts.Count > 0 || Foreign is not null);
     }
-
-    // a·b + c rounded once.
-    private static bool HasMultiplyAdd => Fma.IsSupported || AdvSimd.IsSupported;
 
     private static string Beside(string name) => Path.Combine(AppContext.BaseDirectory, name);
 }

@@ -232,7 +232,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, queries = (nint)Shape.Queries, offset = Scoring.QueryOffset(batch);
         nint rows = Math.Min(block, queries - i0);
         nint last = Math.Clamp((nint)Scoring.KeyLength(batch), first, first + count), end = Shape.Causal ? Math.Clamp(i0 + rows + offset, first, last) : last;
-        BeginBlockGradients<V>();
         if (Plan is { WantsQuery: true, Chunks: > 1 })
             queryGradient = Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * (nint)AttentionBackwardPlan.QueryRow(Shape);
         if (end > first)
@@ -280,6 +279,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 else
                     Differentiate<V, NoneHidden>(bias, part, 0f);
             }
+            // What is summed takes four keys at a time; what stands for missing ones must add nothing to the keys that follow.
+            nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
+            Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
+            Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
+            if (first == 0 && end <= AttentionTiles.Keys)
+                Refine<V>(visible, head, i0, rows);
             if (Plan.WantsLine)
                 AddToLine<V>(i0, j0, tileKeys, first);
             AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
@@ -301,10 +306,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             }
             EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
             float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
-            // The products take four keys at a time; what stands for missing ones must add nothing to the keys that follow.
-            nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
-            Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
-            Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>(), partKeys = (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), partQueries = Math.Min(rows, part.EndVector * V.Count) - lane;
@@ -324,7 +325,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 }
             }
         }
-        EndBlockGradients<V>(head, i0, rows, first, end, count);
+        ClearPairs(head, i0, rows, end, first + count); // no tile of the block reaches these keys
         if (!begun)
             Clear(queryGradient, d * block);
         if (Plan is { WantsQuery: true, Chunks: 1 })
@@ -460,6 +461,50 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 dz1.Store(gradients + step);
                 dz2.Store(gradients + 2 * step);
                 dz3.Store(gradients + 3 * step);
+            }
+        }
+    }
+
+    // What a number of float32 is rounded by, twice over. D that misses less is exact: all weight lies on one key, and of what is left float64 knows nothing either.
+    private const float TwoRoundings = 1f / (1L << 48);
+
+    // Where all keys that the block sees lie in this tile. dz adds up to what arrives for the log-sum-exp and the sink's part of D; what it misses that by is the error of D, which the rounding of O has made.
+    // Where nearly all of a query's weight lies on one key, that is most of what dP − D has kept.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void Refine<V>(in TileVisibility visible, nint head, nint i0, nint rows) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, missing = pairs;
+        float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
+        float sink = Scoring.Sink(head);
+        Clear(missing, block);
+        for (nint row = 0; row < rows && upstreamL != null; row++)
+            missing[row] = upstreamL[row * UpstreamLogSumExp.Row];
+        for (nint row = 0; row < rows && sink != float.NegativeInfinity; row++)
+            missing[row] += (float)Math.Exp((double)sink - l[row * LogSumExp.Row] - l[row * LogSumExp.Row + LogSumExp.Column]) * delta[row];
+        foreach (ref readonly TilePart part in visible.Parts)
+        {
+            for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+            {
+                float* end = dS + part.EndKey * block;
+                V sum0 = V.Zero, sum1 = V.Zero, sum2 = V.Zero, sum3 = V.Zero;
+                for (float* dz = dS + part.FirstKey * block + lane; dz < end; dz += Product.Rows * block)
+                    (sum0, sum1, sum2, sum3) = (sum0 + V.Load(dz), sum1 + V.Load(dz + block), sum2 + V.Load(dz + 2 * block), sum3 + V.Load(dz + 3 * block));
+                (V.Load(missing + lane) - ((sum0 + sum1) + (sum2 + sum3))).Store(missing + lane);
+            }
+        }
+        for (nint lane = 0; lane < block; lane += V.Count)
+        {
+            V miss = V.Load(missing + lane), size = V.Abs(miss), least = V.Abs(V.Load(delta + lane)) * TwoRoundings;
+            V.SelectLess(size, V.From(float.PositiveInfinity), V.SelectLess(size, least, V.Zero, miss), V.Zero).Store(missing + lane);
+        }
+        foreach (ref readonly TilePart part in visible.Parts)
+        {
+            for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+            {
+                V miss = V.Load(missing + lane);
+                for (nint at = part.FirstKey * block + lane; at < part.EndKey * block; at += block)
+                    V.MultiplyAdd(V.MaxNative(V.Load(s + at), V.Zero), miss, V.Load(dS + at)).Store(dS + at); // a hidden pair may bear a mark instead of its weight
             }
         }
     }

@@ -51,8 +51,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
                 nint floats = AttentionTiles.Block<V>() * (perPair ? AttentionTiles.Keys : 1);
                 capturedGradient[c] = new() { Start = Take(ref scratch, floats), Step = perPair ? AttentionTiles.Block<V>() : 0 };
                 Clear(capturedGradient[c].Start, floats);
-                if (TensorGradients[c].Structure == CapturedStructure.PerKey)
-                    Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.Chunk);
+                Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.CapturedLength(Shape, c));
             }
         }
     }
@@ -66,13 +65,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         }
         for (int c = 0; c < PairTensors.Count; c++)
         {
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk);
-            if (TensorGradients[c].IsByDistance)
-                SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, to);
-            else if (TensorGradients[c].Structure == CapturedStructure.PerHead)
-                *to = SumLanes<V>(capturedGradient[c].Start);
+            if (TensorGradients[c].IsPresent && TensorGradients[c].IsByDistance)
+                SumLine<V>(capturedGradient[c].Start - (count - 1) - chunk * (nint)Plan.Chunk, line, Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk));
         }
     }
 
@@ -84,27 +78,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
             ((V.Load(copies + u) + V.Load(copies + u + line)) + (V.Load(copies + u + 2 * line) + V.Load(copies + u + 3 * line))).Store(to + u);
         for (; u < line; u++)
             to[u] = (copies[u] + copies[u + line]) + (copies[u + 2 * line] + copies[u + 3 * line]);
-    }
-
-    private readonly void BeginBlockGradients<V>() where V : struct, ILanes<V>
-    {
-        for (int c = 0; c < PairTensors.Count; c++)
-        {
-            if (TensorGradients[c].IsPresent && TensorGradients[c].Structure == CapturedStructure.PerQuery)
-                Clear(capturedGradient[c].Start, AttentionTiles.Block<V>());
-        }
-    }
-
-    private readonly void EndBlockGradients<V>(nint head, nint i0, nint rows, nint first, nint end, nint count) where V : struct, ILanes<V>
-    {
-        for (int c = 0; c < PairTensors.Count; c++)
-        {
-            if (!TensorGradients[c].IsPresent)
-                continue;
-            if (TensorGradients[c].Structure == CapturedStructure.PerQuery)
-                new Span<float>(capturedGradient[c].Start, (int)rows).CopyTo(new Span<float>(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + i0, (int)rows));
-        }
-        ClearPairs(head, i0, rows, end, first + count); // no tile of the block reaches these keys
     }
 
     // Of pairs that nothing is computed of: the gradients of tensors with a value a pair, which are written in place.
@@ -138,28 +111,40 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         return gradient;
     }
 
-    // Gives the sums of a tile that has one a key or one a pair to where they belong, and clears them.
+    // Gives the sums of a tile to where they belong, and clears them. Those of distances stay where they are.
     private readonly void EndTileGradients<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         for (int c = 0; c < CapturedSet.Count; c++)
         {
-            if (!TensorGradients[c].IsPresent)
+            if (!TensorGradients[c].IsPresent || TensorGradients[c].IsByDistance)
                 continue;
             float* tile = capturedGradient[c].Start;
-            if (TensorGradients[c].Structure == CapturedStructure.PerKey)
-            {
-                float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
-                for (nint row = 0; row < tileKeys; row++)
-                    to[row] += SumLanes<V>(tile + row * block);
-            }
-            else if (TensorGradients[c].Structure == CapturedStructure.Dense)
-            {
+            if (TensorGradients[c].Structure == CapturedStructure.Dense)
                 WritePairs<V>(c, head, i0, j0, rows, tileKeys, tile);
-            }
             else
-                continue;
-            Clear(tile, tileKeys * block);
+                AddSums<V>(c, head, i0, j0 - first, rows, tileKeys, tile);
+            Clear(tile, capturedGradient[c].Step == 0 ? block : tileKeys * block);
+        }
+    }
+
+    // Adds a tile's sums of a tensor with a value a head, a query or a key to those of the tiles before.
+    private readonly void AddSums<V>(int tensor, nint head, nint query, nint key, nint rows, nint tileKeys, float* lanes) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        float* to = Partials + Plan.CapturedPartial(Shape, tensor, batch, head, chunk);
+        switch (TensorGradients[tensor].Structure)
+        {
+            case CapturedStructure.PerHead:
+                *to += SumLanes<V>(lanes);
+                break;
+            case CapturedStructure.PerQuery:
+                MatrixCopy.Run(lanes, block, 1, to + query, block, 1, 1, rows, add: true);
+                break;
+            case CapturedStructure.PerKey:
+                for (nint row = 0; row < tileKeys; row++)
+                    to[key + row] += SumLanes<V>(lanes + row * block);
+                break;
         }
     }
 
@@ -209,18 +194,18 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
                     WritePairs<V>(c, head, i0, j0, rows, tileKeys, dS);
                     break;
                 case CapturedStructure.PerKey:
-                    float* to = Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk) + j0 - first;
-                    for (nint row = 0; row < tileKeys; row++)
-                        to[row] += SumLanes<V>(dS + row * block);
+                    AddSums<V>(c, head, i0, j0 - first, rows, tileKeys, dS);
                     break;
                 default:
+                    float* sums = capturedGradient[c].Start;
                     for (nint lane = 0; lane < block; lane += V.Count)
                     {
-                        V sum = V.Load(capturedGradient[c].Start + lane);
+                        V sum = V.Zero;
                         for (nint row = 0; row < tileKeys; row++)
                             sum += V.Load(dS + row * block + lane);
-                        sum.Store(capturedGradient[c].Start + lane);
+                        sum.Store(sums + lane);
                     }
+                    AddSums<V>(c, head, i0, j0 - first, rows, tileKeys, sums);
                     break;
             }
         }

@@ -118,9 +118,11 @@ internal struct AttentionBackwardPlan
         long start = queryFloats + lineFloats + gridFloats;
         for (int c = 0; c < capture; c++)
             start += capturedFloats[c];
-        long each = capturedFloats[capture] / Math.Max(1, shape.Batch * shape.Heads * Chunks);
-        return start + ((batch * shape.Heads + head) * Chunks + chunk) * each;
+        return start + ((batch * shape.Heads + head) * Chunks + chunk) * CapturedLength(shape, capture);
     }
+
+    /// <summary>The floats of the partial gradient of a captured tensor for a head and chunk.</summary>
+    public readonly long CapturedLength(in AttentionShape shape, int capture) => capturedFloats[capture] / Math.Max(1, shape.Batch * shape.Heads * Chunks);
 
     // The gradient of a pair tensor, without its memory.
     private static unsafe Captured Gradient(in AttentionProblem problem, in AttentionGradients gradients, int tensor)

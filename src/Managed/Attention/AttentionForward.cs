@@ -344,7 +344,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         }
     }
 
-    // P = e^(S − reference) in place, and its sum: four keys at a time of one vector of queries. Hidden pairs become a negative mark if some are to be left out.
+    // P = e^(S − reference) in place, and its sum, which is formed on its own before it joins that of other tiles: four keys at a time of one vector of queries. Hidden pairs become a negative mark if some are to be left out.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Weigh<V, THiding>(float* s, in TilePart part, float* reference, float* sum)
         where V : struct, ILanes<V> where THiding : struct, IHiding
@@ -353,13 +353,13 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         V lowest = V.From(Exponential.Lowest);
         for (nint lane = 0; lane < lanes; lane += V.Count)
         {
-            V r = V.Load(reference + lane), total = V.Load(sum + lane);
+            V r = V.Load(reference + lane), sum0 = V.Zero, sum1 = V.Zero, sum2 = V.Zero, sum3 = V.Zero;
             float* at = s + lane;
             for (nint key = 0; key < keys; key += Product.Rows, at += Product.Rows * step)
             {
                 V z0 = V.Load(at), z1 = V.Load(at + step), z2 = V.Load(at + 2 * step), z3 = V.Load(at + 3 * step);
                 Exponential.Precise(V.MaxNative(lowest, z0 - r), V.MaxNative(lowest, z1 - r), V.MaxNative(lowest, z2 - r), V.MaxNative(lowest, z3 - r), out V p0, out V p1, out V p2, out V p3);
-                total = total + p0 + p1 + p2 + p3;
+                (sum0, sum1, sum2, sum3) = (sum0 + p0, sum1 + p1, sum2 + p2, sum3 + p3);
                 if (THiding.Hides)
                 {
                     V none = V.From(float.NegativeInfinity), mark = V.From(-1f);
@@ -373,7 +373,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 p2.Store(at + 2 * step);
                 p3.Store(at + 3 * step);
             }
-            total.Store(sum + lane);
+            (V.Load(sum + lane) + ((sum0 + sum1) + (sum2 + sum3))).Store(sum + lane);
         }
     }
 

@@ -30,7 +30,7 @@ internal struct TilePart
 ///          |    |    |  \ | 4\ |         |    | : 2| 2  | 2  |     A tile that is seen whole has one part.
 ///          +----+----+----+----+         +----+----+----+----+
 /// </code>
-/// The parts come in the order of their keys, so whatever is summed over keys is summed in their order, as in a tile without hidden pairs.
+/// The parts come in the order of their keys, so whatever is summed over keys is summed in their order.
 /// </remarks>
 internal readonly unsafe struct TileVisibility
 {

@@ -10,7 +10,8 @@ namespace TransformerKernels;
 /// the last ones are taken again where there are fewer, so c needs room for a multiple of <see cref="Rows"/> rows, of which the surplus is not meaningful.
 /// A register tile is 4 rows of 4 vectors where there are 32 vector registers (16 sums, 4 loads and 4 broadcasts per 16 multiply-adds), else of 2 vectors; what is left over takes
 /// a tile of as many vectors as there are. Of a core's peak at depth 64 (Zen 5, AVX-512): 0.98 with 4 vectors, 0.98 with 3, 0.92 with 2, 0.84 with 1.
-/// Every element is summed over q in order.
+/// Every product is summed over q in order, beginning at 0, and only then added to what stands in c: the error of a sum of many tiles grows with the length of a tile and with
+/// their number, not with that of all terms.
 /// </remarks>
 internal static unsafe class Product
 {
@@ -21,19 +22,15 @@ internal static unsafe class Product
 
     /// <summary>c = a·b.</summary>
     public static void Set<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
-        where V : struct, ILanes<V> => Run<V, Overwrite>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null);
-
-    /// <summary>Hands a·b to <paramref name="end"/> while it is in registers, four rows at a time. Where fewer are left, the last row's sums come again in the place of the missing ones, of which the end must read nothing.</summary>
-    public static void SetThen<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, in TEnd end)
-        where V : struct, ILanes<V> where TEnd : struct, ITileEnd => Run<V, Overwrite, TEnd>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null, end);
+        where V : struct, ILanes<V> => SetThen<V, StoreTile>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, default);
 
     /// <summary>c += a·b.</summary>
     public static void Add<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep)
-        where V : struct, ILanes<V> => Run<V, Accumulate>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, null);
+        where V : struct, ILanes<V> => SetThen<V, AddTile>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, default);
 
     /// <summary>c = c·factor + a·b, one factor a lane.</summary>
     public static void AddScaled<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor)
-        where V : struct, ILanes<V> => Run<V, Rescale>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, factor);
+        where V : struct, ILanes<V> => SetThen<V, RescaleTile>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, new(factor));
 
     /// <summary>c += a·b, leaving out the products whose element of <paramref name="hidden"/>, laid out as b, is negative: what stands in a there may be NaN.</summary>
     public static void AddWhereLanesVisible<V>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* hidden)
@@ -43,13 +40,14 @@ internal static unsafe class Product
         {
             for (nint lane = 0; lane < vectors * V.Count; lane += V.Count)
             {
-                V sum = V.Load(c + r * cStep + lane);
+                float* to = c + r * cStep + lane;
+                V sum = V.Zero;
                 for (nint q = 0; q < depth; q++)
                 {
                     V product = V.MultiplyAdd(V.From(a[r * rowStep + q * step]), V.Load(b + q * bStep + lane), sum);
                     sum = V.SelectLess(V.Load(hidden + q * bStep + lane), V.Zero, sum, product);
                 }
-                sum.Store(c + r * cStep + lane);
+                (V.Load(to) + sum).Store(to);
             }
         }
     }
@@ -62,81 +60,52 @@ internal static unsafe class Product
         {
             for (nint lane = 0; lane < vectors * V.Count; lane += V.Count)
             {
-                V sum = V.Load(c + r * cStep + lane);
+                float* to = c + r * cStep + lane;
+                V sum = V.Zero;
                 for (nint q = 0; q < depth; q++)
                 {
                     if (!(hidden[r * rowStep + q * step] < 0))
                         sum = V.MultiplyAdd(V.From(a[r * rowStep + q * step]), V.Load(b + q * bStep + lane), sum);
                 }
-                sum.Store(c + r * cStep + lane);
+                (V.Load(to) + sum).Store(to);
             }
         }
     }
 
-    private interface IStart
-    {
-        static abstract bool ReadsSum { get; }
-        static abstract bool Scales { get; }
-    }
-
-    private readonly struct Overwrite : IStart
-    {
-        public static bool ReadsSum => false;
-        public static bool Scales => false;
-    }
-
-    private readonly struct Accumulate : IStart
-    {
-        public static bool ReadsSum => true;
-        public static bool Scales => false;
-    }
-
-    private readonly struct Rescale : IStart
-    {
-        public static bool ReadsSum => true;
-        public static bool Scales => true;
-    }
-
-    private static void Run<V, TStart>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor)
-        where V : struct, ILanes<V> where TStart : struct, IStart => Run<V, TStart, StoreTile>(a, rowStep, step, rows, b, bStep, vectors, depth, c, cStep, factor, default);
-
-    private static void Run<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, float* factor, in TEnd end)
-        where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
+    /// <summary>Hands a·b to <paramref name="end"/> while it is in registers, four rows at a time. Where fewer are left, the last row's sums come again in the place of the missing ones, of which the end must read nothing.</summary>
+    public static void SetThen<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint vectors, nint depth, float* c, nint cStep, in TEnd end)
+        where V : struct, ILanes<V> where TEnd : struct, ITileEnd
     {
         nint v = 0;
         if (HasManyRegisters)
         {
             for (; v + 4 <= vectors; v += 4)
-                Tiles4<V, TStart, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, factor + v * V.Count, v * V.Count, end);
+                Tiles4<V, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, v * V.Count, end);
             if (v + 3 == vectors)
             {
-                Tiles3<V, TStart, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, factor + v * V.Count, v * V.Count, end);
+                Tiles3<V, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, v * V.Count, end);
                 return;
             }
         }
         for (; v + 2 <= vectors; v += 2)
-            Tiles2<V, TStart, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, factor + v * V.Count, v * V.Count, end);
+            Tiles2<V, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, v * V.Count, end);
         if (v < vectors)
-            Tiles1<V, TStart, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, factor + v * V.Count, v * V.Count, end);
+            Tiles1<V, TEnd>(a, rowStep, step, rows, b + v * V.Count, bStep, depth, c + v * V.Count, cStep, v * V.Count, end);
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V Start<V, TStart>(float* c, float* factor) where V : struct, ILanes<V> where TStart : struct, IStart =>
-        TStart.Scales ? V.Load(c) * V.Load(factor) : TStart.ReadsSum ? V.Load(c) : V.Zero;
-
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Tiles4<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint lane, in TEnd end)
-        where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
+    private static void Tiles4<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, nint lane, in TEnd end)
+        where V : struct, ILanes<V> where TEnd : struct, ITileEnd
     {
         int w = V.Count;
         for (nint r = 0; r < rows; r += Rows)
         {
             float* a0 = a + r * rowStep, a1 = r + 1 < rows ? a0 + rowStep : a0, a2 = r + 2 < rows ? a1 + rowStep : a1, a3 = r + 3 < rows ? a2 + rowStep : a2, at = b;
-            float* row = c + r * cStep, c1 = row + cStep, c2 = c1 + cStep, c3 = c2 + cStep;
-            V s00 = Start<V, TStart>(row, factor), s01 = Start<V, TStart>(row + w, factor + w), s02 = Start<V, TStart>(row + 2 * w, factor + 2 * w), s03 = Start<V, TStart>(row + 3 * w, factor + 3 * w);
-            V s10 = Start<V, TStart>(c1, factor), s11 = Start<V, TStart>(c1 + w, factor + w), s12 = Start<V, TStart>(c1 + 2 * w, factor + 2 * w), s13 = Start<V, TStart>(c1 + 3 * w, factor + 3 * w);
-            V s20 = Start<V, TStart>(c2, factor), s21 = Start<V, TStart>(c2 + w, factor + w), s22 = Start<V, TStart>(c2 + 2 * w, factor + 2 * w), s23 = Start<V, TStart>(c2 + 3 * w, factor + 3 * w);
-            V s30 = Start<V, TStart>(c3, factor), s31 = Start<V, TStart>(c3 + w, factor + w), s32 = Start<V, TStart>(c3 + 2 * w, factor + 2 * w), s33 = Start<V, TStart>(c3 + 3 * w, factor + 3 * w);
+            float* row = c + r * cStep;
+            V s00 = V.Zero, s01 = V.Zero, s02 = V.Zero, s03 = V.Zero;
+            V s10 = V.Zero, s11 = V.Zero, s12 = V.Zero, s13 = V.Zero;
+            V s20 = V.Zero, s21 = V.Zero, s22 = V.Zero, s23 = V.Zero;
+            V s30 = V.Zero, s31 = V.Zero, s32 = V.Zero, s33 = V.Zero;
             // Two steps a turn: the shorter the loop, the better its end is foreseen. Measured 1 to 2 points of peak at depth 64.
             nint turns = depth >> 1;
             for (nint turn = 0; turn < turns; turn++)
@@ -172,18 +141,18 @@ internal static unsafe class Product
     }
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Tiles3<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint lane, in TEnd end)
-        where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
+    private static void Tiles3<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, nint lane, in TEnd end)
+        where V : struct, ILanes<V> where TEnd : struct, ITileEnd
     {
         int w = V.Count;
         for (nint r = 0; r < rows; r += Rows)
         {
             float* a0 = a + r * rowStep, a1 = r + 1 < rows ? a0 + rowStep : a0, a2 = r + 2 < rows ? a1 + rowStep : a1, a3 = r + 3 < rows ? a2 + rowStep : a2, at = b;
-            float* row = c + r * cStep, c1 = row + cStep, c2 = c1 + cStep, c3 = c2 + cStep;
-            V s00 = Start<V, TStart>(row, factor), s01 = Start<V, TStart>(row + w, factor + w), s02 = Start<V, TStart>(row + 2 * w, factor + 2 * w);
-            V s10 = Start<V, TStart>(c1, factor), s11 = Start<V, TStart>(c1 + w, factor + w), s12 = Start<V, TStart>(c1 + 2 * w, factor + 2 * w);
-            V s20 = Start<V, TStart>(c2, factor), s21 = Start<V, TStart>(c2 + w, factor + w), s22 = Start<V, TStart>(c2 + 2 * w, factor + 2 * w);
-            V s30 = Start<V, TStart>(c3, factor), s31 = Start<V, TStart>(c3 + w, factor + w), s32 = Start<V, TStart>(c3 + 2 * w, factor + 2 * w);
+            float* row = c + r * cStep;
+            V s00 = V.Zero, s01 = V.Zero, s02 = V.Zero;
+            V s10 = V.Zero, s11 = V.Zero, s12 = V.Zero;
+            V s20 = V.Zero, s21 = V.Zero, s22 = V.Zero;
+            V s30 = V.Zero, s31 = V.Zero, s32 = V.Zero;
             for (nint q = 0; q < depth; q++)
             {
                 V b0 = V.Load(at), b1 = V.Load(at + w), b2 = V.Load(at + 2 * w);
@@ -205,18 +174,18 @@ internal static unsafe class Product
     }
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Tiles2<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint lane, in TEnd end)
-        where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
+    private static void Tiles2<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, nint lane, in TEnd end)
+        where V : struct, ILanes<V> where TEnd : struct, ITileEnd
     {
         int w = V.Count;
         for (nint r = 0; r < rows; r += Rows)
         {
             float* a0 = a + r * rowStep, a1 = r + 1 < rows ? a0 + rowStep : a0, a2 = r + 2 < rows ? a1 + rowStep : a1, a3 = r + 3 < rows ? a2 + rowStep : a2, at = b;
-            float* row = c + r * cStep, c1 = row + cStep, c2 = c1 + cStep, c3 = c2 + cStep;
-            V s00 = Start<V, TStart>(row, factor), s01 = Start<V, TStart>(row + w, factor + w);
-            V s10 = Start<V, TStart>(c1, factor), s11 = Start<V, TStart>(c1 + w, factor + w);
-            V s20 = Start<V, TStart>(c2, factor), s21 = Start<V, TStart>(c2 + w, factor + w);
-            V s30 = Start<V, TStart>(c3, factor), s31 = Start<V, TStart>(c3 + w, factor + w);
+            float* row = c + r * cStep;
+            V s00 = V.Zero, s01 = V.Zero;
+            V s10 = V.Zero, s11 = V.Zero;
+            V s20 = V.Zero, s21 = V.Zero;
+            V s30 = V.Zero, s31 = V.Zero;
             for (nint q = 0; q < depth; q++)
             {
                 V b0 = V.Load(at), b1 = V.Load(at + w);
@@ -238,8 +207,8 @@ internal static unsafe class Product
 
     // One vector has eight rows, as many sums as the units need to stay busy: with four it took half as long again, a vector of a tile of 64 by 64 (0.57 of peak, not 0.84).
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Tiles1<V, TStart, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, float* factor, nint lane, in TEnd end)
-        where V : struct, ILanes<V> where TStart : struct, IStart where TEnd : struct, ITileEnd
+    private static void Tiles1<V, TEnd>(float* a, nint rowStep, nint step, nint rows, float* b, nint bStep, nint depth, float* c, nint cStep, nint lane, in TEnd end)
+        where V : struct, ILanes<V> where TEnd : struct, ITileEnd
     {
         const int rowsAtOnce = 2 * Rows;
         nint r = 0;
@@ -247,8 +216,8 @@ internal static unsafe class Product
         {
             float* a0 = a + r * rowStep, a1 = a0 + rowStep, a2 = a1 + rowStep, a3 = a2 + rowStep, a4 = a3 + rowStep, a5 = a4 + rowStep, a6 = a5 + rowStep, a7 = a6 + rowStep, at = b;
             float* row = c + r * cStep, next = row + Rows * cStep;
-            V s0 = Start<V, TStart>(row, factor), s1 = Start<V, TStart>(row + cStep, factor), s2 = Start<V, TStart>(row + 2 * cStep, factor), s3 = Start<V, TStart>(row + 3 * cStep, factor);
-            V s4 = Start<V, TStart>(next, factor), s5 = Start<V, TStart>(next + cStep, factor), s6 = Start<V, TStart>(next + 2 * cStep, factor), s7 = Start<V, TStart>(next + 3 * cStep, factor);
+            V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
+            V s4 = V.Zero, s5 = V.Zero, s6 = V.Zero, s7 = V.Zero;
             for (nint q = 0, n = 0; q < depth; q++, n += step)
             {
                 V b0 = V.Load(at);
@@ -264,7 +233,7 @@ internal static unsafe class Product
         for (; r < rows; r += Rows)
         {
             float* a0 = a + r * rowStep, a1 = r + 1 < rows ? a0 + rowStep : a0, a2 = r + 2 < rows ? a1 + rowStep : a1, a3 = r + 3 < rows ? a2 + rowStep : a2, at = b, row = c + r * cStep;
-            V s0 = Start<V, TStart>(row, factor), s1 = Start<V, TStart>(row + cStep, factor), s2 = Start<V, TStart>(row + 2 * cStep, factor), s3 = Start<V, TStart>(row + 3 * cStep, factor);
+            V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
             for (nint q = 0, n = 0; q < depth; q++, n += step)
             {
                 V b0 = V.Load(at);
@@ -308,6 +277,43 @@ internal readonly unsafe struct StoreTile : ITileEnd
         s1.Store(c + cStep);
         s2.Store(c + 2 * cStep);
         s3.Store(c + 3 * cStep);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
+    {
+    }
+}
+
+/// <summary>Adds a product's sums.</summary>
+internal readonly unsafe struct AddTile : ITileEnd
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
+    {
+        (V.Load(c) + s0).Store(c);
+        (V.Load(c + cStep) + s1).Store(c + cStep);
+        (V.Load(c + 2 * cStep) + s2).Store(c + 2 * cStep);
+        (V.Load(c + 3 * cStep) + s3).Store(c + 3 * cStep);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
+    {
+    }
+}
+
+/// <summary>Adds a product's sums to what is there times a factor a lane.</summary>
+internal readonly unsafe struct RescaleTile(float* factor) : ITileEnd
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>
+    {
+        V shrink = V.Load(factor + lane);
+        (V.Load(c) * shrink + s0).Store(c);
+        (V.Load(c + cStep) * shrink + s1).Store(c + cStep);
+        (V.Load(c + 2 * cStep) * shrink + s2).Store(c + 2 * cStep);
+        (V.Load(c + 3 * cStep) * shrink + s3).Store(c + 3 * cStep);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

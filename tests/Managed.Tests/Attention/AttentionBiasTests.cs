@@ -127,7 +127,7 @@ public class AttentionBiasTests
     {
         foreach ((int queries, int keys) in ((int, int)[])[(5, 7), (64, 128), (70, 200)])
         {
-            Grid<double> row = AttentionCase.Numbers(24, 1, 1, 2, queries), column = AttentionCase.Numbers(25, 1, 1, 2, keys), dense = AttentionCase.Numbers(26, 1, 1, 2, queries, keys);
+            Grid<double> row = AttentionCase.Numbers(4, 1, 1, 2, queries), column = AttentionCase.Numbers(5, 1, 1, 2, keys), dense = AttentionCase.Numbers(6, 1, 1, 2, queries, keys);
             row.Data[queries - 2] = column.Data[3] = column.Data[keys - 1] = dense.Data[0] = dense.Data[keys * queries - 1] = double.NegativeInfinity;
             for (int some = 1; some < 8; some++)
             {

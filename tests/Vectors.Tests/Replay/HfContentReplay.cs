@@ -73,15 +73,12 @@ public sealed class HfContentReplay : IReplay
     {
         vector.KnowsOnly(["kind", "max_position_embeddings", "scale", "past", "left_max_position_embeddings", "right_max_position_embeddings"],
             ["query", "key", "value", "distance_embedding", "mask", "upstream_output"]);
-        // One row a head, whose first key has nearly all the weight: what is left of dP − D is rounding of the saved output, in which the naive loops are lucky.
-        if (vector.Number("past") is > 0)
-            throw new NotReplayedException("one query after a cache");
         var terms = new Terms(vector);
         VectorTensor rows = vector.Need("distance_embedding");
-        int left = (int)(vector.Number("left_max_position_embeddings") ?? 0), right = (int)(vector.Number("right_max_position_embeddings") ?? 0);
+        int past = (int)(vector.Number("past") ?? 0), left = (int)(vector.Number("left_max_position_embeddings") ?? 0), right = (int)(vector.Number("right_max_position_embeddings") ?? 0);
         foreach ((int b, int h, int i, int j) in terms.Pairs)
         {
-            int distance = j - i, row = vector.Text("kind") == "clipped" ? Math.Clamp(distance, -left, right) + left : (int)vector.Number("max_position_embeddings")! - 1 - distance;
+            int distance = j - i - past, row = vector.Text("kind") == "clipped" ? Math.Clamp(distance, -left, right) + left : (int)vector.Number("max_position_embeddings")! - 1 - distance;
             (string, Grid<double>, int) embedding = ("distance_embedding", rows.Grid, row * rows.Shape[1]);
             terms.Add((b, h, i, j), terms.Scale, terms.Query(b, h, i), embedding);
             if (vector.Text("kind") == "relative_key_query")
