@@ -274,4 +274,21 @@ public class AttentionEdgeTests
             }
         }
     }
+
+    [Fact]
+    public void Sums_over_many_keys_are_nearer_than_those_of_the_naive_loops() =>
+        new AttentionCase { Queries = 64, Keys = 1024, RowBias = AttentionCase.Numbers(2, 1, 1, 2, 64), Share = 0.35 }.Check(Device, default(PlainScore));
+
+    // There dP − D is little more than the rounding of the output. A bias of a query changes nothing, so its gradient is all error.
+    [Fact]
+    public void Where_one_key_has_nearly_all_the_weight_gradients_are_nearer_than_those_of_the_naive_loops()
+    {
+        foreach (int keys in (int[])[12, 64])
+        {
+            var problem = new AttentionCase { Queries = 40, Keys = keys, HeadSize = 8, ValueSize = 8, Scale = 2, RowBias = AttentionCase.Numbers(2, 1, 1, 2, 40) };
+            AttentionCase.Results ours = problem.Run(Device, default(PlainScore));
+            var inputs = new AttentionInputs { Query = ours.Inputs[0], Key = ours.Inputs[1], Value = ours.Inputs[2], Scale = problem.Scale, RowBias = problem.RowBias };
+            Contract.Check(ours.RowBias, AttentionOracle.Backward<double>(inputs, ours.Inputs[3]).RowBias!.Data, AttentionOracle.Backward<float>(inputs, ours.Inputs[3]).RowBias!.Data, 0.5, problem.Text);
+        }
+    }
 }
