@@ -3,15 +3,16 @@ namespace TransformerKernels;
 /// <summary>How a rule is evaluated, by its length; see <see cref="FormulaLength"/>.</summary>
 /// <remarks>
 /// Two vectors in lockstep as long as the JIT inlines all of it, then vector by vector; a long formula operation by operation over <see cref="Strip{V}"/>, unless it is so long that these don't fit.
-/// The bounds are measured: with five elementary functions both take about as long, strips a tenth less with derivatives; somewhat further the JIT calls every step, several times as slow.
+/// The bounds are measured: with two elementary functions and derivatives strips take a third longer than vectors one by one, with five they take two thirds as long; somewhat further the JIT would
+/// call every step, several times as slow.
 /// </remarks>
 internal readonly struct RuleLength
 {
-    /// <summary>The most steps in lockstep and vector by vector, without derivatives and with them.</summary>
-    public const int Short = 60, Middle = 150, ShortDerivative = 40, MiddleDerivative = 100;
+    /// <summary>The most steps in lockstep, without derivatives and with them, and vector by vector.</summary>
+    public const int Short = 60, ShortDerivative = 40, Middle = 100;
 
-    // What a thread's stack has room for. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
-    private const int MostBytes = 160 * 1024, MostOfOperation = 16, MostOperations = 64;
+    // What a thread's stack has room for, and the second-level cache. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
+    private const int MostBytes = 256 * 1024, MostOfOperation = 16, MostOperations = 64, LeastRows = 4;
 
     private readonly SpreadSet<int> strips;
 
@@ -29,17 +30,15 @@ internal readonly struct RuleLength
         IsLong = MemoryOf<Lanes512>(LeastRows) <= MostBytes;
     }
 
-    private const int LeastRows = 4;
-
-    public static RuleLength Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, Short, Middle);
+    public static RuleLength Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, Short, withDerivatives: false);
 
     /// <summary>With derivatives.</summary>
-    public static RuleLength OfDerivative<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, ShortDerivative, MiddleDerivative);
+    public static RuleLength OfDerivative<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, ShortDerivative, withDerivatives: true);
 
-    private static RuleLength Of<TRule>(TRule rule, int most, int mostByVectors) where TRule : unmanaged, IScoreRule
+    private static RuleLength Of<TRule>(TRule rule, int most, bool withDerivatives) where TRule : unmanaged, IScoreRule
     {
         int steps = FormulaLength.Of(rule, out int operations);
-        return steps <= mostByVectors || operations > MostOperations ? new(steps <= most) : new(StripsOf(rule, operations));
+        return steps <= Middle || operations > MostOperations ? new(steps <= most) : new(StripsOf(rule, operations, withDerivatives));
     }
 
     /// <summary>The most rows of a tile whose strips have room, and the floats that they take.</summary>
@@ -53,29 +52,34 @@ internal readonly struct RuleLength
 
     private nint MemoryOf<V>(nint rows) where V : struct, ILanes<V> => StripMemory.FloatsOf<V>(strips, rows) * sizeof(float);
 
-    // A formula is straight-line code: one evaluation of a row in the narrowest strips, with two directions and captured values of all pairs, takes the strips that every other takes at most.
-    private static unsafe SpreadSet<int> StripsOf<TRule>(TRule rule, int operations) where TRule : unmanaged, IScoreRule
+    // A formula is straight-line code: one evaluation of a row in the narrowest strips, captured values being of all pairs, takes the strips that every other takes at most. Derivatives are taken by
+    // the score and, in a second direction, by all captured values.
+    private static unsafe SpreadSet<int> StripsOf<TRule>(TRule rule, int operations, bool withDerivatives) where TRule : unmanaged, IScoreRule
     {
+        nint lanes = AttentionTiles.Block<Real32>();
         SpreadSet<int> most = default;
         most[(int)Spread.ByPair] = (1 + operations) * MostOfOperation;
-        float* memory = stackalloc float[(int)StripMemory.FloatsOf<Real32>(most, 1)];
-        float* number = stackalloc float[(int)AttentionTiles.Block<Real32>()];
-        new Span<float>(number, (int)AttentionTiles.Block<Real32>()).Clear();
+        float* memory = stackalloc float[(int)StripMemory.FloatsOf<Real32>(most, 1)], number = stackalloc float[(int)lanes];
+        new Span<float>(number, (int)lanes).Clear();
         StripMemory evaluation;
-        StripMemory.Begin<Real32>(&evaluation, memory, 1, AttentionTiles.Block<Real32>());
-        Strip<Real32> value = Strip<Real32>.At(number, Spread.ByPair), none = Strip<Real32>.Zero;
-        Dual<Strip<Real32>> constant = new(Strip<Real32>.One, none), varying = new(value, Strip<Real32>.Both(value, Strip<Real32>.At(number, Spread.ByPair)));
-        rule.Score(varying, new ScorePlace<Dual<Strip<Real32>>>
+        StripMemory.Begin<Real32>(&evaluation, memory, 1, lanes);
+        Strip<Real32> value = Strip<Real32>.At(number, Spread.ByPair), one = Strip<Real32>.One, none = Strip<Real32>.Zero;
+        Strip<Real32> query = Strip<Real32>.Positions(Spread.ByQuery, 0), key = Strip<Real32>.Positions(Spread.ByKey, 0);
+        if (withDerivatives)
         {
-            QueryPosition = new(Strip<Real32>.Positions(Spread.ByQuery, 0), none),
-            KeyPosition = new(Strip<Real32>.Positions(Spread.ByKey, 0), none),
-            Head = constant,
-            Batch = constant,
-            Captured0 = varying,
-            Captured1 = varying,
-            Captured2 = varying,
-            Captured3 = varying,
-        });
+            Dual<Strip<Real32>> captured = new(value, Strip<Real32>.Both(none, one)), head = new(one, none);
+            rule.Score(new(value, Strip<Real32>.Both(one, none)), new ScorePlace<Dual<Strip<Real32>>>
+            {
+                QueryPosition = new(query, none), KeyPosition = new(key, none), Head = head, Batch = head, Captured0 = captured, Captured1 = captured, Captured2 = captured, Captured3 = captured,
+            });
+        }
+        else
+        {
+            rule.Score(value, new ScorePlace<Strip<Real32>>
+            {
+                QueryPosition = query, KeyPosition = key, Head = one, Batch = one, Captured0 = value, Captured1 = value, Captured2 = value, Captured3 = value,
+            });
+        }
         return evaluation.Taken;
     }
 }
