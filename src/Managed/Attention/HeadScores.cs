@@ -247,16 +247,18 @@ internal unsafe struct HeadScores
     {
         nint block = AttentionTiles.Block<V>();
         LaneRows sums = new() { Start = tile, Step = block }, pairs = new() { Start = zeros };
+        bool isOne = Line == null && !addsKeys && !(addsPairs && addsQueries);
         if (addsPairs)
         {
-            ReadAddedPairs<V>(scoring, i0, j0, keyCount);
+            hides |= ReadAddedPairs<V>(scoring, i0, j0, keyCount, looks: isOne);
             pairs = sums;
         }
-        if (Line == null && !addsKeys && !(addsPairs && addsQueries))
+        if (isOne)
         {
-            LaneRows only = addsPairs ? pairs : new() { Start = queryBiases };
-            hides |= ScoreLine.Hides<V>(only.Start, addsPairs ? keyCount * block : block);
-            return only;
+            if (addsPairs)
+                return pairs;
+            hides |= ScoreLine.Hides<V>(queryBiases, block);
+            return new() { Start = queryBiases };
         }
         new Span<float>(keyBiases, (int)keyCount).Clear();
         for (int c = PairTensors.DenseBias; c < PairTensors.Count && addsKeys; c++)
@@ -272,12 +274,14 @@ internal unsafe struct HeadScores
         return sums;
     }
 
-    // The values a pair of the dense bias and of the table by two coordinates, summed.
-    private readonly void ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount) where V : struct, ILanes<V>
+    // The values a pair of the dense bias and of the table by two coordinates, summed; returns whether some are −∞ if it looks.
+    private readonly bool ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, bool looks) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
         ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
         bool hasDense = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
+        if (hasDense && !scoring.Grid.IsPresent && count == block && MatrixCopy.IsOfSquares(dense.KeyStep, count, keyCount))
+            return MatrixCopy.TransposeSquares(dense.At(batch, head, i0, j0, 0), dense.QueryStep, tile, block, count, keyCount);
         if (hasDense)
         {
             if (count < block)
@@ -286,6 +290,7 @@ internal unsafe struct HeadScores
         }
         if (scoring.Grid.IsPresent)
             ReadGrid<V>(scoring, j0, keyCount, add: hasDense);
+        return looks && ScoreLine.Hides<V>(tile, keyCount * block);
     }
 
     // Writes sums of what queries, keys, pairs and distances have; returns whether some are −∞.

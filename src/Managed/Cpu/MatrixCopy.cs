@@ -36,6 +36,21 @@ internal static unsafe class MatrixCopy
             Elements(from, fromRow, fromColumn, to, toRow, toColumn, rows, columns, add);
     }
 
+    /// <summary>Whether <see cref="TransposeSquares"/> can copy a matrix.</summary>
+    public static bool IsOfSquares(nint fromColumn, nint rows, nint columns) => Avx512F.IsSupported && fromColumn == 1 && rows % Vector512<float>.Count == 0 && columns % Vector512<float>.Count == 0;
+
+    /// <summary>to[row + column·toColumn] = from[row·fromRow + column]; returns whether there is a −∞.</summary>
+    public static bool TransposeSquares(float* from, nint fromRow, float* to, nint toColumn, nint rows, nint columns)
+    {
+        Vector512<float> least = default;
+        for (nint row = 0; row < rows; row += Vector512<float>.Count)
+        {
+            for (nint column = 0; column < columns; column += Vector512<float>.Count)
+                Transpose16(from + row * fromRow + column, fromRow, to + row + column * toColumn, toColumn, add: false, ref least);
+        }
+        return Vector512.EqualsAny(least, Vector512.Create(float.NegativeInfinity));
+    }
+
     // In squares as far as they reach. What is left over is copied by squares that lie half over others; where something is added, which must happen once, by smaller ones.
     private static void Transpose(int side, float* from, nint fromRow, float* to, nint toColumn, nint rows, nint columns, bool add)
     {
@@ -44,6 +59,7 @@ internal static unsafe class MatrixCopy
             Elements(from, fromRow, 1, to, 1, toColumn, rows, columns, add);
             return;
         }
+        Vector512<float> least = default;
         bool overlaps = !add && rows >= side && columns >= side;
         nint squareRows = overlaps ? rows : rows - rows % side, squareColumns = overlaps ? columns : columns - columns % side;
         for (nint at = 0; at < squareRows; at += side)
@@ -58,7 +74,7 @@ internal static unsafe class MatrixCopy
                 else if (side == Vector256<float>.Count)
                     Transpose8(square, fromRow, target, toColumn, add);
                 else
-                    Transpose16(square, fromRow, target, toColumn, add);
+                    Transpose16(square, fromRow, target, toColumn, add, ref least);
             }
         }
         if (squareColumns < columns)
@@ -169,12 +185,14 @@ internal static unsafe class MatrixCopy
     }
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Transpose16(float* from, nint fromStep, float* to, nint toStep, bool add)
+    private static void Transpose16(float* from, nint fromStep, float* to, nint toStep, bool add, ref Vector512<float> least)
     {
-        Transpose4(from, fromStep, out Vector512<float> a0, out Vector512<float> b0, out Vector512<float> c0, out Vector512<float> d0);
-        Transpose4(from + 4 * fromStep, fromStep, out Vector512<float> a1, out Vector512<float> b1, out Vector512<float> c1, out Vector512<float> d1);
-        Transpose4(from + 8 * fromStep, fromStep, out Vector512<float> a2, out Vector512<float> b2, out Vector512<float> c2, out Vector512<float> d2);
-        Transpose4(from + 12 * fromStep, fromStep, out Vector512<float> a3, out Vector512<float> b3, out Vector512<float> c3, out Vector512<float> d3);
+        Vector512<float> smallest = least;
+        Transpose4(from, fromStep, out Vector512<float> a0, out Vector512<float> b0, out Vector512<float> c0, out Vector512<float> d0, ref smallest);
+        Transpose4(from + 4 * fromStep, fromStep, out Vector512<float> a1, out Vector512<float> b1, out Vector512<float> c1, out Vector512<float> d1, ref smallest);
+        Transpose4(from + 8 * fromStep, fromStep, out Vector512<float> a2, out Vector512<float> b2, out Vector512<float> c2, out Vector512<float> d2, ref smallest);
+        Transpose4(from + 12 * fromStep, fromStep, out Vector512<float> a3, out Vector512<float> b3, out Vector512<float> c3, out Vector512<float> d3, ref smallest);
+        least = smallest;
         Store(a0, a1, a2, a3, to, 4 * toStep, add);
         Store(b0, b1, b2, b3, to + toStep, 4 * toStep, add);
         Store(c0, c1, c2, c3, to + 2 * toStep, 4 * toStep, add);
@@ -182,9 +200,11 @@ internal static unsafe class MatrixCopy
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Transpose4(float* from, nint step, out Vector512<float> c0, out Vector512<float> c1, out Vector512<float> c2, out Vector512<float> c3)
+    private static void Transpose4(float* from, nint step, out Vector512<float> c0, out Vector512<float> c1, out Vector512<float> c2, out Vector512<float> c3, ref Vector512<float> least)
     {
         Vector512<float> r0 = Vector512.Load(from), r1 = Vector512.Load(from + step), r2 = Vector512.Load(from + 2 * step), r3 = Vector512.Load(from + 3 * step);
+        // Beside a NaN the second operand is taken. The units that compare have nothing else to do here.
+        least = Avx512F.Min(r3, Avx512F.Min(r2, Avx512F.Min(r1, Avx512F.Min(r0, least))));
         Vector512<double> low01 = Avx512F.UnpackLow(r0, r1).AsDouble(), low23 = Avx512F.UnpackLow(r2, r3).AsDouble();
         Vector512<double> high01 = Avx512F.UnpackHigh(r0, r1).AsDouble(), high23 = Avx512F.UnpackHigh(r2, r3).AsDouble();
         c0 = Avx512F.UnpackLow(low01, low23).AsSingle();

@@ -41,4 +41,27 @@ public class MatrixCopyTests
             return Enumerable.Range(0, line * line).Select(_ => random.NextSingle()).ToArray();
         }
     }
+
+    [Fact]
+    public unsafe void Squares_are_transposed_and_minus_infinity_is_found_at_every_place_even_beside_NaN()
+    {
+        const int rows = 32, columns = 48, line = 50, lanes = 40;
+        Assert.SkipUnless(MatrixCopy.IsOfSquares(1, rows, columns), "squares need AVX-512");
+        float[] numbers = Enumerable.Range(0, rows * line).Select(n => n % 5 == 0 ? float.NaN : -n).ToArray(), to = new float[columns * lanes];
+        fixed (float* from = numbers, target = to)
+        {
+            Assert.False(MatrixCopy.TransposeSquares(from, line, target, lanes, rows, columns));
+            for (int at = 0; at < rows * columns; at++)
+                Assert.Equal(numbers[at / columns * line + at % columns], to[at % columns * lanes + at / columns]);
+            for (int place = 0; place < rows * columns; place++)
+            {
+                ref float value = ref numbers[place / columns * line + place % columns];
+                float kept = value;
+                value = float.NegativeInfinity;
+                Assert.True(MatrixCopy.TransposeSquares(from, line, target, lanes, rows, columns), $"{place}");
+                Assert.True(float.IsNegativeInfinity(to[place % columns * lanes + place / columns]));
+                value = kept;
+            }
+        }
+    }
 }
