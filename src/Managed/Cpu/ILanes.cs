@@ -29,6 +29,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract bool AnyLess(T a, T b);
     /// <summary>Whether a = b in any lane.</summary>
     static abstract bool AnyEqual(T a, T b);
+    /// <summary>A bit for each lane in which a &lt; b; lane 0 has the lowest bit.</summary>
+    static abstract int BitsLess(T a, T b);
     /// <summary>then where the lane's bit is set, otherwise elsewhere; lane 0 has the lowest bit.</summary>
     static abstract T SelectBits(int bits, T then, T otherwise);
     /// <summary>The larger one; what a NaN gives depends on the processor.</summary>

@@ -202,6 +202,9 @@ internal struct Lanes128 : ILanes<Lanes128>
     public static bool AnyEqual(Lanes128 a, Lanes128 b) => Vector128.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int BitsLess(Lanes128 a, Lanes128 b) => (int)Vector128.LessThan(a.v, b.v).ExtractMostSignificantBits();
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 SelectBits(int bits, Lanes128 then, Lanes128 otherwise)
     {
         Vector128<int> isOff = Vector128.Equals(Vector128.Create(bits) & Vector128.Create(LanesConstants.Bits), Vector128<int>.Zero);

@@ -202,6 +202,9 @@ internal struct Lanes256 : ILanes<Lanes256>
     public static bool AnyEqual(Lanes256 a, Lanes256 b) => Vector256.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int BitsLess(Lanes256 a, Lanes256 b) => (int)Vector256.LessThan(a.v, b.v).ExtractMostSignificantBits();
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 SelectBits(int bits, Lanes256 then, Lanes256 otherwise)
     {
         Vector256<int> isOff = Vector256.Equals(Vector256.Create(bits) & Vector256.Create(LanesConstants.Bits), Vector256<int>.Zero);

@@ -205,6 +205,9 @@ internal struct Lanes512 : ILanes<Lanes512>
     public static bool AnyEqual(Lanes512 a, Lanes512 b) => Vector512.EqualsAny(a.v, b.v);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int BitsLess(Lanes512 a, Lanes512 b) => (int)Vector512.LessThan(a.v, b.v).ExtractMostSignificantBits();
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 SelectBits(int bits, Lanes512 then, Lanes512 otherwise)
     {
         Vector512<int> isOff = Vector512.Equals(Vector512.Create(bits) & Vector512.Create(LanesConstants.Bits), Vector512<int>.Zero);

@@ -233,6 +233,9 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static bool AnyEqual(Lockstep<V> a, Lockstep<V> b) => V.AnyEqual(a.first, b.first) || V.AnyEqual(a.second, b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int BitsLess(Lockstep<V> a, Lockstep<V> b) => V.BitsLess(a.first, b.first) | V.BitsLess(a.second, b.second) << V.Count;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> SelectBits(int bits, Lockstep<V> then, Lockstep<V> otherwise) =>
         new(V.SelectBits(bits, then.first, otherwise.first), V.SelectBits(bits >> V.Count, then.second, otherwise.second));
 

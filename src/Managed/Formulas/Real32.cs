@@ -266,6 +266,9 @@ public readonly struct Real32 : ILanes<Real32>
     static bool ILanes<Real32>.AnyEqual(Real32 a, Real32 b) => a.v == b.v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static int ILanes<Real32>.BitsLess(Real32 a, Real32 b) => a.v < b.v ? 1 : 0;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.SelectBits(int bits, Real32 then, Real32 otherwise) => (bits & 1) != 0 ? then : otherwise;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

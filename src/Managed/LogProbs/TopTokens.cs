@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.CompilerServices;
 
 namespace TransformerKernels;
@@ -80,40 +81,60 @@ internal readonly unsafe struct TopRows
             if (IsFull && largest <= Threshold)
                 return;
             nint i = 0;
-            for (; i < count && (!IsFull || i % V.Count != 0); i++)
-                Offer(first + i, TStorage.Load<Real32>(block + i * TStorage.Size).Value);
-            if (i == count)
-                return;
-            V threshold = V.From(Threshold);
+            float threshold = IsFull ? Threshold : ThresholdOf<V, TStorage>(block, count);
+            if (float.IsNaN(threshold))
+            {
+                for (; i < count && (!IsFull || i % V.Count != 0); i++)
+                    Offer(first + i, TStorage.Load<Real32>(block + i * TStorage.Size).Value);
+                if (i == count)
+                    return;
+                threshold = Threshold;
+            }
+            V thresholds = V.From(threshold);
             nint w = V.Count, four = 4 * w;
             for (; i <= count - four; i += four)
             {
                 byte* at = block + i * TStorage.Size;
                 V a = V.MaxNative(TStorage.Load<V>(at), TStorage.Load<V>(at + w * TStorage.Size));
                 V b = V.MaxNative(TStorage.Load<V>(at + 2 * w * TStorage.Size), TStorage.Load<V>(at + 3 * w * TStorage.Size));
-                if (V.AnyLess(threshold, V.MaxNative(a, b)))
-                    threshold = V.From(Offer<V, TStorage>(at, four, first + i));
+                if (V.AnyLess(thresholds, V.MaxNative(a, b)))
+                    thresholds = V.From(threshold = Offer<V, TStorage>(at, four, first + i, threshold));
             }
-            Offer<V, TStorage>(block + i * TStorage.Size, count - i, first + i);
+            Offer<V, TStorage>(block + i * TStorage.Size, count - i, first + i, threshold);
         }
 
-        // Offers what exceeds the threshold, vector by vector. Returns the threshold.
-        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private float Offer<V, TStorage>(byte* block, nint count, nint first) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        // What a logit of a block must exceed to be among them while the list is empty; NaN if nothing is known. Each lane's largest is a logit of its own: what is less than the kth of these has k others before it.
+        private readonly float ThresholdOf<V, TStorage>(byte* block, nint length) where V : struct, ILanes<V> where TStorage : struct, IStorage
         {
-            float threshold = Threshold;
+            if (count > 0 || capacity > V.Count || length < 2 * V.Count)
+                return float.NaN;
+            V largest = TStorage.Load<V>(block);
+            for (nint i = V.Count; i <= length - V.Count; i += V.Count)
+                largest = V.MaxNative(largest, TStorage.Load<V>(block + i * TStorage.Size));
+            float* lanes = stackalloc float[V.Count];
+            largest.Store(lanes);
+            var sorted = new Span<float>(lanes, V.Count);
+            sorted.Sort();
+            // A NaN comes first; where −∞ is one of them, the list must take it.
+            return sorted[0] > float.NegativeInfinity ? float.BitDecrement(sorted[V.Count - (int)capacity]) : float.NaN;
+        }
+
+        // Offers what exceeds the threshold, vector by vector. Returns the threshold then.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private float Offer<V, TStorage>(byte* block, nint count, nint first, float threshold) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        {
             for (nint i = 0; i < count; i += V.Count)
             {
-                if (!V.AnyLess(V.From(threshold), TStorage.Load<V>(block + i * TStorage.Size)))
-                    continue;
-                for (nint j = i; j < Math.Min(i + V.Count, count); j++)
+                int larger = V.BitsLess(V.From(threshold), TStorage.Load<V>(block + i * TStorage.Size));
+                for (; larger != 0; larger &= larger - 1)
                 {
+                    nint j = i + BitOperations.TrailingZeroCount(larger);
                     float logit = TStorage.Load<Real32>(block + j * TStorage.Size).Value;
-                    if (logit > threshold)
-                    {
-                        Offer(first + j, logit);
+                    if (j >= count || !(logit > threshold))
+                        continue;
+                    Offer(first + j, logit);
+                    if (IsFull)
                         threshold = Threshold;
-                    }
                 }
             }
             return threshold;
