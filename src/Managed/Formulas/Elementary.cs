@@ -105,12 +105,12 @@ internal static class Elementary
         return 4f * u / T.MultiplyAdd(u, u, T.From(4f));
     }
 
-    // The slope 1 − tanh² x is rounded once where it is near 1.
+    // The slope 1 − tanh² x is (1 − u·tanh(x)/2)², which keeps its digits where it is small; near 1 it is as it stands, rounded once.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T tanh = Tanh(x);
-        slope = T.MultiplyAdd(-tanh, tanh, T.One);
+        T u = TwiceTanhOfHalf(x), tanh = 4f * u / T.MultiplyAdd(u, u, T.From(4f)), root = T.MultiplyAdd(-0.5f * u, tanh, T.One);
+        slope = T.SelectLess(root, T.From(0.7f), root * root, T.MultiplyAdd(-tanh, tanh, T.One));
         return tanh;
     }
 
