@@ -99,20 +99,19 @@ internal static class Elementary
 
     // tanh x = 2t / (1 + t²) with t = tanh x/2, or 4u / (4 + u²) with u = 2t.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Tanh<T>(T x) where T : struct, IElementary<T>
-    {
-        T u = TwiceTanhOfHalf(x);
-        return 4f * u / T.MultiplyAdd(u, u, T.From(4f));
-    }
+    public static T Tanh<T>(T x) where T : struct, IElementary<T> => TanhOf(TwiceTanhOfHalf(x));
 
-    // The slope 1 − tanh² x is rounded once where it is near 1.
+    // 1 − tanh² x = (1 − r)² with r = u/2 · tanh x: as it stands where it is small, as 1 − r (2 − r) where it is near 1 and should be rounded once.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T tanh = Tanh(x);
-        slope = T.MultiplyAdd(-tanh, tanh, T.One);
+        T u = TwiceTanhOfHalf(x), tanh = TanhOf(u), r = 0.5f * u * tanh, root = 1f - r;
+        slope = T.SelectLess(r, T.From(0.33f), T.MultiplyAdd(-r, 1f + root, T.One), root * root);
         return tanh;
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T TanhOf<T>(T u) where T : struct, IElementary<T> => 4f * u / T.MultiplyAdd(u, u, T.From(4f));
 
     // 2 tanh x/2 as x − x·z·R(z)/Q(z) with z = x²: tanh x is then right to 1.5·10⁻⁸, for near 1 little depends on t. From x = 9.02 on it is 1, to one unit in the last place.
     // A minimax fit in x/2 whose coefficients were then moved by some units to where the worst error in float32 is least; powers of two make it one in x.
