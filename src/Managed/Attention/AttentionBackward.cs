@@ -94,6 +94,9 @@ internal sealed partial class CpuDevice
             work.Length = RuleLength.OfDerivative(rule);
             foreach (ref readonly Captured gradient in work.TensorGradients[..CapturedSet.Count])
                 work.WantedCaptures += gradient.IsPresent ? 1 : 0;
+            work.WantsScoring = plan.WantsLine || plan.WantsGrid;
+            foreach (ref readonly Captured gradient in work.TensorGradients)
+                work.WantsScoring |= gradient.IsPresent;
             RunBackward(work, scratch);
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
@@ -165,6 +168,9 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
 
     /// <summary>How many captured tensors' gradients are wanted.</summary>
     public int WantedCaptures;
+
+    /// <summary>Whether gradients of tensors that change scores are wanted: they are sums of dz, or of dz times a slope.</summary>
+    public bool WantsScoring;
 
     // Memory of the thread, and where the item stands.
     private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
@@ -263,46 +269,34 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 nint lane = part.Lane<V>(), start = part.Start<V>();
                 valuesAhead.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part, queryColumns + lane, d, s + start);
                 gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start);
-                if (ruled && Length.IsShort)
-                    ApplyRule<Lockstep<V>>(tile, part.OfPairs, block);
-                else if (ruled && Length.IsLong)
-                    ApplyStrips<V>(tile, part);
-                else if (ruled)
-                    ApplyRule<V>(tile, part, block);
+                if (ruled)
+                    ApplyRule<V>(tile, part);
             }
             // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
             bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+            bool refines = first == 0 && end <= AttentionTiles.Keys, keeps = WantsScoring || refines; // dz as it is
             foreach (ref readonly TilePart part in visible.Parts)
             {
-                if (hides || ruled)
-                    Differentiate<V, SomeHidden>(bias, part, skips ? -1f : 0f);
+                if (ruled && !keeps)
+                    Differentiate<V, SomeHidden, Yes>(bias, part, skips ? -1f : 0f);
+                else if (hides || ruled)
+                    Differentiate<V, SomeHidden, No>(bias, part, skips ? -1f : 0f);
                 else
-                    Differentiate<V, NoneHidden>(bias, part, 0f);
+                    Differentiate<V, NoneHidden, No>(bias, part, 0f);
             }
             // What is summed takes four keys at a time; what stands for missing ones must add nothing to the keys that follow.
             nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
             Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
             Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
-            if (first == 0 && end <= AttentionTiles.Keys)
+            if (refines)
                 Refine<V>(visible, head, i0, rows);
             if (Plan.WantsLine)
                 AddToLine<V>(i0, j0, tileKeys, first);
             AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
-            if (ruled)
+            foreach (ref readonly TilePart part in visible.Parts)
             {
-                for (int capture = 0; capture < CapturedSet.Count; capture++)
-                {
-                    foreach (ref readonly TilePart part in visible.Parts)
-                    {
-                        if (GradientTile(capture, i0, j0) is not { Start: not null } gradient)
-                            continue;
-                        if (Length.IsLong)
-                            AddCapturedStrips<V>(tile, part, capture, gradient);
-                        else
-                            AddCaptured<V>(tile, part, capture, gradient);
-                    }
-                }
-                MultiplyBySlopes<V>(tileKeys);
+                if (ruled && keeps)
+                    PassThroughRule<V>(tile, part, i0, j0);
             }
             EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
             float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
@@ -426,10 +420,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         s3.Store(sums + 3 * w);
     }
 
-    // From scores and dP of a part: P in place of S and dz in place of dP, four keys at a time of one vector of queries. The last key stands for those that are missing of four.
+    // From scores and dP of a part: P in place of S and dz, or dS = dz · ∂rule/∂score, in place of dP, four keys at a time of one vector of queries. The last key stands for those that are missing
+    // of four.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void Differentiate<V, THiding>(LaneRows bias, in TilePart part, float hiddenWeight)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+    private readonly void Differentiate<V, THiding, TSlopes>(LaneRows bias, in TilePart part, float hiddenWeight)
+        where V : struct, ILanes<V> where THiding : struct, IHiding where TSlopes : struct, IChoice
     {
         nint step = AttentionTiles.Block<V>(), first = part.Lane<V>(), end = part.EndVector * V.Count, keys = part.Keys;
         V scale = V.From(Shape.Scale);
@@ -452,6 +447,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                     V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
                     (p0, p1, p2, p3) = (V.SelectEqual(z0, none, hidden, p0), V.SelectEqual(z1, none, hidden, p1), V.SelectEqual(z2, none, hidden, p2), V.SelectEqual(z3, none, hidden, p3));
                     (dz0, dz1, dz2, dz3) = (V.SelectEqual(z0, none, V.Zero, dz0), V.SelectEqual(z1, none, V.Zero, dz1), V.SelectEqual(z2, none, V.Zero, dz2), V.SelectEqual(z3, none, V.Zero, dz3));
+                }
+                if (TSlopes.Taken)
+                {
+                    float* slopes = scores + (slope - s);
+                    (dz0, dz1, dz2, dz3) = (Multiply(dz0, slopes), Multiply(dz1, slopes + step), Multiply(dz2, slopes + 2 * step), Multiply(dz3, slopes + 3 * step));
                 }
                 p0.Store(scores);
                 p1.Store(scores + step);

@@ -5,9 +5,24 @@ namespace TransformerKernels;
 /// <remarks>The rule on a part of a tile: its values, and what it changes by with the score and with each captured tensor.</remarks>
 internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmanaged, IScoreRule
 {
+    // Whether one evaluation gives the rule's slopes by the score and by a captured tensor: where the gradient of one is wanted. The slopes by it lie in place of the scaled scores then.
+    private readonly bool HasBothSlopes => WantedCaptures == 1 && (Length.IsShort || Length.IsLong);
+
+    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
+    {
+        if (Length.IsLong)
+            ApplyStrips<V>(tile, part);
+        else if (HasBothSlopes)
+            ApplyBothWays<V>(tile, part);
+        else if (Length.IsShort)
+            ApplyLanes<Lockstep<V>>(tile, part.OfPairs, AttentionTiles.Block<V>());
+        else
+            ApplyLanes<V>(tile, part, AttentionTiles.Block<V>());
+    }
+
     // The rule on a part's raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V>
+    private readonly void ApplyLanes<V>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V>
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
@@ -46,6 +61,50 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         }
     }
 
+    // The same with both slopes, side by side in lockstep.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void ApplyBothWays<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
+    {
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count, block = AttentionTiles.Block<V>();
+        V scale = V.From(Shape.Scale);
+        Lockstep<V> head = Lockstep<V>.From(tile.Head), sequence = Lockstep<V>.From(batch), none = Lockstep<V>.Zero, byScore = new(V.One, V.Zero);
+        Lockstep<V> by0 = new(V.Zero, V.From(Seed(0))), by1 = new(V.Zero, V.From(Seed(1))), by2 = new(V.Zero, V.From(Seed(2))), by3 = new(V.Zero, V.From(Seed(3)));
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
+        {
+            V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            nint start = first * block + lane;
+            float* scores = s + start, slopes = slope + start, byCaptured = scaled + start;
+            float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            for (nint row = 0; row < keys; row++)
+            {
+                Dual<Lockstep<V>> ruled = Rule.Score(new Dual<Lockstep<V>>(Lockstep<V>.Twice(V.Load(scores) * scale), byScore), new ScorePlace<Dual<Lockstep<V>>>
+                {
+                    QueryPosition = new(Lockstep<V>.Twice(position), none),
+                    KeyPosition = new(Lockstep<V>.Twice(key), none),
+                    Head = new(head, none),
+                    Batch = new(sequence, none),
+                    Captured0 = new(Lockstep<V>.Twice(V.Load(c0)), by0),
+                    Captured1 = new(Lockstep<V>.Twice(V.Load(c1)), by1),
+                    Captured2 = new(Lockstep<V>.Twice(V.Load(c2)), by2),
+                    Captured3 = new(Lockstep<V>.Twice(V.Load(c3)), by3),
+                });
+                ruled.Value.First.Store(scores);
+                ruled.Derivative.First.Store(slopes);
+                ruled.Derivative.Second.Store(byCaptured);
+                key += 1f;
+                scores += block;
+                slopes += block;
+                byCaptured += block;
+                c0 += tile.Captured0.Step;
+                c1 += tile.Captured1.Step;
+                c2 += tile.Captured2.Step;
+                c3 += tile.Captured3.Step;
+            }
+        }
+    }
+
+    private readonly float Seed(int capture) => TensorGradients[capture].IsPresent ? 1 : 0;
+
     // The same for a long rule. Where the gradient of one captured tensor is wanted, the slopes by it lie in place of the scaled scores: the rule needn't be evaluated again.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
@@ -53,7 +112,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
     {
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
-        bool both = WantedCaptures == 1;
+        bool both = HasBothSlopes;
         (nint most, int floats) = Length.Memory<V>();
         float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
@@ -91,13 +150,57 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         Captured3 = new(place.Captured3, by3),
     };
 
-    // dS = dz · ∂rule/∂score. A hidden pair's dz is 0, its slope may be infinite.
-    private readonly void MultiplyBySlopes<V>(nint tileKeys) where V : struct, ILanes<V>
+    // From a part's dz what it gives to captured tensors, and dS = dz · ∂rule/∂score in its place.
+    private readonly void PassThroughRule<V>(in RuleTile tile, in TilePart part, nint i0, nint j0) where V : struct, ILanes<V>
     {
-        for (nint at = 0; at < tileKeys * AttentionTiles.Block<V>(); at += V.Count)
+        for (int capture = 0; capture < CapturedSet.Count; capture++)
         {
-            V dz = V.Load(dS + at);
-            V.SelectEqual(dz, V.Zero, V.Zero, dz * V.Load(slope + at)).Store(dS + at);
+            if (GradientTile(capture, i0, j0) is not { Start: not null } gradient)
+                continue;
+            if (HasBothSlopes)
+            {
+                MultiplyByBothSlopes<V>(part, gradient, TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0);
+                return;
+            }
+            if (Length.IsLong)
+                AddCapturedStrips<V>(tile, part, capture, gradient);
+            else
+                AddCaptured<V>(tile, part, capture, gradient);
+        }
+        MultiplyBySlopes<V>(part);
+    }
+
+    // dz · ∂rule. A hidden pair's dz is 0, its slope may be infinite.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Multiply<V>(V dz, float* slopes) where V : struct, ILanes<V> => V.SelectEqual(dz, V.Zero, V.Zero, dz * V.Load(slopes));
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void MultiplyBySlopes<V>(in TilePart part) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), lanes = part.Vectors * V.Count;
+        float* gradients = dS + part.Start<V>(), slopes = slope + part.Start<V>();
+        for (nint row = 0; row < part.Keys; row++, gradients += block, slopes += block)
+        {
+            for (nint lane = 0; lane < lanes; lane += V.Count)
+                Multiply(V.Load(gradients + lane), slopes + lane).Store(gradients + lane);
+        }
+    }
+
+    // The same, and dz · ∂rule/∂captured is added to the sums of the captured tensor: to one of four lines in turn, copy floats apart, where neighbouring rows overlap.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void MultiplyByBothSlopes<V>(in TilePart part, LaneRows gradient, nint copy) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), lanes = part.Vectors * V.Count;
+        float* gradients = dS + part.Start<V>(), slopes = slope + part.Start<V>(), byCaptured = scaled + part.Start<V>(), sums = gradient.At(part.FirstKey) + part.Lane<V>();
+        for (nint row = 0; row < part.Keys; row++, gradients += block, slopes += block, byCaptured += block, sums += gradient.Step)
+        {
+            float* to = sums + (row & (AttentionBackwardPlan.LineCopies - 1)) * copy;
+            for (nint lane = 0; lane < lanes; lane += V.Count)
+            {
+                V dz = V.Load(gradients + lane);
+                Multiply(dz, slopes + lane).Store(gradients + lane);
+                (V.Load(to + lane) + Multiply(dz, byCaptured + lane)).Store(to + lane);
+            }
         }
     }
 
@@ -143,7 +246,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         }
     }
 
-    // The same for a long rule: its slopes are there already if this is the only captured tensor whose gradient is wanted.
+    // The same for a long rule.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddCapturedStrips<V>(in RuleTile tile, in TilePart part, int capture, LaneRows gradient) where V : struct, ILanes<V>
@@ -156,27 +259,20 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
             nint end = Math.Min(row + most, part.EndKey);
-            float* slopes = scaled + row * block, dz = dS + row * block;
-            if (WantedCaptures > 1)
-            {
-                StripMemory.Begin<V>(&evaluation, memory, end - row, lanes);
-                Strip<V> none = Strip<V>.Zero, one = Strip<V>.One;
-                var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-                Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(slopes + first, block), none), DualPlace(place, By(0), By(1), By(2), By(3)));
-                ruled.Derivative.CopyTo(derivative + first, block);
-                slopes = derivative;
-
-                Strip<V> By(int tensor) => tensor == capture ? one : none;
-            }
+            float* slopes = derivative, dz = dS + row * block;
+            StripMemory.Begin<V>(&evaluation, memory, end - row, lanes);
+            Strip<V> none = Strip<V>.Zero, one = Strip<V>.One;
+            var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
+            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(scaled + row * block + first, block), none), DualPlace(place, By(0), By(1), By(2), By(3)));
+            ruled.Derivative.CopyTo(derivative + first, block);
             for (nint key = row; key < end; key++, slopes += block, dz += block)
             {
                 float* to = gradient.At(key) + (key & (AttentionBackwardPlan.LineCopies - 1)) * copy;
                 for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
-                {
-                    V z = V.Load(dz + lane);
-                    (V.Load(to + lane) + V.SelectEqual(z, V.Zero, V.Zero, z * V.Load(slopes + lane))).Store(to + lane);
-                }
+                    (V.Load(to + lane) + Multiply(V.Load(dz + lane), slopes + lane)).Store(to + lane);
             }
+
+            Strip<V> By(int tensor) => tensor == capture ? one : none;
         }
     }
 }

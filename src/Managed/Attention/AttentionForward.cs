@@ -311,15 +311,14 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                     Captured3 = V.Load(c3),
                 });
                 // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                z = V.SelectEqual(z, hidden, hidden, z + b);
+                (z, least) = (V.SelectEqual(z, hidden, hidden, z + b), V.SelectEqual(z, hidden, hidden, least));
                 key += 1f;
                 c0 += tile.Captured0.Step;
                 c1 += tile.Captured1.Step;
                 c2 += tile.Captured2.Step;
                 c3 += tile.Captured3.Step;
                 if (THiding.Hides)
-                    z = V.SelectEqual(b, hidden, hidden, z);
-                least = V.SelectEqual(z, hidden, hidden, least);
+                    (z, least) = (V.SelectEqual(b, hidden, hidden, z), V.SelectEqual(b, hidden, hidden, least));
                 z.Store(at);
                 highest = V.MaxNative(highest, z);
                 at += block;
@@ -479,10 +478,13 @@ internal readonly struct NoneHidden : IHiding
 /// <summary>c·tanh(score / c) of what another rule says: softcapping. −∞ stays −∞, for it hides the pair.</summary>
 internal readonly struct SoftcappedScore<TRule>(float cap, TRule inner) : IScoreRule where TRule : unmanaged, IScoreRule
 {
+    // A multiplication a pair instead of a division, and of its derivative another.
+    private readonly float perCap = 1 / cap;
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
     {
         T ruled = inner.Score(score, at), none = T.From(float.NegativeInfinity);
-        return T.SelectEqual(ruled, none, none, cap * T.Tanh(ruled / cap));
+        return T.SelectEqual(ruled, none, none, cap * T.Tanh(perCap * ruled));
     }
 }

@@ -12,11 +12,27 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     private readonly V first, second;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private Lockstep(V first, V second)
+    public Lockstep(V first, V second)
     {
         this.first = first;
         this.second = second;
     }
+
+    public V First
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => first;
+    }
+
+    public V Second
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => second;
+    }
+
+    /// <summary>One vector twice: what depends on such numbers alone is the same in both, and the compiler computes it once.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Twice(V x) => new(x, x);
 
     public static Lockstep<V> Zero
     {

@@ -99,20 +99,19 @@ internal static class Elementary
 
     // tanh x = 2t / (1 + t²) with t = tanh x/2, or 4u / (4 + u²) with u = 2t.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Tanh<T>(T x) where T : struct, IElementary<T>
-    {
-        T u = TwiceTanhOfHalf(x);
-        return 4f * u / T.MultiplyAdd(u, u, T.From(4f));
-    }
+    public static T Tanh<T>(T x) where T : struct, IElementary<T> => TanhOf(TwiceTanhOfHalf(x));
 
     // The slope 1 − tanh² x is (1 − u·tanh(x)/2)², which keeps its digits where it is small; near 1 it is as it stands, rounded once.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Tanh<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T u = TwiceTanhOfHalf(x), tanh = 4f * u / T.MultiplyAdd(u, u, T.From(4f)), root = T.MultiplyAdd(-0.5f * u, tanh, T.One);
+        T u = TwiceTanhOfHalf(x), tanh = TanhOf(u), root = T.MultiplyAdd(-0.5f * u, tanh, T.One);
         slope = T.SelectLess(root, T.From(0.7f), root * root, T.MultiplyAdd(-tanh, tanh, T.One));
         return tanh;
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T TanhOf<T>(T u) where T : struct, IElementary<T> => 4f * u / T.MultiplyAdd(u, u, T.From(4f));
 
     // 2 tanh x/2 as x − x·z·R(z)/Q(z) with z = x²: tanh x is then right to 1.5·10⁻⁸, for near 1 little depends on t. From x = 9.02 on it is 1, to one unit in the last place.
     // A minimax fit in x/2 whose coefficients were then moved by some units to where the worst error in float32 is least; powers of two make it one in x.

@@ -15,8 +15,9 @@ public class LoopTests(ITestOutputHelper output)
         "PairLossWork`1[DpoSigmoid]:Value", "PairLossWork`1[DpoSigmoid]:Differentiate", "PairLossWork`1[DpoSigmoid]:Summarise",
         "TokenLossWork`1[PpoClip]:Value", "TokenLossWork`1[PpoClip]:Differentiate",
         "AttentionForwardWork`1[Gained`1[Temperature]]:ScoreLanes", "AttentionForwardWork`1[Gained`1[Temperature]]:Weigh",
-        "AttentionBackwardWork`1[Gained`1[Temperature]]:ApplyRule", "AttentionBackwardWork`1[Gained`1[Temperature]]:AddCaptured",
-        "AttentionBackwardWork`1[Gained`1[Temperature]]:Differentiate",
+        "AttentionBackwardWork`1[Gained`1[Temperature]]:ApplyLanes", "AttentionBackwardWork`1[Gained`1[Temperature]]:AddCaptured",
+        "AttentionBackwardWork`1[Gained`1[Temperature]]:Differentiate", "AttentionBackwardWork`1[Temperature]:ApplyBothWays", "AttentionBackwardWork`1[Temperature]:MultiplyByBothSlopes",
+        "AttentionForwardWork`1[SoftcappedScore`1[PlainScore]]:ScoreLanes", "AttentionBackwardWork`1[SoftcappedScore`1[PlainScore]]:ApplyLanes", "AttentionBackwardWork`1[SoftcappedScore`1[PlainScore]]:Differentiate",
     ];
 
     [Fact]
@@ -145,6 +146,19 @@ public class LoopProbe
         ValueSize = 16,
         Captured = [new(AttentionCase.Numbers(20, 0.3f, 2), CapturedBy.Head), new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
     }.Check(ComputeDevice.Cpu, new Gained<Temperature>(new Temperature(0.25f, 70f)), new GainedTemperatureFormula(0.25f, 70f));
+
+    [Fact]
+    public void A_rule_with_one_captured_table_runs_forward_and_backward() => new AttentionCase
+    {
+        Queries = 96,
+        Keys = 96,
+        HeadSize = 16,
+        ValueSize = 16,
+        Captured = [new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+    }.Check(ComputeDevice.Cpu, new Temperature(0.25f, 70f), new TemperatureFormula(0.25f, 70f));
+
+    [Fact]
+    public void A_softcap_runs_forward_and_backward() => new AttentionCase { Queries = 96, Keys = 96, HeadSize = 16, ValueSize = 16, Softcap = 2 }.Check(ComputeDevice.Cpu, default(PlainScore));
 
     [Fact]
     public void A_long_rule_runs_forward_and_backward() => new AttentionCase
