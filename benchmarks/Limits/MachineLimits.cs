@@ -80,7 +80,13 @@ internal sealed unsafe class MachineLimits : IDisposable
     {
         nuint bytes = (nuint)arrayPieces * PieceFloats * sizeof(float);
         float* array = (float*)NativeMemory.AlignedAlloc(bytes, Alignment);
-        NativeMemory.Fill(array, bytes, 0); // gives every page memory of its own
+        // Not with 0: lines of zeros are written faster than any data, measured by 16 to 20 % in `update` and `copy`, not at all in `read` (Zen 5).
+        nint each = PieceFloats;
+        Parallel.For(0, arrayPieces, piece =>
+        {
+            for (nint i = piece * each; i < (piece + 1) * each; i++)
+                array[i] = Noise.At(0, i);
+        });
         return array;
     }
 
