@@ -262,7 +262,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 Clear(dS, tileKeys * block);
             bool ruled = typeof(TRule) != typeof(PlainScore);
             RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
-            PairsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
+            RowsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
             AddNextBlock<V>(ref valuesAhead, ref gradientsAhead, head, i0, (end - 1 - j0) / AttentionTiles.Keys);
             foreach (ref readonly TilePart part in visible.Parts)
             {
@@ -330,7 +330,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     }
 
     // What the item's next block begins with.
-    private readonly void AddNextBlock<V>(ref PairsAhead ahead, ref PairsAhead then, nint head, nint i0, nint tilesLeft) where V : struct, ILanes<V>
+    private readonly void AddNextBlock<V>(ref RowsAhead ahead, ref RowsAhead then, nint head, nint i0, nint tilesLeft) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         (nint nextHead, nint next) = i0 + block < queries ? (head, i0 + block) : (head + 1, 0);

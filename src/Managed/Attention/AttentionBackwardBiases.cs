@@ -149,9 +149,9 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
     }
 
     // Where the gradients of a tile's pairs will be written, to be asked for while they are computed.
-    private readonly PairsAhead GradientsAhead(nint head, nint i0, nint rows, nint j0)
+    private readonly RowsAhead GradientsAhead(nint head, nint i0, nint rows, nint j0)
     {
-        var ahead = new PairsAhead(rows);
+        var ahead = new RowsAhead(rows);
         for (int c = 0; c <= PairTensors.DenseBias; c++)
             ahead.Add(TensorGradients[c], batch, head, i0, j0);
         return ahead;

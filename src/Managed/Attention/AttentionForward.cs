@@ -147,7 +147,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 continue;
             float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
             LaneRows bias = scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
-            PairsAhead ahead = scores.Ahead<V>(Scoring, i0, j0 + count, end);
+            RowsAhead ahead = scores.Ahead<V>(Scoring, i0, j0 + count, end);
             nint tilesLeft = (end - 1 - j0) / AttentionTiles.Keys;
             ahead.Add(Output, output, rows, dv, tilesLeft);
             ahead.Add(Query, nextQuery, Math.Min(block, queries - nextI0), d, tilesLeft);
@@ -217,11 +217,11 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
     }
 
     // Final scores of a part without a rule, and the maxima.
-    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum, in PairsAhead ahead)
+    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum, in RowsAhead ahead)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
-        PairsAhead ofPart = ahead.Of(part);
+        RowsAhead ofPart = ahead.Of(part);
         var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = &ofPart };
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
@@ -429,7 +429,7 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
     /// <summary>The keys: as the product does, the last one stands for those that are missing of four.</summary>
     public nint Rows;
     public float* Maximum;
-    public PairsAhead* Ahead;
+    public RowsAhead* Ahead;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V>

@@ -167,9 +167,9 @@ internal unsafe struct HeadScores
     /// <param name="i0">The first query.</param>
     /// <param name="j0">The first key of the next tile.</param>
     /// <param name="end">The keys of the block end here.</param>
-    public readonly PairsAhead Ahead<V>(in AttentionScoring scoring, nint i0, nint j0, nint end) where V : struct, ILanes<V>
+    public readonly RowsAhead Ahead<V>(in AttentionScoring scoring, nint i0, nint j0, nint end) where V : struct, ILanes<V>
     {
-        var ahead = new PairsAhead(Math.Min(AttentionTiles.Block<V>(), queries - i0));
+        var ahead = new RowsAhead(Math.Min(AttentionTiles.Block<V>(), queries - i0));
         for (int c = 0; c <= PairTensors.DenseBias && j0 < end; c++)
             ahead.Add(scoring.Tensors[c], batch, head, i0, j0);
         return ahead;

@@ -3,9 +3,9 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <summary>Rows that will be read or written soon: of a tile's pairs, of a block's queries. They lie far apart, where the processor's own prefetching doesn't follow: a product asks for them one by one while it runs.</summary>
-internal unsafe struct PairsAhead(nint queries)
+internal unsafe struct RowsAhead(nint queries)
 {
-    private RowsAhead rows;
+    private RowsOfTensors rows;
     private int count;
     private nint first;
 
@@ -30,13 +30,13 @@ internal unsafe struct PairsAhead(nint queries)
     }
 
     /// <summary>The rows to be asked for while a part of the tile is worked on: each part has others, a tile that is seen whole all of them.</summary>
-    public readonly PairsAhead Of(in TilePart part) => this with { first = part.FirstKey + part.FirstVector };
+    public readonly RowsAhead Of(in TilePart part) => this with { first = part.FirstKey + part.FirstVector };
 
     /// <summary>c = a·b of a part of a tile of keys and a block of queries.</summary>
     public readonly void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        PairsAhead ofPart = Of(part);
+        RowsAhead ofPart = Of(part);
         if (count > 0)
             Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = &ofPart });
         else
@@ -72,7 +72,7 @@ internal unsafe struct PairsAhead(nint queries)
 
     // Captured tensors and a dense bias; two of Q, O and dO.
     [InlineArray(CapturedSet.Count + 1 + 2)]
-    private struct RowsAhead
+    private struct RowsOfTensors
     {
         private Rows first;
     }
@@ -82,7 +82,7 @@ internal unsafe struct PairsAhead(nint queries)
 internal unsafe struct AskingTile : ITileEnd
 {
     /// <summary>A pointer: the compiler copies a product's end before it calls it, and a long one by a call.</summary>
-    public PairsAhead* Ahead;
+    public RowsAhead* Ahead;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V> =>
