@@ -82,3 +82,11 @@ public sealed class FourCapturesFormula : IScoreFormula
 
     private static T Reach<T>(in PairPlace<T> at) where T : System.Numerics.IFloatingPointIeee754<T> => T.CreateTruncating(0.125) * at.Distance;
 }
+
+/// <summary>The formula of <see cref="Gained{TInner}"/> around nothing.</summary>
+public sealed class GainedFormula : IScoreFormula
+{
+    public T Score<T>(T score, in PairPlace<T> at) where T : System.Numerics.IFloatingPointIeee754<T> => score * T.Exp(at.Captured0);
+
+    public ScoreDerivatives<T> Derivatives<T>(T score, in PairPlace<T> at) where T : System.Numerics.IFloatingPointIeee754<T> => new(T.Exp(at.Captured0), score * T.Exp(at.Captured0));
+}
