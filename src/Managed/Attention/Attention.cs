@@ -159,6 +159,8 @@ public static class Attention
             Require.Finite(cap, "problem.Softcap");
             if (cap <= 0)
                 throw new ArgumentOutOfRangeException("problem.Softcap", cap, "The bound of scores must be above 0; leave it away for none.");
+            if (!float.IsNormal(cap))
+                throw new ArgumentOutOfRangeException("problem.Softcap", cap, "The bound of scores must be at least 2⁻¹²⁶, for scores are multiplied by its reciprocal.");
         }
         CheckCaptured(device, problem, problem.Captured0, "problem.Captured0");
         CheckCaptured(device, problem, problem.Captured1, "problem.Captured1");

@@ -342,84 +342,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         then.Add(Output, Output.Matrix(batch, nextHead) + next * Output.Row, rows, dv, tilesLeft);
     }
 
-    // The block's queries and upstream gradients, both ways around, and what is known of its rows.
-    private void BeginBlock<V>(in HeadScores scores, nint head, nint i0, nint rows) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
-        float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
-        AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
-        AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
-        AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
-        AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
-        BeginRows<V>(head, i0, rows, dv);
-        scores.BeginBlock<V>(Scoring, i0);
-        Clear(queryGradient, d * block);
-        blockIsFinite = null;
-    }
-
-    // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞. What was found is kept: for the other blocks, for the other tiles.
-    private bool IsFinite<V>(nint j0, nint tile, float* k, float* v, nint rows) where V : struct, ILanes<V>
-    {
-        const float yes = 1, no = 2;
-        if (tileIsFinite[tile] == 0)
-        {
-            // A causal block may need a part of the tile only; other blocks need all of it.
-            nint all = Math.Min(AttentionTiles.Keys, (nint)Shape.Keys - j0);
-            tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize)
-                && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize) ? yes : no;
-        }
-        blockIsFinite ??= AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
-        return tileIsFinite[tile] == yes && blockIsFinite.Value;
-    }
-
-    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
-    private readonly void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, output = Output.Matrix(batch, head) + i0 * Output.Row;
-        float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
-
-        // dO·O is summed as the product sums dO·V, so that the two cancel to the last bit where a query sees one key. S isn't begun yet: O lies in its memory.
-        Clear(delta, block);
-        for (nint first = 0; first < dv; first += AttentionTiles.Keys)
-        {
-            nint columns = Math.Min(AttentionTiles.Keys, dv - first);
-            AttentionTiles.PackColumns<V>(output + first * Output.Column, Output.Row, Output.Column, rows, columns, s);
-            AddProducts<V>(s, upstreamColumns + first * block, columns, delta);
-        }
-        for (nint row = 0; row < block; row++)
-        {
-            bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
-            logSumExp[row] = seesKeys ? MathF.Min(l[row * LogSumExp.Row], float.MaxValue) : float.MaxValue;
-            remainder[row] = seesKeys ? -l[row * LogSumExp.Row + LogSumExp.Column] : 0;
-            if (!seesKeys)
-                delta[row] = 0;
-            else if (upstreamL != null)
-                delta[row] -= upstreamL[row * UpstreamLogSumExp.Row];
-        }
-        for (nint lane = 0; lane < block; lane += V.Count)
-            V.Expm1(V.Load(remainder + lane)).Store(remainder + lane);
-    }
-
-    // sums[lane] += Σ a[row, lane] · b[row, lane], in order: the vectors of a row side by side, so that none waits for its own sum.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void AddProducts<V>(float* a, float* b, nint rows, float* sums) where V : struct, ILanes<V>
-    {
-        nint w = V.Count, block = AttentionTiles.Block<V>();
-        V s0 = V.Load(sums), s1 = V.Load(sums + w), s2 = V.Load(sums + 2 * w), s3 = V.Load(sums + 3 * w);
-        for (nint row = 0; row < rows; row++, a += block, b += block)
-        {
-            s0 = V.MultiplyAdd(V.Load(a), V.Load(b), s0);
-            s1 = V.MultiplyAdd(V.Load(a + w), V.Load(b + w), s1);
-            s2 = V.MultiplyAdd(V.Load(a + 2 * w), V.Load(b + 2 * w), s2);
-            s3 = V.MultiplyAdd(V.Load(a + 3 * w), V.Load(b + 3 * w), s3);
-        }
-        s0.Store(sums);
-        s1.Store(sums + w);
-        s2.Store(sums + 2 * w);
-        s3.Store(sums + 3 * w);
-    }
-
     // From scores and dP of a part: P in place of S and dz, or dS = dz · ∂rule/∂score, in place of dP, four keys at a time of one vector of queries. The last key stands for those that are missing
     // of four.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
@@ -461,50 +383,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 dz1.Store(gradients + step);
                 dz2.Store(gradients + 2 * step);
                 dz3.Store(gradients + 3 * step);
-            }
-        }
-    }
-
-    // What a number of float32 is rounded by, twice over. D that misses less is exact: all weight lies on one key, and of what is left float64 knows nothing either.
-    private const float TwoRoundings = 1f / (1L << 48);
-
-    // Where all keys that the block sees lie in this tile. dz adds up to what arrives for the log-sum-exp and the sink's part of D; what it misses that by is the error of D, which the rounding of O has made.
-    // Where nearly all of a query's weight lies on one key, that is most of what dP − D has kept.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void Refine<V>(in TileVisibility visible, nint head, nint i0, nint rows) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, missing = pairs;
-        float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) + i0 * UpstreamLogSumExp.Row : null;
-        float sink = Scoring.Sink(head);
-        Clear(missing, block);
-        for (nint row = 0; row < rows && upstreamL != null; row++)
-            missing[row] = upstreamL[row * UpstreamLogSumExp.Row];
-        for (nint row = 0; row < rows && sink != float.NegativeInfinity; row++)
-            missing[row] += (float)Math.Exp((double)sink - l[row * LogSumExp.Row] - l[row * LogSumExp.Row + LogSumExp.Column]) * delta[row];
-        foreach (ref readonly TilePart part in visible.Parts)
-        {
-            for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
-            {
-                float* end = dS + part.EndKey * block;
-                V sum0 = V.Zero, sum1 = V.Zero, sum2 = V.Zero, sum3 = V.Zero;
-                for (float* dz = dS + part.FirstKey * block + lane; dz < end; dz += Product.Rows * block)
-                    (sum0, sum1, sum2, sum3) = (sum0 + V.Load(dz), sum1 + V.Load(dz + block), sum2 + V.Load(dz + 2 * block), sum3 + V.Load(dz + 3 * block));
-                (V.Load(missing + lane) - ((sum0 + sum1) + (sum2 + sum3))).Store(missing + lane);
-            }
-        }
-        for (nint lane = 0; lane < block; lane += V.Count)
-        {
-            V miss = V.Load(missing + lane), size = V.Abs(miss), least = V.Abs(V.Load(delta + lane)) * TwoRoundings;
-            V.SelectLess(size, V.From(float.PositiveInfinity), V.SelectLess(size, least, V.Zero, miss), V.Zero).Store(missing + lane);
-        }
-        foreach (ref readonly TilePart part in visible.Parts)
-        {
-            for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
-            {
-                V miss = V.Load(missing + lane);
-                for (nint at = part.FirstKey * block + lane; at < part.EndKey * block; at += block)
-                    V.MultiplyAdd(V.MaxNative(V.Load(s + at), V.Zero), miss, V.Load(dS + at)).Store(dS + at); // a hidden pair may bear a mark instead of its weight
             }
         }
     }

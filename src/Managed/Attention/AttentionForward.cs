@@ -105,7 +105,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             RunBlock<V>(item, scratch, skips: true);
     }
 
-    // Hidden pairs weigh nothing, but 0 times a value that isn't finite is NaN. So a block that hides pairs and whose output isn't finite isn't finished: it has to be done again, and hidden pairs of values that aren't finite be skipped.
+    // Hidden pairs weigh nothing, but 0 times a value that isn't finite is NaN. So a block that hides pairs and whose output isn't finite isn't finished: it has to be done again, and hidden pairs
+    // of values that aren't finite be skipped.
     private readonly bool RunBlock<V>(nint item, byte* scratch, bool skips) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -343,7 +344,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         }
     }
 
-    // P = e^(S − reference) in place, and its sum, which is formed on its own before it joins that of other tiles: four keys at a time of one vector of queries. Hidden pairs become a negative mark if some are to be left out.
+    // P = e^(S − reference) in place, and its sum, which is formed on its own before it joins that of other tiles: four keys at a time of one vector of queries. Hidden pairs become a negative mark
+    // if some are to be left out.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Weigh<V, THiding>(float* s, in TilePart part, float* reference, float* sum)
         where V : struct, ILanes<V> where THiding : struct, IHiding

@@ -62,7 +62,7 @@ public ref struct AttentionProblem
     /// <summary>How many keys each sequence has, [b], int32 or int64, from 0 to Sk: those beyond are hidden. All of them if absent. Positions don't change.</summary>
     public TensorView KeyLengths { get; set; }
 
-    /// <summary>The bound c of softcapping, above 0: scores become c·tanh(score / c), after the rule and before the biases (Gemma 2).</summary>
+    /// <summary>The bound c of softcapping, at least 2⁻¹²⁶: scores become c·tanh(score / c), after the rule and before the biases (Gemma 2).</summary>
     public float? Softcap { get; set; }
 
     /// <summary>The first tensor that a score rule reads. Without a rule there is none.</summary>

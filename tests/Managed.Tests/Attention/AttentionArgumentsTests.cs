@@ -144,6 +144,7 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.KeyLengths", "Int32", (ref p) => p.KeyLengths = Tensor(Batch));
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "above 0", (ref p) => p.Softcap = 0);
         Refuses<ArgumentOutOfRangeException>("problem.Softcap", "finite", (ref p) => p.Softcap = float.PositiveInfinity);
+        Refuses<ArgumentOutOfRangeException>("problem.Softcap", "at least", (ref p) => p.Softcap = float.Epsilon);
     }
 
     [Fact]
