@@ -111,14 +111,7 @@ internal sealed partial class CpuDevice
             if (gradients.GridBias.IsPresent)
                 fold.Grid((float*)dGridBias, gradients.GridBias);
             if (gradients.Sinks.IsPresent)
-            {
-                double* sums = (double*)(scratch + ThreadCount * plan.ScratchBytes + plan.SinkPartial);
-                Run(new SumSinkGradients
-                {
-                    Shape = shape, Scoring = scoring, Output = work.Output, LogSumExp = logSumExp, UpstreamOutput = work.UpstreamOutput, UpstreamLogSumExp = work.UpstreamLogSumExp, Sums = sums,
-                }, shape.Batch * shape.Heads);
-                fold.Sinks((float*)dSinks, gradients.Sinks, sums);
-            }
+                fold.Sinks((float*)dSinks, gradients.Sinks);
             for (int c = 0; c < PairTensors.Count; c++)
                 fold.Tensor(c, work.TensorGradients[c]);
         }
@@ -178,6 +171,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     private LaneRowsSet capturedGradient; // of all pair tensors
     private nint headRow, valueRow, batch, chunk;
     private bool? blockIsFinite;
+    private double sinkGradient;
 
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
@@ -226,9 +220,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             if (queries > 0 && count > 0)
                 scores.Begin<V>(Scoring, Shape, batch, head, 0, queries, first, count, ref rest);
             BeginGradients<V>(head, first, count, ref rest);
+            sinkGradient = 0;
             for (nint i0 = 0; i0 < queries; i0 += block)
                 RunBlock<V>(scores, k, v, head, i0, first, count);
             EndGradients<V>(head, count);
+            if (Plan.WantsSinks && chunk == 0)
+                *Plan.SinkPartial(Partials, Shape, batch, head) = sinkGradient;
         }
         WriteKeyGradients<V>(keyHead, first, count);
     }
@@ -320,6 +317,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             }
         }
         ClearPairs(head, i0, rows, end, first + count); // no tile of the block reaches these keys
+        if (Plan.WantsSinks && chunk == 0)
+            AddToSink<V>(begun, head, i0, rows);
         if (!begun)
             Clear(queryGradient, d * block);
         if (Plan is { WantsQuery: true, Chunks: 1 })

@@ -24,11 +24,12 @@ internal struct AttentionBackwardPlan
     public bool WantsQuery { get; private set; }
     public bool WantsLine { get; private set; }
     public bool WantsGrid { get; private set; }
+    public bool WantsSinks { get; private set; }
 
     /// <summary>The scratch memory of a thread.</summary>
     public long ScratchBytes { get; private set; }
 
-    private long queryFloats, lineFloats, gridFloats, logSumExpFloats, sinks;
+    private long queryFloats, lineFloats, gridFloats, logSumExpFloats, sinkDoubles;
     private CapturedFloats capturedFloats;
 
     [InlineArray(PairTensors.Count)]
@@ -53,6 +54,7 @@ internal struct AttentionBackwardPlan
             WantsQuery = gradients.Query.IsPresent,
             WantsLine = gradients.DistanceBias.IsPresent || gradients.Slopes.IsPresent || gradients.BucketedBias.IsPresent,
             WantsGrid = gradients.GridBias.IsPresent,
+            WantsSinks = gradients.Sinks.IsPresent,
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
         plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * QueryFloats(shape) : 0;
@@ -61,7 +63,7 @@ internal struct AttentionBackwardPlan
         for (int c = 0; c < PairTensors.Count; c++)
             plan.capturedFloats[c] = perHeadAndChunk * Partial(Gradient(problem, gradients, c), shape, plan);
 
-        plan.sinks = gradients.Sinks.IsPresent ? shape.Batch * shape.Heads : 0;
+        plan.sinkDoubles = plan.WantsSinks ? shape.Batch * shape.Heads : 0;
         plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
 
         const long block = AttentionTiles.WidestBlock;
@@ -78,7 +80,7 @@ internal struct AttentionBackwardPlan
     /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
     public const int LineCopies = 4;
 
-    public readonly long Bytes(int threads) => threads * ScratchBytes + SinkPartial + sinks * sizeof(double);
+    public readonly long Bytes(int threads) => threads * ScratchBytes + SinkBytes + sinkDoubles * sizeof(double);
 
     /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>
     public readonly long LogSumExpPartial
@@ -92,8 +94,11 @@ internal struct AttentionBackwardPlan
         }
     }
 
-    /// <summary>Where the gradients of the sinks lie, in bytes: a double a sequence and head, behind all floats.</summary>
-    public readonly long SinkPartial => AttentionTiles.RoundUp((LogSumExpPartial + logSumExpFloats) * sizeof(float), sizeof(double));
+    // The bytes before the gradients of the sinks, which lie behind all floats.
+    private readonly long SinkBytes => AttentionTiles.RoundUp((LogSumExpPartial + logSumExpFloats) * sizeof(float), sizeof(double));
+
+    /// <summary>Where the gradient of the sink of a sequence and head lies.</summary>
+    public readonly unsafe double* SinkPartial(float* partials, in AttentionShape shape, long batch, long head) => (double*)((byte*)partials + SinkBytes) + batch * shape.Heads + head;
 
     /// <summary>Where the partial gradient of the queries of a head and chunk begins: [block, feature, lane], the first element of a block's query and feature standing at [query · row], unscaled.</summary>
     public readonly long QueryPartial(in AttentionShape shape, long batch, long head, long chunk) => ((batch * shape.Heads + head) * Chunks + chunk) * QueryFloats(shape);

@@ -64,6 +64,26 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
             V.Expm1(V.Load(remainder + lane)).Store(remainder + lane);
     }
 
+    // The block's part of the gradient of the head's sink: −Σ e^(sink − L) · D, as of a key whose value is 0. Queries whose keys of the chunk are all hidden see the sink all the same.
+    private void AddToSink<V>(bool begun, nint head, nint i0, nint rows) where V : struct, ILanes<V>
+    {
+        float sink = Scoring.Sink(head);
+        if (sink == float.NegativeInfinity)
+            return;
+        nint dv = (nint)Shape.ValueSize;
+        if (!begun)
+        {
+            AttentionTiles.PackColumns<V>(UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
+            BeginRows<V>(head, i0, rows, dv);
+        }
+        float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row;
+        for (nint row = 0; row < rows; row++)
+            sinkGradient -= SinkWeight(sink, l + row * LogSumExp.Row) * delta[row];
+    }
+
+    // e^(sink − L)
+    private readonly double SinkWeight(float sink, float* l) => Math.Exp((double)sink - l[0] - l[LogSumExp.Column]);
+
     // sums[lane] += Σ a[row, lane] · b[row, lane], in order: the vectors of a row side by side, so that none waits for its own sum.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void AddProducts<V>(float* a, float* b, nint rows, float* sums) where V : struct, ILanes<V>
@@ -99,7 +119,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         for (nint row = 0; row < rows && upstreamL != null; row++)
             missing[row] = upstreamL[row * UpstreamLogSumExp.Row];
         for (nint row = 0; row < rows && sink != float.NegativeInfinity; row++)
-            missing[row] += (float)Math.Exp((double)sink - l[row * LogSumExp.Row] - l[row * LogSumExp.Row + LogSumExp.Column]) * delta[row];
+            missing[row] += (float)SinkWeight(sink, l + row * LogSumExp.Row) * delta[row];
         foreach (ref readonly TilePart part in visible.Parts)
         {
             for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)

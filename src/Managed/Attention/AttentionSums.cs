@@ -29,33 +29,6 @@ internal unsafe struct SumQueryGradients : IWork
     }
 }
 
-/// <summary>The gradient of the sink of a sequence and head: −Σ e^(sink − L) · D over its queries, as of a key whose value is 0.</summary>
-internal unsafe struct SumSinkGradients : IWork
-{
-    public AttentionShape Shape;
-    public AttentionScoring Scoring;
-    public Strided Output, LogSumExp, UpstreamOutput, UpstreamLogSumExp;
-    public double* Sums;
-
-    public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
-    {
-        nint head = item % (nint)Shape.Heads, batch = item / (nint)Shape.Heads;
-        float sink = Scoring.Sink(head);
-        float* output = Output.Matrix(batch, head), upstream = UpstreamOutput.Matrix(batch, head), logSumExp = LogSumExp.Matrix(batch, head);
-        float* upstreamL = UpstreamLogSumExp.IsPresent ? UpstreamLogSumExp.Matrix(batch, head) : null;
-        double sum = 0;
-        for (nint row = 0; row < (nint)Shape.Queries && sink != float.NegativeInfinity; row++)
-        {
-            float* l = logSumExp + row * LogSumExp.Row;
-            double delta = upstreamL == null ? 0 : -upstreamL[row * UpstreamLogSumExp.Row];
-            for (nint column = 0; column < (nint)Shape.ValueSize; column++)
-                delta += (double)output[row * Output.Row + column * Output.Column] * upstream[row * UpstreamOutput.Row + column * UpstreamOutput.Column];
-            sum -= Math.Exp((double)sink - l[0] - l[LogSumExp.Column]) * delta;
-        }
-        Sums[item] = sum;
-    }
-}
-
 /// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
 internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, AttentionScoring scoring, float* partials, bool accumulate)
 {
@@ -135,13 +108,13 @@ internal readonly unsafe ref struct BiasGradients(AttentionShape shape, Attentio
     }
 
     /// <summary>The gradient of the sinks.</summary>
-    public void Sinks(float* gradient, in TensorView view, double* sums)
+    public void Sinks(float* gradient, in TensorView view)
     {
         for (long head = 0; head < shape.Heads; head++)
         {
             double sum = 0;
             for (long batch = 0; batch < shape.Batch; batch++)
-                sum += sums[batch * shape.Heads + head];
+                sum += *plan.SinkPartial(partials, shape, batch, head);
             Store(gradient + head * view.Stride(0), sum);
         }
     }

@@ -187,6 +187,29 @@ public class AttentionBiasTests
     }
 
     [Fact]
+    public void A_sinks_gradient_is_of_every_query_whichever_keys_it_sees()
+    {
+        // Block by block of the widest vectors: all keys, the last ones alone, none.
+        const int queries = 150, keys = 600, block = 64;
+        Grid<double> mask = AttentionCase.Numbers(4, 1, 1, 1, queries, keys);
+        for (int i = 0; i < queries; i++)
+        {
+            for (int j = 0; j < keys; j++)
+                mask.Data[i * keys + j] = i < block || i < 2 * block && j >= keys / 2 ? 1 : 0;
+        }
+        foreach (int heads in (int[])[1, 2])
+        {
+            foreach (bool arrives in (bool[])[false, true])
+            {
+                new AttentionCase
+                {
+                    Batch = 2, Heads = heads, KeyHeads = 1, Queries = queries, Keys = keys, ValueSize = 70, Mask = mask, Sinks = AttentionCase.Numbers(5, 1, heads), HasLogSumExpUpstream = arrives, KeyLengths = [keys, keys - 1],
+                }.Check(Device, default(PlainScore));
+            }
+        }
+    }
+
+    [Fact]
     public void What_arrives_at_the_log_sum_exps_alone_gives_the_bits_that_it_gives_beside_zeros_at_the_output()
     {
         const int batch = 2, heads = 4, keyHeads = 2, queries = 37, keys = 70, size = 5, valueSize = 9;
