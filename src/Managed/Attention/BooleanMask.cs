@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace TransformerKernels;
@@ -42,11 +43,31 @@ internal readonly unsafe struct BooleanMask
             }
             return;
         }
+        if (keyStep == 1 && queryStep != 0)
+        {
+            ReadRows(start, queries, j0, keys, words, step);
+            return;
+        }
         for (nint query = 0; query < queries; query++)
         {
             ulong* word = words + query;
             for (nint first = 0; first < keys; first += AttentionTiles.Keys, word += step)
                 *word = query > 0 && queryStep == 0 ? word[-1] : Word(start + query * queryStep + first * keyStep, Math.Min(AttentionTiles.Keys, keys - first), keyStep, j0 + first);
+        }
+    }
+
+    // Keys side by side: a short loop, so that many rows are on their way from memory at once.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private void ReadRows(byte* row, nint queries, nint j0, nint keys, ulong* words, nint step)
+    {
+        nint rest = keys % AttentionTiles.Keys, whole = keys - rest;
+        for (nint query = 0; query < queries; query++, row += queryStep)
+        {
+            ulong* word = words + query;
+            for (byte* from = row; from < row + whole; from += AttentionTiles.Keys, word += step)
+                *word = ~Vector512.Equals(Vector512.Load(from), Vector512<byte>.Zero).ExtractMostSignificantBits();
+            if (rest > 0)
+                *word = Word(row + whole, rest, 1, j0 + whole);
         }
     }
 
