@@ -48,9 +48,8 @@ internal sealed partial class CpuDevice
             var logSumExp = new Strided(l, saved.LogSumExp);
             if (saved.LogSumExp.Rank != 4)
             {
-                // A forward pass over values of size 0 gives the log-sum-exp with its remainder.
-                float* again = partials + plan.LogSumExpPartial;
-                logSumExp = Strided.Pairs(again, (nint)shape.Heads, (nint)shape.Queries);
+                Strided rounded = logSumExp;
+                logSumExp = Strided.Pairs(partials + plan.LogSumExpPartial, (nint)shape.Heads, (nint)shape.Queries);
                 var forward = new AttentionForwardWork<TRule>
                 {
                     Shape = shape with { ValueSize = 0 },
@@ -62,7 +61,7 @@ internal sealed partial class CpuDevice
                     HasRemainder = true,
                     Length = RuleLength.Of(rule),
                 };
-                Run(forward, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
+                Run(new ExactLogSumExp<TRule> { Rounded = rounded, Forward = forward }, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
             }
             var work = new AttentionBackwardWork<TRule>
             {

@@ -203,8 +203,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         return true;
     }
 
-    // The block of queries that an item is, and after how many items the next block of the same head, or the next head, comes. Beyond the last item: the first one's.
-    private readonly void Locate<V>(nint item, out nint batch, out nint head, out nint i0, out nint turns) where V : struct, ILanes<V>
+    /// <summary>The block of queries that an item is, and after how many items the next block of the same head, or the next head, comes. Beyond the last item: the first one's.</summary>
+    public readonly void Locate<V>(nint item, out nint batch, out nint head, out nint i0, out nint turns) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), blocks = ((nint)Shape.Queries + block - 1) / block;
         // Two sequences, and heads, that share a dense bias take turns at a block of queries: more is read of it than of keys and values, and the second finds it in a cache.

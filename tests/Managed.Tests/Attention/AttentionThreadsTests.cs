@@ -42,4 +42,50 @@ public class AttentionThreadsTests
                 Assert.All(reference.All.Zip(problem.Run(device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
         }
     }
+
+    // Rows of RowBias lift the log-sum-exps of the last queries.
+    private static AttentionCase Lifted(int batch, double by, bool keepsRemainder = false)
+    {
+        const int queries = 2 * Lift, heads = 2;
+        Grid<double> bias = AttentionCase.Numbers(7, 0.1f, batch, heads, queries);
+        for (int i = 0; i < bias.Data.Length; i++)
+            bias.Data[i] = (float)(bias.Data[i] + (i % queries < Lift ? 0 : by));
+        return new()
+        {
+            Batch = batch, Heads = heads, KeyHeads = 1, Queries = queries, Keys = 300, HeadSize = 12, ValueSize = 7, RowBias = bias, Sinks = AttentionCase.Numbers(8, 1, heads), HasLogSumExpUpstream = true,
+            KeepsRemainder = keepsRemainder,
+        };
+    }
+
+    // The first query that is lifted: a whole number of blocks on every instruction set.
+    private const int Lift = 64;
+
+    [Theory]
+    [InlineData(30)]
+    [InlineData(3000)]
+    [InlineData(-3000)]
+    public void Of_a_rounded_log_sum_exp_blocks_of_large_ones_alone_are_summed_again(double by)
+    {
+        Lifted(1, by).Check(ComputeDevice.Cpu, default(PlainScore));
+        AttentionCase.Results rounded = Lifted(1, by).Run(ComputeDevice.Cpu, default(PlainScore)), exact = Lifted(1, by, keepsRemainder: true).Run(ComputeDevice.Cpu, default(PlainScore));
+        const int half = Lift * 12;
+        for (int start = 0; start < rounded.Query.Length; start += 2 * half)
+        {
+            Assert.NotEqual(exact.Query[start..(start + half)], rounded.Query[start..(start + half)]);
+            Assert.Equal(exact.Query[(start + half)..(start + 2 * half)], rounded.Query[(start + half)..(start + 2 * half)]);
+        }
+    }
+
+    [Fact]
+    public void A_sequence_of_both_kinds_of_blocks_is_bitwise_the_same_alone_and_in_a_batch_for_1_2_3_and_7_threads()
+    {
+        AttentionCase.Results alone = Lifted(1, 30).Run(ComputeDevice.Cpu, default(PlainScore)), batch = Lifted(2, 30).Run(ComputeDevice.Cpu, default(PlainScore));
+        foreach ((float[] one, float[] two) in ((float[], float[])[])[(alone.Query, batch.Query), (alone.Key, batch.Key), (alone.Value, batch.Value), (alone.RowBias, batch.RowBias)])
+            Assert.Equal(one, two[..one.Length]); // the first sequence's numbers are those of the lone one
+        foreach (int threads in (int[])[1, 2, 3, 7])
+        {
+            using ComputeDevice device = ComputeDevice.OpenCpu(threads);
+            Assert.All(batch.All.Zip(Lifted(2, 30).Run(device, default(PlainScore)).All), pair => Assert.Equal(pair.First, pair.Second));
+        }
+    }
 }
