@@ -9,6 +9,17 @@ internal static unsafe class Prefetch
     // Bytes of a cache line.
     private const int Line = 64;
 
+    /// <summary>The floats of a cache line.</summary>
+    public const int LineFloats = Line / sizeof(float);
+
+    /// <summary>One line.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void One(float* at)
+    {
+        if (Sse.IsSupported)
+            Sse.Prefetch0(at);
+    }
+
     /// <summary>Four vectors of floats.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Four<V>(float* at) where V : struct, ILanes<V> => Bytes((byte*)at, 4 * V.Count * sizeof(float));
