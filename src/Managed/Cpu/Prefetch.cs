@@ -40,6 +40,17 @@ internal static unsafe class Prefetch
         }
     }
 
+    /// <summary>A row of floats, into the second-level cache: for what would fill the first.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Row(float* at, nint count)
+    {
+        if (!Sse.IsSupported)
+            return;
+        for (nint done = 0; done < count; done += LineFloats)
+            Sse.Prefetch1(at + done);
+        Sse.Prefetch1(at + count - 1);
+    }
+
     /// <summary>The floats of one row of a tile of keys. Where they don't begin with a line, the first one belongs to the tile before and is there already: so the end of each line's worth is asked for.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Tile(float* at)
