@@ -139,7 +139,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead), output = Output.Matrix(batch, head) + i0 * Output.Row;
         Locate<V>(item + turns, out nint nextBatch, out nint nextHead, out nint nextI0, out _);
         float* nextQuery = Query.Matrix(nextBatch, nextHead) + nextI0 * Query.Row;
-        bool someHidden = false;
+        // Two threads find a head's keys in memory; its other blocks find them in a cache.
+        bool visitsFirst = i0 + 2 * block >= queries && head % (nint)(Shape.Heads / Shape.KeyHeads) == 0, someHidden = false;
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint count = Math.Min(AttentionTiles.Keys, end - j0);
@@ -152,6 +153,8 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             nint tilesLeft = (end - 1 - j0) / AttentionTiles.Keys;
             ahead.Add(Output, output, rows, dv, tilesLeft);
             ahead.Add(Query, nextQuery, Math.Min(block, queries - nextI0), d, tilesLeft);
+            if (visitsFirst)
+                ahead.AddKeys(Key, tileKeys + AttentionTiles.Keys * Key.Row, end - j0 - AttentionTiles.Keys, d);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
             if (typeof(TRule) == typeof(PlainScore))
             {

@@ -13,7 +13,7 @@ internal unsafe struct RowsAhead(nint queries)
     public void Add(in Captured tensor, nint batch, nint head, nint i0, nint j0)
     {
         if (tensor.IsPresent && tensor.Structure == CapturedStructure.Dense && tensor.KeyStep == 1)
-            rows[count++] = new() { Start = tensor.At(batch, head, i0, j0, 0), Step = tensor.QueryStep, Count = queries };
+            rows[count++] = new() { Start = tensor.At(batch, head, i0, j0, 0), Step = tensor.QueryStep, Count = queries, Features = AttentionTiles.Keys };
     }
 
     /// <summary>Adds rows of features side by side: a tile's worth of them, so that the last tiles of a block ask for all.</summary>
@@ -26,7 +26,18 @@ internal unsafe struct RowsAhead(nint queries)
     {
         nint feature = tilesLeft * AttentionTiles.Keys;
         if (matrix.Column == 1 && feature < features)
-            rows[count++] = new() { Start = start + feature, Step = matrix.Row, Count = length };
+            rows[count++] = new() { Start = start + feature, Step = matrix.Row, Count = length, Features = AttentionTiles.Keys };
+    }
+
+    /// <summary>Adds the rows of a tile of keys, with all their features.</summary>
+    /// <param name="matrix">Their steps.</param>
+    /// <param name="start">The first row.</param>
+    /// <param name="length">The rows from there on; none if negative.</param>
+    /// <param name="features">The features of a row.</param>
+    public void AddKeys(in Strided matrix, float* start, nint length, nint features)
+    {
+        if (matrix.Column == 1 && length > 0)
+            rows[count++] = new() { Start = start, Step = matrix.Row, Count = Math.Min(length, AttentionTiles.Keys), Features = features };
     }
 
     /// <summary>The rows to be asked for while a part of the tile is worked on: each part has others, a tile that is seen whole all of them.</summary>
@@ -60,18 +71,23 @@ internal unsafe struct RowsAhead(nint queries)
             nint end = Math.Min(row + more, rows[n].Count), step = rows[n].Step;
             float* at = rows[n].Start + row * step;
             for (nint next = row; next < end; next++, at += step)
-                Prefetch.Tile(at);
+            {
+                if (rows[n].Features == AttentionTiles.Keys)
+                    Prefetch.Tile(at);
+                else
+                    Prefetch.Row(at, rows[n].Features);
+            }
         }
     }
 
     private struct Rows
     {
         public float* Start;
-        public nint Step, Count;
+        public nint Step, Count, Features;
     }
 
-    // Captured tensors and a dense bias; two of Q, O and dO.
-    [InlineArray(CapturedSet.Count + 1 + 2)]
+    // Captured tensors and a dense bias; two of Q, O and dO; K.
+    [InlineArray(CapturedSet.Count + 1 + 2 + 1)]
     private struct RowsOfTensors
     {
         private Rows first;
