@@ -37,10 +37,12 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract T MaxNative(T a, T b);
     /// <summary>The largest lane; what a NaN gives depends on the processor.</summary>
     float Largest();
-    /// <summary>x − ⌊x⌋.</summary>
-    static abstract T Fraction(T x);
-    /// <summary>x·2^⌊n⌋ for n from −200 to 0 and x from 1 to 2; a result below the normal range may be 0.</summary>
-    static abstract T ScaleDown(T x, T n);
+    /// <summary>x − ⌊x⌋, and for <see cref="ScaleDown"/> the power 2^⌊x⌋, for x from <see cref="LowestPower"/> to 0.</summary>
+    static abstract T Fraction(T x, out T power);
+    /// <summary>x from 1 to 2 times a power of two of <see cref="Fraction"/>; below the normal range the result may be anything from 0 to 2⁻¹²⁶.</summary>
+    static abstract T ScaleDown(T x, T power);
+    /// <summary>The power of two for which <see cref="ScaleDown"/> makes 0 of 1.</summary>
+    static abstract float LowestPower { get; }
     /// <summary>x·2^n for an integer n from −150 to 1 and x from ½ to 2, with gradual underflow.</summary>
     static abstract T ScaleGradually(T x, T n);
     /// <summary>Of the 2 · <see cref="Count"/> floats in a and b: those at even and those at odd places.</summary>
@@ -51,6 +53,9 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
 
 internal static class LanesConstants
 {
+    /// <summary>The exponent that has the bits of 0.</summary>
+    public const float LowestExponent = -127f;
+
     /// <summary>The bits of the float √½.</summary>
     public const int SqrtHalfBits = 0x3f3504f3;
 

@@ -224,13 +224,26 @@ internal struct Lanes128 : ILanes<Lanes128>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes128 Fraction(Lanes128 x) => x - Floor(x);
+    public static Lanes128 Fraction(Lanes128 x, out Lanes128 power)
+    {
+        Lanes128 floor = Floor(x);
+        power = new(Vector128.ShiftLeft(Vector128.ConvertToInt32Native(floor.v), 23).AsSingle());
+        return x - floor;
+    }
+
+    public static float LowestPower
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get
+        {
+            return LanesConstants.LowestExponent;
+        }
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes128 ScaleDown(Lanes128 x, Lanes128 n)
+    public static Lanes128 ScaleDown(Lanes128 x, Lanes128 power)
     {
-        // An exponent of −127 has the bits of 0.
-        return x * PowerOfTwo(Floor(MaxKeepingNaN(-127f, n)));
+        return new((x.v.AsInt32() + power.v.AsInt32()).AsSingle());
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -224,13 +224,26 @@ internal struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes256 Fraction(Lanes256 x) => x - Floor(x);
+    public static Lanes256 Fraction(Lanes256 x, out Lanes256 power)
+    {
+        Lanes256 floor = Floor(x);
+        power = new(Vector256.ShiftLeft(Vector256.ConvertToInt32Native(floor.v), 23).AsSingle());
+        return x - floor;
+    }
+
+    public static float LowestPower
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get
+        {
+            return LanesConstants.LowestExponent;
+        }
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes256 ScaleDown(Lanes256 x, Lanes256 n)
+    public static Lanes256 ScaleDown(Lanes256 x, Lanes256 power)
     {
-        // An exponent of −127 has the bits of 0.
-        return x * PowerOfTwo(Floor(MaxKeepingNaN(-127f, n)));
+        return new((x.v.AsInt32() + power.v.AsInt32()).AsSingle());
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -227,15 +227,35 @@ internal struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes512 Fraction(Lanes512 x) => x - Floor(x);
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes512 ScaleDown(Lanes512 x, Lanes512 n)
+    public static Lanes512 Fraction(Lanes512 x, out Lanes512 power)
     {
         if (Avx512F.IsSupported)
-            return new(Avx512F.Scale(x.v, n.v));
-        // An exponent of −127 has the bits of 0.
-        return x * PowerOfTwo(Floor(MaxKeepingNaN(-127f, n)));
+        {
+            power = x;
+            return x - Floor(x);
+        }
+        Lanes512 floor = Floor(x);
+        power = new(Vector512.ShiftLeft(Vector512.ConvertToInt32Native(floor.v), 23).AsSingle());
+        return x - floor;
+    }
+
+    public static float LowestPower
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get
+        {
+            if (Avx512F.IsSupported)
+                return -150f;
+            return LanesConstants.LowestExponent;
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 ScaleDown(Lanes512 x, Lanes512 power)
+    {
+        if (Avx512F.IsSupported)
+            return new(Avx512F.Scale(x.v, power.v));
+        return new((x.v.AsInt32() + power.v.AsInt32()).AsSingle());
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

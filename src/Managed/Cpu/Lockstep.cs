@@ -228,13 +228,24 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Fraction(Lockstep<V> x) => new(V.Fraction(x.first), V.Fraction(x.second));
+    public static Lockstep<V> Fraction(Lockstep<V> x, out Lockstep<V> power)
+    {
+        V first = V.Fraction(x.first, out V firstPower), second = V.Fraction(x.second, out V secondPower);
+        power = new(firstPower, secondPower);
+        return new(first, second);
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> ScaleGradually(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleGradually(x.first, n.first), V.ScaleGradually(x.second, n.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> ScaleDown(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleDown(x.first, n.first), V.ScaleDown(x.second, n.second));
+    public static Lockstep<V> ScaleDown(Lockstep<V> x, Lockstep<V> power) => new(V.ScaleDown(x.first, power.first), V.ScaleDown(x.second, power.second));
+
+    public static float LowestPower
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => V.LowestPower;
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Iota(float start) => new(V.Iota(start), V.Iota(start + V.Count));

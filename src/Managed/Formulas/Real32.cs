@@ -278,14 +278,21 @@ public readonly struct Real32 : ILanes<Real32>
     float ILanes<Real32>.Largest() => v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 ILanes<Real32>.Fraction(Real32 x) => new(x.v - MathF.Floor(x.v));
+    static Real32 ILanes<Real32>.Fraction(Real32 x, out Real32 power)
+    {
+        float floor = MathF.Floor(x.v);
+        power = new(BitConverter.Int32BitsToSingle((int)floor << 23));
+        return new(x.v - floor);
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.ScaleGradually(Real32 x, Real32 n) => new(MathF.ScaleB(x.v, (int)n.v));
 
     // An exponent of −127 has the bits of 0.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 ILanes<Real32>.ScaleDown(Real32 x, Real32 n) => new(x.v * BitConverter.Int32BitsToSingle((Math.Max((int)MathF.Floor(n.v), -127) + 127) << 23));
+    static Real32 ILanes<Real32>.ScaleDown(Real32 x, Real32 power) => new(BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(x.v) + BitConverter.SingleToInt32Bits(power.v)));
+
+    static float ILanes<Real32>.LowestPower => LanesConstants.LowestExponent;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static void ILanes<Real32>.Unzip(Real32 a, Real32 b, out Real32 even, out Real32 odd)

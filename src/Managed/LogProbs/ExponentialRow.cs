@@ -24,7 +24,7 @@ internal sealed partial class CpuDevice
         private static V FormBlock<V, TStorage>(byte* u, float* powers, nint count, float anchor, float powerScale) where V : struct, ILanes<V> where TStorage : struct, IStorage
         {
             nint w = V.Count, step = w * TStorage.Size;
-            V lowest = V.From(Exponential.LowestOfTwo), anchors = V.From(anchor), scale = V.From(powerScale), sum = V.Zero;
+            V lowest = V.From(V.LowestPower), anchors = V.From(anchor), scale = V.From(powerScale), sum = V.Zero;
             float* end = powers + count;
             if (HasManyRegisters)
             {

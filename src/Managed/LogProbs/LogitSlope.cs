@@ -98,7 +98,7 @@ internal sealed partial class CpuDevice
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
         {
             nint w = V.Count, step = w * TStorage.Size;
-            V lowest = V.From(Exponential.LowestOfTwo), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale), a = V.From(slopes.Constant), b = V.From(slopes.PerPower);
+            V lowest = V.From(V.LowestPower), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale), a = V.From(slopes.Constant), b = V.From(slopes.PerPower);
             float* end = gradient + count;
             for (; gradient < end; u += 8 * step, gradient += 8 * w)
             {
@@ -129,7 +129,7 @@ internal sealed partial class CpuDevice
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
         {
             nint w = V.Count, step = w * TStorage.Size;
-            V lowest = V.From(Exponential.LowestOfTwo), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale), a = V.From(slopes.Constant), b = V.From(slopes.PerPower);
+            V lowest = V.From(V.LowestPower), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale), a = V.From(slopes.Constant), b = V.From(slopes.PerPower);
             float* end = gradient + count;
             for (; gradient <= end - 4 * w; u += 4 * step, gradient += 4 * w)
             {
@@ -169,7 +169,7 @@ internal sealed partial class CpuDevice
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private static void DifferentiateAll<V, TStorage, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count) where V : struct, ILanes<V> where TStorage : struct, IStorage where TCapped : struct, IChoice
         {
-            V lowest = V.From(Exponential.LowestOfTwo), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale);
+            V lowest = V.From(V.LowestPower), anchor = V.From(slopes.Anchor), scale = V.From(slopes.Scale);
             V a = V.From(slopes.Constant), b = V.From(slopes.PerPower), c = V.From(slopes.PerExponential), d = V.From(slopes.Everywhere);
             for (float* end = gradient + count; gradient < end; gradient += V.Count, u += V.Count * TStorage.Size)
             {

@@ -133,7 +133,7 @@ internal sealed partial class CpuDevice
             {
                 nint length = Math.Min(block, rows.Vocabulary - start);
                 float* prepared = kept != null && length == block ? kept + start : scratch;
-                next = rows.Row(row) + (start + length) * rows.Type.Size();
+                next = rows.Row(row) + start * rows.Type.Size() + PrefetchBytes;
                 nextStep = V.Count * rows.Type.Size();
                 float largest = rows.Prepare<V>(row, start, length, prepared);
                 if (top != null)
@@ -238,7 +238,7 @@ internal sealed partial class CpuDevice
             where TStorage : struct, IStorage where TOnes : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
-            V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(Exponential.LowestOfTwo);
+            V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(V.LowestPower);
             V ones = V.Zero, sum0 = V.Zero, sum1 = V.Zero, weighted0 = V.Zero, weighted1 = V.Zero, squares0 = V.Zero, squares1 = V.Zero;
             V largest0 = V.From(float.NegativeInfinity), largest1 = largest0;
             byte* end = block + count * TStorage.Size, aheadEnd = ahead + aheadCount * TStorage.Size;
@@ -303,7 +303,7 @@ internal sealed partial class CpuDevice
             where TStorage : struct, IStorage where TOnes : struct, IChoice where TGuess : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
-            V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(Exponential.LowestOfTwo);
+            V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(V.LowestPower);
             V sum = V.Zero, weighted0 = V.Zero, weighted1 = V.Zero, squares0 = V.Zero, squares1 = V.Zero;
             V largest0 = V.From(float.NegativeInfinity), largest1 = largest0;
             byte* end = block + count * TStorage.Size, next = to.next;
