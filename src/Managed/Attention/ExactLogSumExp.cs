@@ -11,7 +11,7 @@ internal unsafe struct ExactLogSumExp<TRule> : IWork where TRule : unmanaged, IS
     // then use over 0.7 of what the contract allows; with all of the next binade, whose half unit is twice as large, it is three times as many.
     private const float FirstThatMatters = 8;
 
-    // Of so few keys (a tile) or queries the naive loops may be exact or nearly so, and what they leave is no room for it.
+    // Of so few keys (a tile) or queries the naive loops may be exact, or nearly so: then there is no room for it.
     private const int FewKeys = AttentionTiles.Keys, FewQueries = 32;
 
     public Strided Rounded;
