@@ -100,6 +100,11 @@ internal sealed partial class CpuDevice
 
             if (plan is { WantsQuery: true, Chunks: > 1 })
                 Run(new SumQueryGradients { Shape = shape, Plan = plan, Partials = partials, Gradient = work.QueryGradient, Accumulate = accumulate }, shape.Batch * shape.Heads, scratch, (nint)plan.ScratchBytes);
+            if (plan.Parts > 1)
+            {
+                var sum = new SumKeyGradients { Shape = shape, Plan = plan, Partials = partials, KeyGradient = work.KeyGradient, ValueGradient = work.ValueGradient, Accumulate = accumulate };
+                Run(sum, SumKeyGradients.Items(shape), scratch, (nint)plan.ScratchBytes);
+            }
             var fold = new BiasGradients(shape, plan, scoring, partials, accumulate);
             if (gradients.DistanceBias.IsPresent)
                 fold.Distance((float*)dDistanceBias, gradients.DistanceBias);
@@ -126,20 +131,20 @@ internal sealed partial class CpuDevice
             batches |= gradient.IsSharedByBatch(shape);
             heads |= gradient.IsSharedByHeads(shape);
         }
-        nint batchesAtOnce = batches ? 1 : (nint)shape.Batch;
+        work.BatchesAtOnce = batches ? 1 : (nint)shape.Batch;
         work.HeadsAtOnce = heads ? 1 : (nint)shape.KeyHeads;
-        for (; work.FirstBatch < (nint)shape.Batch; work.FirstBatch += batchesAtOnce)
+        for (; work.FirstBatch < (nint)shape.Batch; work.FirstBatch += work.BatchesAtOnce)
         {
             for (work.FirstHead = 0; work.FirstHead < (nint)shape.KeyHeads; work.FirstHead += work.HeadsAtOnce)
-                Run(work, batchesAtOnce * work.HeadsAtOnce * work.Plan.Chunks, scratch, (nint)work.Plan.ScratchBytes);
+                Run(work, work.BatchesAtOnce * work.HeadsAtOnce * work.Plan.Parts * work.Plan.Chunks, scratch, (nint)work.Plan.ScratchBytes);
         }
     }
 }
 
-/// <summary>The backward pass of a sequence, key head and chunk of keys: for each of its query heads and blocks of queries, down the chunk's keys.</summary>
+/// <summary>The backward pass of a sequence, key head, part of its query heads and chunk of keys: for each of the part's heads and blocks of queries, down the chunk's keys.</summary>
 /// <remarks>
-/// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK
-/// stay in scratch, features in the lanes, over all blocks; dQᵀ, queries in the lanes, is summed over the chunk where it stays if there are several, else in scratch.
+/// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK,
+/// features in the lanes, are summed over all blocks where they stay if there are several parts, else in scratch; so is dQᵀ, queries in the lanes, over the chunk if there are several.
 /// </remarks>
 internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
 {
@@ -150,8 +155,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     public Strided Query, Key, Value, Output, LogSumExp, UpstreamOutput, UpstreamLogSumExp, QueryGradient, KeyGradient, ValueGradient;
     public PairTensors TensorGradients;
 
-    /// <summary>The first sequence and key head of this run, and how many key heads each of its sequences has.</summary>
-    public nint FirstBatch, FirstHead, HeadsAtOnce;
+    /// <summary>The first sequence and key head of this run, how many sequences it has, and how many key heads each of them.</summary>
+    public nint FirstBatch, FirstHead, BatchesAtOnce, HeadsAtOnce;
     public float* Partials;
     public bool Accumulate;
 
@@ -168,7 +173,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
-    private nint headRow, valueRow, batch, chunk;
+    private nint headRow, valueRow, batch, chunk, endHead;
     private bool? blockIsFinite;
     private double sinkGradient;
 
@@ -183,9 +188,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     {
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, keys = (nint)Shape.Keys, queries = (nint)Shape.Queries;
         nint chunkKeys = (nint)Plan.Chunk;
-        chunk = item % (nint)Plan.Chunks;
-        nint keyHead = FirstHead + item / (nint)Plan.Chunks % HeadsAtOnce;
-        batch = FirstBatch + item / (nint)Plan.Chunks / HeadsAtOnce;
+        // The first chunk comes first: where attention is causal it is the dearest, and what is cheap is left for the end, when some threads have nothing more to do.
+        (nint rest, nint part) = Math.DivRem(item, (nint)Plan.Parts);
+        (rest, nint keyHead) = Math.DivRem(rest, HeadsAtOnce);
+        (chunk, batch) = Math.DivRem(rest, BatchesAtOnce);
+        keyHead += FirstHead;
+        batch += FirstBatch;
         nint first = chunk * chunkKeys, count = Math.Min(chunkKeys, keys - first);
         headRow = (nint)AttentionTiles.RoundUp(d, V.Count);
         valueRow = (nint)AttentionTiles.RoundUp(dv, V.Count);
@@ -203,22 +211,31 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         logSumExp = Take(ref scratch, block);
         remainder = Take(ref scratch, block);
         delta = Take(ref scratch, block);
-        keyGradient = Take(ref scratch, chunkKeys * headRow);
-        valueGradient = Take(ref scratch, chunkKeys * valueRow);
+        if (Plan.Parts > 1)
+        {
+            keyGradient = Partials + Plan.KeyPartial(Shape, batch, keyHead, part) + first * headRow;
+            valueGradient = Partials + Plan.ValuePartial(Shape, batch, keyHead, part) + first * valueRow;
+        }
+        else
+        {
+            keyGradient = Take(ref scratch, chunkKeys * headRow);
+            valueGradient = Take(ref scratch, chunkKeys * valueRow);
+        }
         tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
         Clear(keyGradient, chunkKeys * headRow);
         Clear(valueGradient, chunkKeys * valueRow);
 
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
         Clear(tileIsFinite, chunkKeys / AttentionTiles.Keys);
-        nint group = (nint)(Shape.Heads / Shape.KeyHeads);
-        for (nint head = keyHead * group; head < (keyHead + 1) * group; head++)
+        nint heads = (nint)(Shape.Heads / Shape.KeyHeads / Plan.Parts);
+        endHead = (keyHead * (nint)Plan.Parts + part + 1) * heads;
+        for (nint head = endHead - heads; head < endHead; head++)
         {
-            float* rest = scratch;
+            float* free = scratch;
             HeadScores scores = default;
             if (queries > 0 && count > 0)
-                scores.Begin<V>(Scoring, Shape, batch, head, 0, queries, first, count, ref rest);
-            BeginGradients<V>(head, first, count, ref rest);
+                scores.Begin<V>(Scoring, Shape, batch, head, 0, queries, first, count, ref free);
+            BeginGradients<V>(head, first, count, ref free);
             sinkGradient = 0;
             for (nint i0 = 0; i0 < queries; i0 += block)
                 RunBlock<V>(scores, k, v, head, i0, first, count);
@@ -226,7 +243,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             if (Plan.WantsSinks && chunk == 0)
                 *Plan.SinkPartial(Partials, Shape, batch, head) = sinkGradient;
         }
-        WriteKeyGradients<V>(keyHead, first, count);
+        if (Plan.Parts == 1)
+            WriteKeyGradients<V>(keyHead, first, count);
     }
 
     private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
@@ -332,7 +350,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     {
         nint block = AttentionTiles.Block<V>(), queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         (nint nextHead, nint next) = i0 + block < queries ? (head, i0 + block) : (head + 1, 0);
-        if (next == 0 && nextHead % (nint)(Shape.Heads / Shape.KeyHeads) == 0)
+        if (nextHead == endHead)
             return;
         nint rows = Math.Min(block, queries - next);
         ahead.Add(Query, Query.Matrix(batch, nextHead) + next * Query.Row, rows, d, tilesLeft);

@@ -4,14 +4,18 @@ namespace TransformerKernels;
 
 /// <summary>How the backward pass is cut, by the shapes of one sequence alone, and where partial sums lie in the workspace.</summary>
 /// <remarks>
-/// An item is a sequence, a key head and a chunk of keys: it owns the gradients of those keys and values. What several items add to (the gradients of
-/// queries, of biases and of captured tensors) is kept apart per item and summed afterwards in the order of the items. All of it grows with the lengths only.
+/// An item is a sequence, a key head, a part of its query heads and a chunk of keys. What several items add to (the gradients of queries where there are several chunks, of keys and values
+/// where there are several parts, of biases and of captured tensors) is kept apart per item and summed afterwards in the order of the items. All of it grows with the lengths only.
 /// </remarks>
 internal struct AttentionBackwardPlan
 {
-    // As many items a sequence as make work for the processors of a large machine, but chunks no shorter than some tiles: every chunk transposes all queries again and has a partial
-    // gradient of the queries. Half as long they may be for a few items, of which two processors get even shares, and where heads take turns, so that chunks are all that runs side by side.
-    private const long ItemsWanted = 16, ItemsNeeded = 4, LeastChunk = 8 * AttentionTiles.Keys, ShortestChunk = LeastChunk / 2;
+    // As many items a sequence as make work for the processors of a large machine. Where key heads are few, their query heads are parted, which costs a sum of the parts' gradients of the keys:
+    // little beside some blocks of queries. Then keys are cut, in chunks no shorter than some tiles: every chunk transposes all queries again and has a partial gradient of the queries. Half as
+    // long they may be for a few items, of which two processors get even shares, and where heads take turns, so that chunks are all that runs side by side: an even number of them.
+    private const long ItemsWanted = 16, ItemsNeeded = 4, LeastQueries = 8 * AttentionTiles.WidestBlock, LeastChunk = 8 * AttentionTiles.Keys, ShortestChunk = LeastChunk / 2;
+
+    /// <summary>The parts that the query heads of a key head are cut into.</summary>
+    public long Parts { get; private set; }
 
     public long Chunks { get; private set; }
 
@@ -29,7 +33,7 @@ internal struct AttentionBackwardPlan
     /// <summary>The scratch memory of a thread.</summary>
     public long ScratchBytes { get; private set; }
 
-    private long queryFloats, lineFloats, gridFloats, logSumExpFloats, sinkDoubles;
+    private long queryFloats, keyFloats, lineFloats, gridFloats, logSumExpFloats, sinkDoubles;
     private CapturedFloats capturedFloats;
 
     [InlineArray(PairTensors.Count)]
@@ -44,10 +48,14 @@ internal struct AttentionBackwardPlan
         bool takeTurns = false;
         for (int c = 0; c < PairTensors.Count; c++)
             takeTurns |= Gradient(problem, gradients, c).IsSharedByHeads(shape);
-        long wanted = Math.Max(1, takeTurns ? Chunks(ItemsWanted, 1, ShortestChunk) : Math.Max(Chunks(ItemsWanted, shape.KeyHeads, LeastChunk), Chunks(ItemsNeeded, shape.KeyHeads, ShortestChunk)));
+        long parts = takeTurns || shape.KeyHeads is 0 or >= ItemsNeeded ? 1 : MostParts(shape), heads = shape.KeyHeads * parts;
+        long wanted = Math.Max(1, takeTurns ? Chunks(ItemsWanted, 1, ShortestChunk) : Math.Max(Chunks(ItemsWanted, heads, LeastChunk), Chunks(ItemsNeeded, heads, ShortestChunk)));
+        if (takeTurns && wanted > 1)
+            wanted = AttentionTiles.RoundUp(wanted, 2);
         long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
         var plan = new AttentionBackwardPlan
         {
+            Parts = parts,
             Chunk = chunk,
             Chunks = Math.Max(1, (shape.Keys + chunk - 1) / chunk),
             LineLength = shape.Queries + Math.Min(chunk, shape.Keys) + AttentionTiles.WidestBlock,
@@ -58,6 +66,7 @@ internal struct AttentionBackwardPlan
         };
         long perHeadAndChunk = shape.Batch * shape.Heads * plan.Chunks;
         plan.queryFloats = plan.WantsQuery && plan.Chunks > 1 ? perHeadAndChunk * QueryFloats(shape) : 0;
+        plan.keyFloats = parts > 1 ? shape.Batch * shape.KeyHeads * parts * plan.KeyRows * (KeyRow(shape) + ValueRow(shape)) : 0;
         plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
         plan.gridFloats = plan.WantsGrid ? perHeadAndChunk * shape.GridCells : 0;
         for (int c = 0; c < PairTensors.Count; c++)
@@ -67,14 +76,23 @@ internal struct AttentionBackwardPlan
         plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
 
         const long block = AttentionTiles.WidestBlock;
-        long headRow = AttentionTiles.RoundUp(shape.HeadSize, 16), valueRow = AttentionTiles.RoundUp(shape.ValueSize, 16);
-        long floats = (shape.HeadSize + shape.ValueSize) * block + block * (headRow + valueRow) + QueryRow(shape) * block
-            + 5 * AttentionTiles.WidestTile + 3 * block + chunk * (headRow + valueRow) + chunk / AttentionTiles.Keys
+        long row = KeyRow(shape) + ValueRow(shape);
+        long floats = (shape.HeadSize + shape.ValueSize) * block + block * row + QueryRow(shape) * block
+            + 5 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk / AttentionTiles.Keys
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
 
         long Chunks(long items, long heads, long least) => Math.Min(items / Math.Max(1, heads), (shape.Keys + least - 1) / least);
+    }
+
+    // Of as many query heads each.
+    private static long MostParts(in AttentionShape shape)
+    {
+        long group = shape.Heads / shape.KeyHeads, parts = Math.Max(1, Math.Min(Math.Min(group, ItemsWanted / shape.KeyHeads), group * shape.Queries / LeastQueries));
+        while (group % parts != 0)
+            parts--;
+        return parts;
     }
 
     /// <summary>Neighbouring keys add to lines that begin one float apart; four lines in turn keep a load from waiting for the store before it.</summary>
@@ -87,7 +105,7 @@ internal struct AttentionBackwardPlan
     {
         get
         {
-            long start = queryFloats + lineFloats + gridFloats;
+            long start = queryFloats + keyFloats + lineFloats + gridFloats;
             foreach (long captured in capturedFloats)
                 start += captured;
             return start;
@@ -109,18 +127,32 @@ internal struct AttentionBackwardPlan
     // Whole blocks.
     private static long QueryFloats(in AttentionShape shape) => AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * QueryRow(shape);
 
+    /// <summary>Where the partial gradient of the keys of a key head and part begins, in rows of whole vectors, unscaled.</summary>
+    public readonly long KeyPartial(in AttentionShape shape, long batch, long keyHead, long part) => queryFloats + ((batch * shape.KeyHeads + keyHead) * Parts + part) * KeyRows * (KeyRow(shape) + ValueRow(shape));
+
+    /// <summary>The same for its values.</summary>
+    public readonly long ValuePartial(in AttentionShape shape, long batch, long keyHead, long part) => KeyPartial(shape, batch, keyHead, part) + KeyRows * KeyRow(shape);
+
+    // Whole chunks.
+    private readonly long KeyRows => Chunks * Chunk;
+
+    // The floats of a row of whole vectors, of the widest.
+    private static long KeyRow(in AttentionShape shape) => AttentionTiles.RoundUp(shape.HeadSize, 16);
+
+    private static long ValueRow(in AttentionShape shape) => AttentionTiles.RoundUp(shape.ValueSize, 16);
+
     /// <summary>Where the partial gradient of a head's line begins.</summary>
     public readonly long LinePartial(in AttentionShape shape, long batch, long head, long chunk) =>
-        queryFloats + ((batch * shape.Heads + head) * Chunks + chunk) * LineLength;
+        queryFloats + keyFloats + ((batch * shape.Heads + head) * Chunks + chunk) * LineLength;
 
     /// <summary>Where the partial gradient of a head's table by two coordinates begins.</summary>
     public readonly long GridPartial(in AttentionShape shape, long batch, long head, long chunk) =>
-        queryFloats + lineFloats + ((batch * shape.Heads + head) * Chunks + chunk) * shape.GridCells;
+        queryFloats + keyFloats + lineFloats + ((batch * shape.Heads + head) * Chunks + chunk) * shape.GridCells;
 
     /// <summary>Where the partial gradient of a captured tensor begins for a head and chunk.</summary>
     public readonly long CapturedPartial(in AttentionShape shape, int capture, long batch, long head, long chunk)
     {
-        long start = queryFloats + lineFloats + gridFloats;
+        long start = queryFloats + keyFloats + lineFloats + gridFloats;
         for (int c = 0; c < capture; c++)
             start += capturedFloats[c];
         return start + ((batch * shape.Heads + head) * Chunks + chunk) * CapturedLength(shape, capture);

@@ -29,6 +29,45 @@ internal unsafe struct SumQueryGradients : IWork
     }
 }
 
+/// <summary>dK and dV of a tile of keys: the partial gradients of the parts of its query heads, added in order.</summary>
+internal unsafe struct SumKeyGradients : IWork
+{
+    public AttentionShape Shape;
+    public AttentionBackwardPlan Plan;
+    public float* Partials;
+    public Strided KeyGradient, ValueGradient;
+    public bool Accumulate;
+
+    public static long Items(in AttentionShape shape) => shape.Batch * shape.KeyHeads * Tiles(shape);
+
+    private static long Tiles(in AttentionShape shape) => (shape.Keys + AttentionTiles.Keys - 1) / AttentionTiles.Keys;
+
+    public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        (nint rest, nint tile) = Math.DivRem(item, (nint)Tiles(Shape));
+        (nint batch, nint keyHead) = Math.DivRem(rest, (nint)Shape.KeyHeads);
+        nint each = (nint)(Plan.KeyPartial(Shape, batch, keyHead, 1) - Plan.KeyPartial(Shape, batch, keyHead, 0));
+        Sum<V>(Partials + Plan.KeyPartial(Shape, batch, keyHead, 0), each, (nint)Shape.HeadSize, Shape.Scale, KeyGradient, batch, keyHead, tile * AttentionTiles.Keys, (float*)scratch);
+        Sum<V>(Partials + Plan.ValuePartial(Shape, batch, keyHead, 0), each, (nint)Shape.ValueSize, 1, ValueGradient, batch, keyHead, tile * AttentionTiles.Keys, (float*)scratch);
+    }
+
+    private readonly void Sum<V>(float* partial, nint each, nint columns, float scale, in Strided gradient, nint batch, nint keyHead, nint first, float* sums) where V : struct, ILanes<V>
+    {
+        if (!gradient.IsPresent)
+            return;
+        nint row = (nint)AttentionTiles.RoundUp(columns, V.Count), rows = Math.Min(AttentionTiles.Keys, (nint)Shape.Keys - first);
+        for (nint at = 0; at < rows * row; at += V.Count)
+        {
+            float* from = partial + first * row + at;
+            V sum = V.Load(from);
+            for (nint part = 1; part < (nint)Plan.Parts; part++)
+                sum += V.Load(from + part * each);
+            (sum * scale).Store(sums + at);
+        }
+        MatrixCopy.Run(sums, row, 1, gradient.Matrix(batch, keyHead) + first * gradient.Row, gradient.Row, gradient.Column, rows, columns, Accumulate);
+    }
+}
+
 /// <summary>Sums the partial gradients of heads and chunks into the gradients of biases and captured tensors: in double, sequence by sequence, chunk by chunk.</summary>
 internal readonly unsafe ref struct BiasGradients(AttentionShape shape, AttentionBackwardPlan plan, AttentionScoring scoring, float* partials, bool accumulate)
 {

@@ -59,6 +59,23 @@ public class AttentionTests
     }
 
     [Fact]
+    public void Many_queries_of_few_key_heads_agree_with_the_definition()
+    {
+        foreach ((int batch, int heads, int keyHeads, int queries, int keys, bool causal) in ((int, int, int, int, int, bool)[])[(2, 4, 1, 300, 40, false), (1, 4, 2, 530, 67, true), (1, 6, 1, 180, 520, true)])
+        {
+            var problem = new AttentionCase
+            {
+                Batch = batch, Heads = heads, KeyHeads = keyHeads, Queries = queries, Keys = keys, HeadSize = 24, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true, Gap = 1, Order = [0, 2, 1, 3],
+                DistanceBias = AttentionCase.Numbers(8, 1, heads, queries + keys - 1),
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            Assert.All(fresh.Key.Zip(added.Key), pair => Assert.Equal(1 + pair.First, pair.Second, 2e-6 * (1 + Math.Abs(pair.First))));
+            Assert.All(fresh.Value.Zip(added.Value), pair => Assert.Equal(1 + pair.First, pair.Second, 2e-6 * (1 + Math.Abs(pair.First))));
+        }
+    }
+
+    [Fact]
     public void Every_layout_agrees_with_the_definition()
     {
         foreach (int[] order in (int[][])[[0, 1, 2, 3], [0, 2, 1, 3], [2, 0, 1, 3], [0, 1, 3, 2], [3, 1, 2, 0]])

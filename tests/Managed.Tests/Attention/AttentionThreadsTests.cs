@@ -28,18 +28,29 @@ public class AttentionThreadsTests
     [Fact]
     public void Results_are_bitwise_equal_for_1_2_3_and_7_threads_and_100_runs()
     {
-        AttentionCase problem = new()
-        {
-            Batch = 2, Heads = 4, KeyHeads = 2, Queries = 100, Keys = 530, HeadSize = 20, ValueSize = 12, Causal = true, HasLogSumExpUpstream = true,
-            Slopes = AttentionCase.Numbers(1, 0.2f, 4), DistanceBias = AttentionCase.Numbers(2, 1, 4, 629), Captured = [new(AttentionCase.Numbers(3, 1, 4), CapturedBy.Head)],
-        };
+        AttentionCase[] problems =
+        [
+            new()
+            {
+                Batch = 2, Heads = 4, KeyHeads = 2, Queries = 100, Keys = 530, HeadSize = 20, ValueSize = 12, Causal = true, HasLogSumExpUpstream = true,
+                Slopes = AttentionCase.Numbers(1, 0.2f, 4), DistanceBias = AttentionCase.Numbers(2, 1, 4, 629), Captured = [new(AttentionCase.Numbers(3, 1, 4), CapturedBy.Head)],
+            },
+            new()
+            {
+                Batch = 2, Heads = 4, KeyHeads = 1, Queries = 260, Keys = 530, HeadSize = 20, ValueSize = 12, Causal = true, HasLogSumExpUpstream = true,
+                Sinks = AttentionCase.Numbers(1, 1, 4), ColumnBias = AttentionCase.Numbers(2, 1, 2, 4, 530), Captured = [new(AttentionCase.Numbers(3, 1, 4), CapturedBy.Head)],
+            },
+        ];
         var rule = new Temperature(0.1f, 400);
-        AttentionCase.Results reference = problem.Run(ComputeDevice.Cpu, rule);
-        foreach (int threads in (int[])[1, 2, 3, 7])
+        foreach (AttentionCase problem in problems)
         {
-            using ComputeDevice device = ComputeDevice.OpenCpu(threads);
-            for (int run = 0; run < 25; run++)
-                Assert.All(reference.All.Zip(problem.Run(device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
+            AttentionCase.Results reference = problem.Run(ComputeDevice.Cpu, rule);
+            foreach (int threads in (int[])[1, 2, 3, 7])
+            {
+                using ComputeDevice device = ComputeDevice.OpenCpu(threads);
+                for (int run = 0; run < 25; run++)
+                    Assert.All(reference.All.Zip(problem.Run(device, rule).All), pair => Assert.Equal(pair.First, pair.Second));
+            }
         }
     }
 
