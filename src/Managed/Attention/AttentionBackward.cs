@@ -245,6 +245,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
         }
         if (Plan.Parts == 1)
             WriteKeyGradients<V>(keyHead, first, count);
+        StreamingStores.Complete();
     }
 
     private void RunBlock<V>(in HeadScores scores, float* k, float* v, nint head, nint i0, nint first, nint count) where V : struct, ILanes<V>
@@ -256,16 +257,16 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             queryGradient = Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * (nint)AttentionBackwardPlan.QueryRow(Shape);
         if (end > first)
             scores.ReadMask<V>(Scoring, i0, rows, end);
+        nint done = first; // the pairs of the keys before have their gradients
         bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
         for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
         {
             nint tileKeys = Math.Min(AttentionTiles.Keys, end - j0);
             TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal);
             if (visible.Parts.IsEmpty)
-            {
-                ClearPairs(head, i0, rows, j0, j0 + tileKeys);
                 continue;
-            }
+            ClearPairs(head, i0, rows, done, j0);
+            done = j0 + tileKeys;
             if (!begun)
                 BeginBlock<V>(scores, head, i0, rows);
             begun = true;
@@ -333,7 +334,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
                 }
             }
         }
-        ClearPairs(head, i0, rows, end, first + count); // no tile of the block reaches these keys
+        ClearPairs(head, i0, rows, done, first + count); // no further tile reaches these keys
         if (Plan.WantsSinks && chunk == 0)
             AddToSink<V>(begun, head, i0, rows);
         if (!begun)

@@ -83,14 +83,21 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
     // Of pairs that nothing is computed of: the gradients of tensors with a value a pair, which are written in place.
     private readonly void ClearPairs(nint head, nint i0, nint rows, nint from, nint end)
     {
-        for (int c = 0; c < PairTensors.Count; c++)
+        for (int c = 0; c < PairTensors.Count && from < end; c++)
         {
-            if (!TensorGradients[c].IsPresent || TensorGradients[c].Structure != CapturedStructure.Dense || AddsTo(c, head))
+            ref readonly Captured gradient = ref TensorGradients[c];
+            if (!gradient.IsPresent || gradient.Structure != CapturedStructure.Dense || AddsTo(c, head))
                 continue;
-            for (nint i = i0; i < i0 + rows; i++)
+            float* start = gradient.At(batch, head, i0, from, 0);
+            if (gradient.KeyStep == 1 && gradient.Batches * gradient.Heads * (nint)(Shape.Queries * Shape.Keys) * sizeof(float) >= StreamingStores.LeastBytes)
             {
-                float* row = TensorGradients[c].At(batch, head, i, from, 0);
-                nint step = TensorGradients[c].KeyStep;
+                StreamingStores.Clear(start, gradient.QueryStep, rows, end - from);
+                continue;
+            }
+            nint step = gradient.KeyStep;
+            for (nint i = 0; i < rows; i++)
+            {
+                float* row = start + i * gradient.QueryStep;
                 if (step == 1)
                     Clear(row, end - from);
                 else

@@ -123,6 +123,35 @@ public unsafe class AttentionVisibilityTests
         Assert.Equal(narrow.Query, wide.Query);
     }
 
+    // Written past the caches, or added to zeros.
+    [Fact]
+    public void Gradients_of_pairs_too_many_for_the_caches_are_those_that_are_added_to_zeros_and_0_where_hidden()
+    {
+        const int queries = 2050, keys = 2051, size = 2, document = 300, ahead = 40;
+        Assert.True((long)queries * keys * sizeof(float) >= StreamingStores.LeastBytes);
+        float[] q = Seeded.Normal(queries * size, 1), k = Seeded.Normal(keys * size, 2), v = Seeded.Normal(keys * size, 3), o = new float[q.Length], l = new float[queries], written = new float[queries * keys], added = new float[queries * keys];
+        Array.Fill(written, float.NaN);
+        bool[] mask = new bool[queries * keys];
+        for (int at = 0; at < mask.Length; at++)
+            mask[at] = at / keys / document == at % keys / document;
+        var problem = new AttentionProblem
+        {
+            Query = TensorView.Of(q, 1, 1, queries, size), Key = TensorView.Of(k, 1, 1, keys, size), Value = TensorView.Of(v, 1, 1, keys, size),
+            Mask = TensorView.Of(mask, 1, 1, queries, keys), DenseBias = TensorView.Of(new float[queries * keys], 1, 1, queries, keys), Causal = true, QueryOffset = ahead,
+        };
+        using var workspace = new Workspace(Device);
+        TensorView output = TensorView.Of(o, 1, 1, queries, size), sums = TensorView.Of(l, 1, 1, queries);
+        TransformerKernels.Attention.Forward(Device, problem, output, sums, workspace);
+        var saved = new AttentionSaved { Output = output, LogSumExp = sums };
+        var upstream = new AttentionUpstream { Output = problem.Query };
+        TransformerKernels.Attention.Backward(Device, problem, saved, upstream, new AttentionGradients { DenseBias = TensorView.Of(written, 1, 1, queries, keys) }, workspace);
+        TransformerKernels.Attention.Backward(Device, problem, saved, upstream, new AttentionGradients { DenseBias = TensorView.Of(added, 1, 1, queries, keys), Accumulate = true }, workspace);
+        Assert.True(written.AsSpan().SequenceEqual(added));
+        for (int at = 0; at < mask.Length; at++)
+            Assert.True(written[at] == 0 || (mask[at] && at % keys <= at / keys + ahead));
+        Assert.True(written.Count(gradient => gradient != 0) > queries * document / 4);
+    }
+
     [Fact]
     public void Bits_are_transposed()
     {
