@@ -418,15 +418,23 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
 
     private readonly void WriteKeyGradients<V>(nint keyHead, nint first, nint count) where V : struct, ILanes<V>
     {
-        Multiply<V>(keyGradient, count * headRow, Shape.Scale);
-        Write(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow);
-        Write(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow);
+        Write<V>(KeyGradient, keyHead, first, count, (nint)Shape.HeadSize, keyGradient, headRow, Shape.Scale);
+        Write<V>(ValueGradient, keyHead, first, count, (nint)Shape.ValueSize, valueGradient, valueRow, 1);
     }
 
-    private readonly void Write(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step)
+    private readonly void Write<V>(in Strided gradient, nint keyHead, nint first, nint count, nint columns, float* from, nint step, float factor) where V : struct, ILanes<V>
     {
-        if (gradient.IsPresent)
-            MatrixCopy.Run(from, step, 1, gradient.Matrix(batch, keyHead) + first * gradient.Row, gradient.Row, gradient.Column, count, columns, Accumulate);
+        if (!gradient.IsPresent)
+            return;
+        float* to = gradient.Matrix(batch, keyHead) + first * gradient.Row;
+        if (gradient.Column == 1 && !Accumulate)
+        {
+            MatrixCopy.Stream(from, step, to, gradient.Row, count, columns, factor);
+            return;
+        }
+        if (factor != 1)
+            Multiply<V>(from, count * step, factor);
+        MatrixCopy.Run(from, step, 1, to, gradient.Row, gradient.Column, count, columns, Accumulate);
     }
 
     // Whole vectors.
