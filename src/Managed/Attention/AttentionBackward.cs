@@ -13,16 +13,25 @@ internal sealed partial class CpuDevice
         AttentionUpstream arriving = upstream;
         if (!upstream.Output.IsPresent)
             arriving.Output = TensorView.Of((ReadOnlySpan<float>)NoGradient, 1, 1, 1, 1).Expand(0, saved.Output.Length(0)).Expand(1, saved.Output.Length(1)).Expand(2, saved.Output.Length(2)).Expand(3, saved.Output.Length(3));
-        if (problem.Softcap is { } cap)
-            Backward(problem, new SoftcappedScore<TRule>(cap, rule), saved, arriving, gradients, workspace);
+        if (problem.Softcap is not { } cap)
+            Backward(problem, rule, default(Uncapped), saved, arriving, gradients, workspace);
+        else if (typeof(TRule) == typeof(PlainScore) || !TakesRuleAgain(rule, gradients))
+            Backward(problem, rule, Softcapped.After<TRule>(cap, AttentionShape.Of(problem)), saved, arriving, gradients, workspace);
         else
-            Backward(problem, rule, saved, arriving, gradients, workspace);
+            Backward(problem, new SoftcappedScore<TRule>(cap, rule), default(Uncapped), saved, arriving, gradients, workspace);
+    }
+
+    // Whether gradients of captured tensors are wanted that don't come of one evaluation.
+    private static bool TakesRuleAgain<TRule>(TRule rule, in AttentionGradients gradients) where TRule : unmanaged, IScoreRule
+    {
+        int wanted = (gradients.Captured0.IsPresent ? 1 : 0) + (gradients.Captured1.IsPresent ? 1 : 0) + (gradients.Captured2.IsPresent ? 1 : 0) + (gradients.Captured3.IsPresent ? 1 : 0);
+        return wanted > 0 && !RuleLength.OfDerivative(rule).HasBothSlopes(wanted);
     }
 
     private static readonly float[] NoGradient = [0];
 
-    private unsafe void Backward<TRule>(in AttentionProblem problem, TRule rule, in AttentionSaved saved, in AttentionUpstream upstream,
-        in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule
+    private unsafe void Backward<TRule, TCap>(in AttentionProblem problem, TRule rule, TCap cap, in AttentionSaved saved, in AttentionUpstream upstream,
+        in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
     {
         AttentionShape shape = AttentionShape.Of(problem);
         AttentionBackwardPlan plan = AttentionBackwardPlan.Of(problem, gradients);
@@ -50,10 +59,11 @@ internal sealed partial class CpuDevice
             {
                 Strided rounded = logSumExp;
                 logSumExp = Strided.Pairs(partials + plan.LogSumExpPartial, (nint)shape.Heads, (nint)shape.Queries);
-                var forward = new AttentionForwardWork<TRule>
+                var forward = new AttentionForwardWork<TRule, TCap>
                 {
                     Shape = shape with { ValueSize = 0 },
                     Rule = rule,
+                    Cap = cap,
                     Scoring = scoring,
                     Query = new Strided(query, problem.Query),
                     Key = new Strided(key, problem.Key),
@@ -61,13 +71,14 @@ internal sealed partial class CpuDevice
                     HasRemainder = true,
                     Length = RuleLength.Of(rule),
                 };
-                Run(new ExactLogSumExp<TRule> { Rounded = rounded, Forward = forward }, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
+                Run(new ExactLogSumExp<TRule, TCap> { Rounded = rounded, Forward = forward }, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
             }
-            var work = new AttentionBackwardWork<TRule>
+            var work = new AttentionBackwardWork<TRule, TCap>
             {
                 Shape = shape,
                 Plan = plan,
                 Rule = rule,
+                Cap = cap,
                 Scoring = scoring,
                 Query = new Strided(query, problem.Query),
                 Key = new Strided(key, problem.Key),
@@ -122,7 +133,7 @@ internal sealed partial class CpuDevice
     }
 
     // Where sequences or heads share the gradient of a dense tensor they take turns, so that every entry is summed in their order.
-    private unsafe void RunBackward<TRule>(AttentionBackwardWork<TRule> work, byte* scratch) where TRule : unmanaged, IScoreRule
+    private unsafe void RunBackward<TRule, TCap>(AttentionBackwardWork<TRule, TCap> work, byte* scratch) where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
     {
         AttentionShape shape = work.Shape;
         bool batches = false, heads = false;
@@ -146,11 +157,12 @@ internal sealed partial class CpuDevice
 /// S, P are computed again; with dP = dO·Vᵀ, D = Σ dO·O − dL and dz = P (dP − D): dV += Pᵀ dO, dS = dz · ∂rule, dK += dSᵀ Q, dQ += dS K, all scaled. dV and dK,
 /// features in the lanes, are summed over all blocks where they stay if there are several parts, else in scratch; so is dQᵀ, queries in the lanes, over the chunk if there are several.
 /// </remarks>
-internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
+internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     public AttentionShape Shape;
     public AttentionBackwardPlan Plan;
     public TRule Rule;
+    public TCap Cap;
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp, UpstreamOutput, UpstreamLogSumExp, QueryGradient, KeyGradient, ValueGradient;
     public PairTensors TensorGradients;
@@ -180,7 +192,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
         // Items of several threads run on copies of the struct.
-        AttentionBackwardWork<TRule> own = this;
+        AttentionBackwardWork<TRule, TCap> own = this;
         own.RunItem<V>(item, (float*)scratch);
     }
 
@@ -275,7 +287,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
             // Gradients of biases are summed of whole tiles.
             if (visible.LeavesOut(tileKeys))
                 Clear(dS, tileKeys * block);
-            bool ruled = typeof(TRule) != typeof(PlainScore);
+            bool ruled = IsRuled;
             RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
             RowsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
             AddNextBlock<V>(ref valuesAhead, ref gradientsAhead, head, i0, (end - 1 - j0) / AttentionTiles.Keys);
@@ -408,7 +420,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> : IWork where TRule 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V Score<V, THiding>(V value, V scale, V bias) where V : struct, ILanes<V> where THiding : struct, IHiding
     {
-        V none = V.From(float.NegativeInfinity), z = typeof(TRule) == typeof(PlainScore) ? V.MultiplyAdd(value, scale, bias) : V.SelectEqual(value, none, none, value + bias);
+        V none = V.From(float.NegativeInfinity), z = IsRuled ? V.SelectEqual(value, none, none, value + bias) : V.MultiplyAdd(value, scale, bias);
         return THiding.Hides ? V.SelectEqual(bias, none, none, z) : z;
     }
 

@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <remarks>Where the gradients of biases and of captured tensors are summed up, for a head over the chunk.</remarks>
-internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmanaged, IScoreRule
+internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     // Adds each row of dz to the line, one float further down a row: one of four lines in turn, so that a load needn't wait for the store of the row before.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]

@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <remarks>What is known of a block's queries before its tiles: their rows both ways around, their log-sum-exp and D; and how D is mended.</remarks>
-internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmanaged, IScoreRule
+internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     // The block's queries and upstream gradients, both ways around, and what is known of its rows.
     private void BeginBlock<V>(in HeadScores scores, nint head, nint i0, nint rows) where V : struct, ILanes<V>

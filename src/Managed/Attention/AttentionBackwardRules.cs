@@ -3,26 +3,62 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <remarks>The rule on a part of a tile: its values, and what it changes by with the score and with each captured tensor.</remarks>
-internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmanaged, IScoreRule
+internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     // Whether one evaluation gives the rule's slopes by the score and by a captured tensor: where the gradient of one is wanted. The slopes by it lie in place of the scaled scores then.
-    private readonly bool HasBothSlopes => WantedCaptures == 1 && (Length.IsShort || Length.IsLong);
+    private readonly bool HasBothSlopes => Length.HasBothSlopes(WantedCaptures);
+
+    // Whether something changes scores but scale and biases.
+    private static bool IsRuled => typeof(TRule) != typeof(PlainScore) || TCap.Caps;
 
     private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
     {
-        if (Length.IsLong)
-            ApplyStrips<V>(tile, part);
-        else if (HasBothSlopes)
-            ApplyBothWays<V>(tile, part);
-        else if (Length.IsShort)
-            ApplyLanes<Lockstep<V>>(tile, part.OfPairs, AttentionTiles.Block<V>());
-        else
-            ApplyLanes<V>(tile, part, AttentionTiles.Block<V>());
+        if (typeof(TRule) != typeof(PlainScore))
+        {
+            if (Length.IsLong)
+                ApplyStrips<V>(tile, part);
+            else if (HasBothSlopes)
+                ApplyBothWays<V>(tile, part);
+            else if (WantedCaptures == 0)
+                ApplyLanes<V, No>(tile, part);
+            else
+                ApplyLanes<V, Yes>(tile, part);
+        }
+        if (TCap.Caps && HasBothSlopes)
+            ApplyCap<Lockstep<V>, Yes>(part.OfPairs, AttentionTiles.Block<V>());
+        else if (TCap.Caps)
+            ApplyCap<Lockstep<V>, No>(part.OfPairs, AttentionTiles.Block<V>());
     }
 
-    // The rule on a part's raw scores: its values in place of S; scaled scores and the rule's slopes beside them.
+    // The softcap on what the rule says, or on q·k, in a pass of its own: one formula after the other is a shorter chain of instructions that wait for each other. The rule's slopes become those of both.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyLanes<V>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V>
+    private readonly void ApplyCap<V, TBoth>(in TilePart part, nint block) where V : struct, ILanes<V> where TBoth : struct, IChoice
+    {
+        nint keys = part.Keys, first = part.FirstKey * block, end = part.EndVector * V.Count;
+        for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
+        {
+            float* scores = s + first + lane, slopes = slope + first + lane, byCaptured = scaled + first + lane;
+            for (nint row = 0; row < keys; row++, scores += block, slopes += block, byCaptured += block)
+            {
+                Cap.Score(V.Load(scores), out V byRuled).Store(scores);
+                (typeof(TRule) == typeof(PlainScore) ? byRuled : byRuled * V.Load(slopes)).Store(slopes);
+                if (TBoth.Taken)
+                    (byRuled * V.Load(byCaptured)).Store(byCaptured);
+            }
+        }
+    }
+
+    private readonly void ApplyLanes<V, TKeeping>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V> where TKeeping : struct, IChoice
+    {
+        if (Length.IsShort)
+            ApplyLanes<Lockstep<V>, TKeeping>(tile, part.OfPairs, AttentionTiles.Block<V>());
+        else
+            ApplyLanes<V, TKeeping>(tile, part, AttentionTiles.Block<V>());
+    }
+
+    // The rule on a part's raw scores: its values in place of S; its slopes, and the scaled scores where the rule is taken again, beside them.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void ApplyLanes<V, TKeeping>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V> where TKeeping : struct, IChoice
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch);
@@ -35,7 +71,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
             for (nint row = 0; row < keys; row++)
             {
                 V score = V.Load(scores) * scale;
-                score.Store(kept);
+                if (TKeeping.Taken)
+                    score.Store(kept);
                 Dual<V> ruled = Rule.Score(new Dual<V>(score, V.One), new ScorePlace<Dual<V>>
                 {
                     QueryPosition = new(position, V.Zero),
@@ -117,6 +154,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
         float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
         V scale = V.From(Shape.Scale);
+        float* scores = both || WantedCaptures == 0 ? s : scaled;
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
             StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
@@ -124,11 +162,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule> where TRule : unmana
             for (nint at = start; at < start + evaluation.Rows * block; at += block)
             {
                 for (nint lane = 0; lane < lanes; lane += V.Count)
-                    (V.Load(s + at + lane) * scale).Store(scaled + at + lane);
+                    (V.Load(s + at + lane) * scale).Store(scores + at + lane);
             }
             Strip<V> none = Strip<V>.Zero, one = Strip<V>.One, byScore = both ? Strip<V>.Both(one, none) : one, byCaptured = both ? Strip<V>.Both(none, one) : none;
             var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(scaled + start, block), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
+            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(scores + start, block), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
             ruled.Value.CopyTo(s + start, block);
             ruled.Derivative.CopyTo(slope + start, block);
             if (both)

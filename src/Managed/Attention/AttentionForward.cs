@@ -12,12 +12,13 @@ internal sealed partial class CpuDevice
     protected internal override void AttentionForward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp, Workspace workspace)
     {
         if (problem.Softcap is { } cap)
-            Forward(problem, new SoftcappedScore<TRule>(cap, rule), output, logSumExp, workspace);
+            Forward(problem, rule, Softcapped.After<TRule>(cap, AttentionShape.Of(problem)), output, logSumExp, workspace);
         else
-            Forward(problem, rule, output, logSumExp, workspace);
+            Forward(problem, rule, default(Uncapped), output, logSumExp, workspace);
     }
 
-    private unsafe void Forward<TRule>(in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp, Workspace workspace) where TRule : unmanaged, IScoreRule
+    private unsafe void Forward<TRule, TCap>(in AttentionProblem problem, TRule rule, TCap cap, TensorView output, TensorView logSumExp, Workspace workspace)
+        where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
     {
         AttentionShape shape = AttentionShape.Of(problem);
         long stride = ForwardScratchBytes(shape);
@@ -36,10 +37,11 @@ internal sealed partial class CpuDevice
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
             CheckSequences(problem, scoring, shape);
-            var work = new AttentionForwardWork<TRule>
+            var work = new AttentionForwardWork<TRule, TCap>
             {
                 Shape = shape,
                 Rule = rule,
+                Cap = cap,
                 Scoring = scoring,
                 Query = new Strided(query, problem.Query),
                 Key = new Strided(key, problem.Key),
@@ -86,10 +88,11 @@ internal sealed partial class CpuDevice
 }
 
 /// <summary>The forward pass of one block of queries: Oᵀ, row maxima and row sums stay in the thread's scratch while the keys stream by.</summary>
-internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanaged, IScoreRule
+internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     public AttentionShape Shape;
     public TRule Rule;
+    public TCap Cap;
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp;
 
@@ -156,7 +159,7 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             if (visitsFirst)
                 ahead.AddKeys(Key, tileKeys + AttentionTiles.Keys * Key.Row, end - j0 - AttentionTiles.Keys, d);
             new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
-            if (typeof(TRule) == typeof(PlainScore))
+            if (typeof(TRule) == typeof(PlainScore) && !TCap.Caps)
             {
                 foreach (ref readonly TilePart part in visible.Parts)
                 {
@@ -230,18 +233,36 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
-    // The same for a long rule. It takes pairs of vectors: lanes that it has more are hidden.
+    // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden. A long rule, and one under a softcap, is a pass of its own: each pass is a chain of instructions that
+    // wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
+    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding
+    {
+        nint block = AttentionTiles.Block<V>();
+        if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && !Length.IsLong)
+        {
+            return Length.IsShort ? ScoreLanes<Lockstep<V>, THiding, RuleAndEnd>(tile, part.OfPairs, block, bias, s, maximum)
+                : ScoreLanes<V, THiding, RuleAndEnd>(tile, part, block, bias, s, maximum);
+        }
+        if (Length.IsLong)
+            RuleStrips<V>(tile, part, s);
+        else if (typeof(TRule) != typeof(PlainScore) && Length.IsShort)
+            ScoreLanes<Lockstep<V>, NoneHidden, RuleAlone>(tile, part.OfPairs, block, bias, s, maximum);
+        else if (typeof(TRule) != typeof(PlainScore))
+            ScoreLanes<V, NoneHidden, RuleAlone>(tile, part, block, bias, s, maximum);
+        return ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, part.OfPairs, block, bias, s, maximum);
+    }
+
+    // A long rule alone. It takes pairs of vectors: lanes that it has more are hidden.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly bool ScoreStrips<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+    private readonly void RuleStrips<V>(in RuleTile tile, in TilePart part, float* s) where V : struct, ILanes<V>
     {
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
         (nint most, int floats) = Length.Memory<V>();
         float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
-        V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale);
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
             StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
@@ -264,33 +285,12 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
                 Captured3 = place.Captured3,
             }).CopyTo(scores, block);
         }
-        nint end = part.EndVector * V.Count;
-        for (nint row = part.FirstKey; row < part.EndKey; row++)
-        {
-            float* from = s + row * block, added = bias.At(row);
-            for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
-            {
-                V z = V.Load(from + lane), b = V.Load(added + lane);
-                z = V.SelectEqual(z, hidden, hidden, z + b);
-                if (THiding.Hides)
-                    z = V.SelectEqual(b, hidden, hidden, z);
-                least = V.SelectEqual(z, hidden, hidden, least);
-                z.Store(from + lane);
-                V.MaxNative(V.Load(maximum + lane), z).Store(maximum + lane);
-            }
-        }
-        return V.AnyEqual(least, hidden);
     }
 
-    // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden.
-    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding =>
-        Length.IsShort ? ScoreLanes<Lockstep<V>, THiding>(tile, part.OfPairs, AttentionTiles.Block<V>(), bias, s, maximum)
-        : Length.IsLong ? ScoreStrips<V, THiding>(tile, part, bias, s, maximum)
-        : ScoreLanes<V, THiding>(tile, part, AttentionTiles.Block<V>(), bias, s, maximum);
-
+    // The rule, and what comes after it: the softcap, the bias, the maxima. Types are compared in place of a property, which the JIT sees too late: it has spent what it inlines on the branch not taken.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly bool ScoreLanes<V, THiding>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+    private readonly bool ScoreLanes<V, THiding, TStep>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
+        where V : struct, ILanes<V> where THiding : struct, IHiding where TStep : struct, IScoreStep
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
@@ -302,33 +302,42 @@ internal unsafe struct AttentionForwardWork<TRule> : IWork where TRule : unmanag
             float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
             for (nint row = 0; row < keys; row++)
             {
-                V z = V.Load(at), b = V.Load(added);
-                z = Rule.Score(z * scale, new ScorePlace<V>
+                V z = V.Load(at);
+                if (typeof(TStep) != typeof(EndAlone))
                 {
-                    QueryPosition = position,
-                    KeyPosition = key,
-                    Head = head,
-                    Batch = sequence,
-                    Captured0 = V.Load(c0),
-                    Captured1 = V.Load(c1),
-                    Captured2 = V.Load(c2),
-                    Captured3 = V.Load(c3),
-                });
-                // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                (z, least) = (V.SelectEqual(z, hidden, hidden, z + b), V.SelectEqual(z, hidden, hidden, least));
-                key += 1f;
-                c0 += tile.Captured0.Step;
-                c1 += tile.Captured1.Step;
-                c2 += tile.Captured2.Step;
-                c3 += tile.Captured3.Step;
-                if (THiding.Hides)
-                    (z, least) = (V.SelectEqual(b, hidden, hidden, z), V.SelectEqual(b, hidden, hidden, least));
+                    z = Rule.Score(z * scale, new ScorePlace<V>
+                    {
+                        QueryPosition = position,
+                        KeyPosition = key,
+                        Head = head,
+                        Batch = sequence,
+                        Captured0 = V.Load(c0),
+                        Captured1 = V.Load(c1),
+                        Captured2 = V.Load(c2),
+                        Captured3 = V.Load(c3),
+                    });
+                    key += 1f;
+                    c0 += tile.Captured0.Step;
+                    c1 += tile.Captured1.Step;
+                    c2 += tile.Captured2.Step;
+                    c3 += tile.Captured3.Step;
+                }
+                if (typeof(TStep) != typeof(RuleAlone))
+                {
+                    z = Cap.Score(z);
+                    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+                    V b = V.Load(added);
+                    (z, least) = (V.SelectEqual(z, hidden, hidden, z + b), V.SelectEqual(z, hidden, hidden, least));
+                    if (THiding.Hides)
+                        (z, least) = (V.SelectEqual(b, hidden, hidden, z), V.SelectEqual(b, hidden, hidden, least));
+                    highest = V.MaxNative(highest, z);
+                    added += bias.Step;
+                }
                 z.Store(at);
-                highest = V.MaxNative(highest, z);
                 at += block;
-                added += bias.Step;
             }
-            highest.Store(maximum + lane);
+            if (typeof(TStep) != typeof(RuleAlone))
+                highest.Store(maximum + lane);
         }
         return V.AnyEqual(least, hidden);
     }
@@ -480,16 +489,11 @@ internal readonly struct NoneHidden : IHiding
     public static bool Hides => false;
 }
 
-/// <summary>c·tanh(score / c) of what another rule says: softcapping. −∞ stays −∞, for it hides the pair.</summary>
-internal readonly struct SoftcappedScore<TRule>(float cap, TRule inner) : IScoreRule where TRule : unmanaged, IScoreRule
-{
-    // A multiplication a pair instead of a division, and of its derivative another.
-    private readonly float perCap = 1 / cap;
+/// <summary>What a pass over a tile does to scores: the rule, what comes after it, or both.</summary>
+internal interface IScoreStep;
 
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
-    {
-        T ruled = inner.Score(score, at), none = T.From(float.NegativeInfinity);
-        return T.SelectEqual(ruled, none, none, cap * T.Tanh(perCap * ruled));
-    }
-}
+internal readonly struct RuleAlone : IScoreStep;
+
+internal readonly struct EndAlone : IScoreStep;
+
+internal readonly struct RuleAndEnd : IScoreStep;

@@ -5,7 +5,7 @@ namespace TransformerKernels;
 /// All weights e^(s − L) of a query are off by as much as its L is. A forward pass over values of size 0 tells by how much, and takes a fifth of the backward pass; a block of queries
 /// whose rounding the contract doesn't notice does without.
 /// </remarks>
-internal unsafe struct ExactLogSumExp<TRule> : IWork where TRule : unmanaged, IScoreRule
+internal unsafe struct ExactLogSumExp<TRule, TCap> : IWork where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     // Half a unit in the last place of a smaller L is at most 2⁻²², two units of a weight: what the naive loops' exponentials and sums lose too. Of random problems no more than with the remainder
     // then use over 0.7 of what the contract allows; with all of the next binade, whose half unit is twice as large, it is three times as many.
@@ -17,7 +17,7 @@ internal unsafe struct ExactLogSumExp<TRule> : IWork where TRule : unmanaged, IS
     public Strided Rounded;
 
     /// <summary>Writes the log-sum-exps with their remainders.</summary>
-    public AttentionForwardWork<TRule> Forward;
+    public AttentionForwardWork<TRule, TCap> Forward;
 
     public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {

@@ -22,6 +22,9 @@ internal readonly struct RuleLength
     /// <summary>Whether it is evaluated over strips.</summary>
     public bool IsLong { get; }
 
+    /// <summary>Whether one evaluation gives its slopes by the score and by a captured tensor, of so many whose gradients are wanted.</summary>
+    public bool HasBothSlopes(int wanted) => wanted == 1 && (IsShort || IsLong);
+
     private RuleLength(bool isShort) => IsShort = isShort;
 
     private RuleLength(in SpreadSet<int> strips)

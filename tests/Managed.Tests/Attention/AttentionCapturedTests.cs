@@ -25,9 +25,9 @@ public class AttentionCapturedTests
                 CapturedBy.Key => [2, 2, keys],
                 _ => [2, 2, queries, keys],
             }), by, 3);
-            foreach (bool causal in (bool[])[false, true])
+            foreach ((bool causal, float? softcap) in ((bool, float?)[])[(false, null), (true, null), (true, 2)])
             {
-                var problem = new AttentionCase { Batch = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, Slopes = causal ? AttentionCase.Numbers(35, 0.2f, 2) : null, Captured = [captured] };
+                var problem = new AttentionCase { Batch = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, Softcap = softcap, Slopes = causal ? AttentionCase.Numbers(35, 0.2f, 2) : null, Captured = [captured] };
                 problem.Check(Device, default(Gained<PlainScore>), new GainedFormula());
                 problem.Check(Device, default(LongWay<Gained<PlainScore>>), new GainedFormula());
                 problem.Check(Device, default(Many<Gained<PlainScore>>), new GainedFormula());

@@ -14,10 +14,11 @@ public class LoopTests(ITestOutputHelper output)
     [
         "PairLossWork`1[DpoSigmoid]:Value", "PairLossWork`1[DpoSigmoid]:Differentiate", "PairLossWork`1[DpoSigmoid]:Summarise",
         "TokenLossWork`1[PpoClip]:Value", "TokenLossWork`1[PpoClip]:Differentiate",
-        "AttentionForwardWork`1[Gained`1[Temperature]]:ScoreLanes", "AttentionForwardWork`1[Gained`1[Temperature]]:Weigh",
-        "AttentionBackwardWork`1[Gained`1[Temperature]]:ApplyLanes", "AttentionBackwardWork`1[Gained`1[Temperature]]:AddCaptured",
-        "AttentionBackwardWork`1[Gained`1[Temperature]]:Differentiate", "AttentionBackwardWork`1[Temperature]:ApplyBothWays", "AttentionBackwardWork`1[Temperature]:MultiplyByBothSlopes",
-        "AttentionForwardWork`1[SoftcappedScore`1[PlainScore]]:ScoreLanes", "AttentionBackwardWork`1[SoftcappedScore`1[PlainScore]]:ApplyLanes", "AttentionBackwardWork`1[SoftcappedScore`1[PlainScore]]:Differentiate",
+        "AttentionForwardWork`2[Gained`1[Temperature],Uncapped]:ScoreLanes", "AttentionForwardWork`2[Gained`1[Temperature],Uncapped]:Weigh",
+        "AttentionBackwardWork`2[Gained`1[Temperature],Uncapped]:ApplyLanes", "AttentionBackwardWork`2[Gained`1[Temperature],Uncapped]:AddCaptured",
+        "AttentionBackwardWork`2[Gained`1[Temperature],Uncapped]:Differentiate", "AttentionBackwardWork`2[Temperature,Uncapped]:ApplyBothWays", "AttentionBackwardWork`2[Temperature,Uncapped]:MultiplyByBothSlopes",
+        "AttentionForwardWork`2[PlainScore,Softcapped]:ScoreLanes", "AttentionBackwardWork`2[PlainScore,Softcapped]:ApplyCap", "AttentionBackwardWork`2[PlainScore,Softcapped]:Differentiate",
+        "AttentionForwardWork`2[Temperature,Softcapped]:ScoreLanes", "AttentionBackwardWork`2[Temperature,Softcapped]:ApplyBothWays", "AttentionBackwardWork`2[Temperature,Softcapped]:ApplyCap",
     ];
 
     [Fact]
@@ -159,6 +160,17 @@ public class LoopProbe
 
     [Fact]
     public void A_softcap_runs_forward_and_backward() => new AttentionCase { Queries = 96, Keys = 96, HeadSize = 16, ValueSize = 16, Softcap = 2 }.Check(ComputeDevice.Cpu, default(PlainScore));
+
+    [Fact]
+    public void A_softcap_after_a_rule_runs_forward_and_backward() => new AttentionCase
+    {
+        Queries = 96,
+        Keys = 96,
+        HeadSize = 16,
+        ValueSize = 16,
+        Softcap = 2,
+        Captured = [new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
+    }.Check(ComputeDevice.Cpu, new Temperature(0.25f, 70f), new TemperatureFormula(0.25f, 70f));
 
     [Fact]
     public void A_long_rule_runs_forward_and_backward() => new AttentionCase
