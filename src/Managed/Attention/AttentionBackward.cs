@@ -354,7 +354,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         if (Plan is { WantsQuery: true, Chunks: 1 })
         {
             Multiply<V>(queryGradient, d * block, Shape.Scale);
-            MatrixCopy.Run(queryGradient, 1, block, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, rows, d, Accumulate);
+            AttentionTiles.WriteRows<V>(queryGradient, queryColumns, rows, d, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, Accumulate);
         }
     }
 

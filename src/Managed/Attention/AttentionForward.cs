@@ -81,7 +81,7 @@ internal sealed partial class CpuDevice
     private static long ForwardScratchBytes(in AttentionShape shape)
     {
         const int block = AttentionTiles.WidestBlock;
-        long floats = shape.HeadSize * block + AttentionTiles.RoundUp(shape.ValueSize, Product.Rows) * block + AttentionTiles.WidestTile + 4 * block
+        long floats = Math.Max(shape.HeadSize, shape.ValueSize) * block + AttentionTiles.RoundUp(shape.ValueSize, Product.Rows) * block + AttentionTiles.WidestTile + 4 * block
             + HeadScores.ScratchFloats(shape);
         return AttentionTiles.RoundUp(floats * sizeof(float), 64);
     }
@@ -119,7 +119,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         nint rows = Math.Min(block, queries - i0), offset = Scoring.QueryOffset(batch);
 
         float* q = (float*)scratch;
-        float* o = q + d * block;
+        float* o = q + Math.Max(d, dv) * block; // O is turned around where Q was
         float* s = o + (nint)AttentionTiles.RoundUp(dv, Product.Rows) * block;
         float* maximum = s + AttentionTiles.Keys * block;
         float* sum = maximum + block, tileMaximum = sum + block, factor = tileMaximum + block;
@@ -154,7 +154,6 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             LaneRows bias = scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
             RowsAhead ahead = scores.Ahead<V>(Scoring, i0, j0 + count, end);
             nint tilesLeft = (end - 1 - j0) / AttentionTiles.Keys;
-            ahead.Add(Output, output, rows, dv, tilesLeft);
             ahead.Add(Query, nextQuery, Math.Min(block, queries - nextI0), d, tilesLeft);
             if (visitsFirst)
                 ahead.AddKeys(Key, tileKeys + AttentionTiles.Keys * Key.Row, end - j0 - AttentionTiles.Keys, d);
@@ -205,7 +204,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
         if (someHidden && !skips && !AttentionTiles.IsFinite<V>(o, block, 1, dv, block))
             return false;
-        Finish<V>(o, maximum, sum, batch, head, i0, rows, dv, output);
+        Finish<V>(o, q, maximum, sum, batch, head, i0, rows, dv, output);
         return true;
     }
 
@@ -390,7 +389,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
     }
 
-    private readonly void Finish<V>(float* o, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv, float* output) where V : struct, ILanes<V>
+    private readonly void Finish<V>(float* o, float* memory, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv, float* output) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         float sink = Scoring.Sink(head);
@@ -412,7 +411,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             for (nint column = 0; column < dv; column++)
                 (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
         }
-        MatrixCopy.Run(o, 1, block, output, Output.Row, Output.Column, rows, dv);
+        AttentionTiles.WriteRows<V>(o, memory, rows, dv, output, Output.Row, Output.Column);
     }
 
     // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.

@@ -24,7 +24,7 @@ internal unsafe struct SumQueryGradients : IWork
                     sum += V.Load(from + chunk * each);
                 (sum * Shape.Scale).Store(sums + at);
             }
-            MatrixCopy.Run(sums, 1, block, to + i0 * Gradient.Row, Gradient.Row, Gradient.Column, Math.Min(block, queries - i0), d, Accumulate);
+            AttentionTiles.WriteRows<V>(sums, sums + d * block, Math.Min(block, queries - i0), d, to + i0 * Gradient.Row, Gradient.Row, Gradient.Column, Accumulate);
         }
     }
 }
