@@ -175,7 +175,7 @@ public partial class LanesTests
                 last.Store(result);
                 Assert.Equal(other, result[T.Count - 1]);
             }
-            foreach ((float x, float power) in ((float, float)[])[(0, 1), (-0f, 1), (-104, 0), (float.NaN, float.NaN)])
+            foreach ((float x, float power) in ((float, float)[])[(0, 1), (-0f, 1), (-104, 0), (float.NaN, float.NaN), (BitConverter.UInt32BitsToSingle(0xffc001ff), float.NaN)])
             {
                 Exponential.OfNonPositive(T.From(x)).Store(result);
                 Assert.Equal(power, result[0]);
@@ -184,6 +184,15 @@ public partial class LanesTests
                 Assert.Equal(power, result[0]);
                 Exponential.Precise(T.From(x)).Store(result);
                 Assert.Equal(power, result[0]);
+            }
+            // Whatever is far below the largest is nothing, to the last bit.
+            foreach (float x in (float[])[-89, -1e9f, float.MinValue, float.NegativeInfinity])
+            {
+                Exponential.OfNonPositive(T.From(x), T.Zero, T.From(2 * x), T.Zero, out T first, out _, out T third, out _);
+                first.Store(result);
+                Assert.InRange(result[0], 0, 1.2e-38f);
+                third.Store(result);
+                Assert.Equal(0f, result[0]);
             }
         }
     }
