@@ -7,8 +7,8 @@ namespace TransformerKernels;
 /// </remarks>
 internal unsafe struct ExactLogSumExp<TRule, TCap> : IWork where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
-    // Half a unit in the last place of a smaller L is at most 2⁻²², two units of a weight: what the naive loops' exponentials and sums lose too. Of random problems no more than with the remainder
-    // then use over 0.7 of what the contract allows; with all of the next binade, whose half unit is twice as large, it is three times as many.
+    // Half a unit in the last place of a smaller L is at most 2⁻²², two to four units of a weight: what the naive loops' exponentials and sums lose too. Of random problems about as many as with
+    // the remainder then use over 0.7 of what the contract allows; with the next binade, whose half unit is twice as large, it is three times as many.
     private const float FirstThatMatters = 8;
 
     // Of so few keys (a tile) or queries the naive loops may be exact, or nearly so: then there is no room for it.
