@@ -69,9 +69,10 @@ internal sealed partial class CpuDevice
                     Key = new Strided(key, problem.Key),
                     LogSumExp = logSumExp,
                     HasRemainder = true,
+                    Turns = AttentionTurns.None,
                     Length = RuleLength.Of(rule),
                 };
-                Run(new ExactLogSumExp<TRule, TCap> { Rounded = rounded, Forward = forward }, ForwardItems(shape), scratch, (nint)plan.ScratchBytes);
+                Run(new ExactLogSumExp<TRule, TCap> { Rounded = rounded, Forward = forward }, ForwardItems(shape, forward.Turns), scratch, (nint)plan.ScratchBytes);
             }
             var work = new AttentionBackwardWork<TRule, TCap>
             {
@@ -234,6 +235,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             valueGradient = Take(ref scratch, chunkKeys * valueRow);
         }
         tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
+        var pairTile = new PairTile { Values = Take(ref scratch, AttentionTiles.Keys * block) };
         Clear(keyGradient, chunkKeys * headRow);
         Clear(valueGradient, chunkKeys * valueRow);
 
@@ -246,7 +248,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             float* free = scratch;
             HeadScores scores = default;
             if (queries > 0 && count > 0)
-                scores.Begin<V>(Scoring, Shape, batch, head, 0, queries, first, count, ref free);
+                scores.Begin<V>(Scoring, Shape, batch, head, 0, queries, first, count, &pairTile, ref free);
             BeginGradients<V>(head, first, count, ref free);
             sinkGradient = 0;
             for (nint i0 = 0; i0 < queries; i0 += block)

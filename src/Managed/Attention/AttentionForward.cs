@@ -5,7 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override long AttentionForwardWorkspaceBytes(in AttentionProblem problem) =>
-        ThreadCount * ForwardScratchBytes(AttentionShape.Of(problem)) + AttentionScoring.Bytes(problem);
+        ThreadCount * AttentionTurns.Of(problem).ScratchBytes(AttentionShape.Of(problem)) + AttentionScoring.Bytes(problem);
 
     protected internal override bool OffersAllOfAttention => true;
 
@@ -21,7 +21,8 @@ internal sealed partial class CpuDevice
         where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
     {
         AttentionShape shape = AttentionShape.Of(problem);
-        long stride = ForwardScratchBytes(shape);
+        AttentionTurns turns = AttentionTurns.Of(problem);
+        long stride = turns.ScratchBytes(shape);
         using Workspace.Lease lease = workspace.Rent(AttentionForwardWorkspaceBytes(problem));
         TensorView memory = lease.Buffer!.View;
         fixed (byte* scratch = memory, query = problem.Query, key = problem.Key, value = problem.Value, o = output)
@@ -49,9 +50,10 @@ internal sealed partial class CpuDevice
                 Output = new Strided(o, output),
                 LogSumExp = new Strided(l, logSumExp),
                 HasRemainder = logSumExp.Rank == 4,
+                Turns = turns,
                 Length = RuleLength.Of(rule),
             };
-            Run(work, ForwardItems(shape), scratch, (nint)stride);
+            Run(work, ForwardItems(shape, turns), scratch, (nint)stride);
         }
     }
 
@@ -72,22 +74,14 @@ internal sealed partial class CpuDevice
         }
     }
 
-    private static long ForwardItems(in AttentionShape shape)
+    private static long ForwardItems(in AttentionShape shape, in AttentionTurns turns)
     {
         long block = Lanes * AttentionTiles.Vectors;
-        return shape.Batch * shape.Heads * ((shape.Queries + block - 1) / block);
-    }
-
-    private static long ForwardScratchBytes(in AttentionShape shape)
-    {
-        const int block = AttentionTiles.WidestBlock;
-        long floats = Math.Max(shape.HeadSize, shape.ValueSize) * block + AttentionTiles.RoundUp(shape.ValueSize, Product.Rows) * block + AttentionTiles.WidestTile + 4 * block
-            + HeadScores.ScratchFloats(shape);
-        return AttentionTiles.RoundUp(floats * sizeof(float), 64);
+        return shape.Batch * shape.Heads * ((shape.Queries + block - 1) / block) / turns.Count;
     }
 }
 
-/// <summary>The forward pass of one block of queries: Oᵀ, row maxima and row sums stay in the thread's scratch while the keys stream by.</summary>
+/// <summary>The forward pass of a block of queries, or of those that take turns: Oᵀ, row maxima and row sums stay in the thread's scratch while the keys stream by.</summary>
 internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     public AttentionShape Shape;
@@ -95,6 +89,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
     public TCap Cap;
     public AttentionScoring Scoring;
     public Strided Query, Key, Value, Output, LogSumExp;
+
+    /// <summary>Which blocks an item has.</summary>
+    public AttentionTurns Turns;
 
     /// <summary>How the rule is evaluated.</summary>
     public RuleLength Length;
@@ -104,122 +101,145 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
 
     public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
-        if (!RunBlock<V>(item, scratch, skips: false))
-            RunBlock<V>(item, scratch, skips: true);
-    }
-
-    // Hidden pairs weigh nothing, but 0 times a value that isn't finite is NaN. So a block that hides pairs and whose output isn't finite isn't finished: it has to be done again, and hidden pairs
-    // of values that aren't finite be skipped.
-    private readonly bool RunBlock<V>(nint item, byte* scratch, bool skips) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        nint queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
-        Locate<V>(item, out nint batch, out nint head, out nint i0, out nint turns);
-        nint keyHead = head / (nint)(Shape.Heads / Shape.KeyHeads);
-        nint rows = Math.Min(block, queries - i0), offset = Scoring.QueryOffset(batch);
-
-        float* q = (float*)scratch;
-        float* o = q + Math.Max(d, dv) * block; // O is turned around where Q was
-        float* s = o + (nint)AttentionTiles.RoundUp(dv, Product.Rows) * block;
-        float* maximum = s + AttentionTiles.Keys * block;
-        float* sum = maximum + block, tileMaximum = sum + block, factor = tileMaximum + block;
-        float* rest = factor + block;
-
-        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, q);
-        new Span<float>(o, (int)(dv * block)).Clear();
-        new Span<float>(maximum, (int)block).Fill(float.NegativeInfinity);
-        new Span<float>(sum, (int)block).Clear();
-
-        nint length = (nint)Scoring.KeyLength(batch);
-        nint end = Shape.Causal ? Math.Clamp(i0 + rows + offset, 0, length) : length;
-        HeadScores scores = default;
-        if (end > 0)
+        nint block = AttentionTiles.Block<V>(), turns = Turns.Count, end = 0;
+        float* rest = (float*)scratch;
+        var tile = new ForwardTile { S = Take(ref rest, AttentionTiles.Keys * block), Maximum = Take(ref rest, block), Factor = Take(ref rest, block) };
+        var pairs = new PairTile { Values = Take(ref rest, AttentionTiles.Keys * block) };
+        ForwardBlock* blocks = stackalloc ForwardBlock[AttentionTurns.Most];
+        for (nint turn = 0; turn < turns; turn++)
         {
-            scores.Begin<V>(Scoring, Shape, batch, head, i0, rows, 0, end, ref rest);
-            scores.BeginBlock<V>(Scoring, i0);
-            scores.ReadMask<V>(Scoring, i0, rows, end);
+            Begin<V>(ref blocks[turn], item * turns + turn, &pairs, Take(ref rest, (nint)AttentionTurns.BlockFloats(Shape)));
+            end = Math.Max(end, blocks[turn].End);
         }
-        float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead), output = Output.Matrix(batch, head) + i0 * Output.Row;
-        Locate<V>(item + turns, out nint nextBatch, out nint nextHead, out nint nextI0, out _);
-        float* nextQuery = Query.Matrix(nextBatch, nextHead) + nextI0 * Query.Row;
-        // Two threads find a head's keys in memory; its other blocks find them in a cache.
-        bool visitsFirst = i0 + 2 * block >= queries && head % (nint)(Shape.Heads / Shape.KeyHeads) == 0, someHidden = false;
         for (nint j0 = 0; j0 < end; j0 += AttentionTiles.Keys)
         {
-            nint count = Math.Min(AttentionTiles.Keys, end - j0);
-            TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, count, Shape.Causal);
-            if (visible.Parts.IsEmpty)
-                continue;
-            float* tileKeys = k + j0 * Key.Row, tileValues = v + j0 * Value.Row;
-            LaneRows bias = scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
-            RowsAhead ahead = scores.Ahead<V>(Scoring, i0, j0 + count, end);
-            nint tilesLeft = (end - 1 - j0) / AttentionTiles.Keys;
-            ahead.Add(Query, nextQuery, Math.Min(block, queries - nextI0), d, tilesLeft);
-            if (visitsFirst)
-                ahead.AddKeys(Key, tileKeys + AttentionTiles.Keys * Key.Row, end - j0 - AttentionTiles.Keys, d);
-            new Span<float>(maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
-            if (typeof(TRule) == typeof(PlainScore) && !TCap.Caps)
+            for (nint turn = 0; turn < turns; turn++)
             {
-                foreach (ref readonly TilePart part in visible.Parts)
-                {
-                    if (hides)
-                        Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
-                    else
-                        Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
-                }
+                if (j0 < blocks[turn].End)
+                    AddTile<V>(ref blocks[turn], j0, tile, skips: false);
+            }
+        }
+        for (nint turn = 0; turn < turns; turn++)
+        {
+            ref ForwardBlock at = ref blocks[turn];
+            // Hidden pairs weigh nothing, but 0 times a value that isn't finite is NaN. So a block that hides pairs and whose output isn't finite has to be done again, and hidden pairs of values
+            // that aren't finite be skipped.
+            if (at.HidesPairs && !AttentionTiles.IsFinite<V>(at.O, block, 1, (nint)Shape.ValueSize, block))
+            {
+                Clear<V>(at);
+                for (nint j0 = 0; j0 < at.End; j0 += AttentionTiles.Keys)
+                    AddTile<V>(ref at, j0, tile, skips: true);
+            }
+            Finish<V>(at);
+        }
+    }
+
+    private readonly void Begin<V>(ref ForwardBlock at, nint index, PairTile* pairs, float* scratch) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
+        Turns.Locate<V>(Shape, index, out nint batch, out nint head, out nint i0);
+        Turns.Locate<V>(Shape, index + Turns.Count, out nint nextBatch, out nint nextHead, out nint nextI0);
+        nint group = (nint)(Shape.Heads / Shape.KeyHeads), rows = Math.Min(block, queries - i0), length = (nint)Scoring.KeyLength(batch);
+        at = new()
+        {
+            Batch = batch,
+            Head = head,
+            FirstQuery = i0,
+            Queries = rows,
+            End = Shape.Causal ? Math.Clamp(i0 + rows + Scoring.QueryOffset(batch), 0, length) : length,
+            Key = Key.Matrix(batch, head / group),
+            Value = Value.Matrix(batch, head / group),
+            Output = Output.Matrix(batch, head) + i0 * Output.Row,
+            VisitsFirst = i0 + 2 * block >= queries && head % group == 0,
+            NextQuery = Query.Matrix(nextBatch, nextHead) + nextI0 * Query.Row,
+            NextQueries = Math.Min(block, queries - nextI0),
+            Q = Take(ref scratch, Math.Max(d, dv) * block), // O is turned around there
+            O = Take(ref scratch, (nint)AttentionTiles.RoundUp(dv, Product.Rows) * block),
+            Maximum = Take(ref scratch, block),
+            Sum = Take(ref scratch, block),
+        };
+        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, at.Q);
+        Clear<V>(at);
+        if (at.End > 0)
+        {
+            at.Scores.Begin<V>(Scoring, Shape, batch, head, i0, rows, 0, at.End, pairs, ref scratch);
+            at.Scores.BeginBlock<V>(Scoring, i0);
+            at.Scores.ReadMask<V>(Scoring, i0, rows, at.End);
+        }
+    }
+
+    private readonly void Clear<V>(in ForwardBlock at) where V : struct, ILanes<V>
+    {
+        int block = AttentionTiles.Block<V>();
+        new Span<float>(at.O, (int)Shape.ValueSize * block).Clear();
+        new Span<float>(at.Maximum, block).Fill(float.NegativeInfinity);
+        new Span<float>(at.Sum, block).Clear();
+    }
+
+    private readonly void AddTile<V>(ref ForwardBlock at, nint j0, in ForwardTile memory, bool skips) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize, i0 = at.FirstQuery, end = at.End, count = Math.Min(AttentionTiles.Keys, end - j0);
+        TileVisibility visible = at.Scores.Look<V>(Scoring, i0, at.Queries, j0, count, Shape.Causal);
+        if (visible.Parts.IsEmpty)
+            return;
+        float* tileKeys = at.Key + j0 * Key.Row, tileValues = at.Value + j0 * Value.Row, q = at.Q, o = at.O, sum = at.Sum, s = memory.S, tileMaximum = memory.Maximum, factor = memory.Factor;
+        LaneRows bias = at.Scores.Bias<V>(Scoring, i0, j0, count, visible, out bool hides);
+        RowsAhead ahead = at.Scores.Ahead<V>(Scoring, i0, j0 + count, end);
+        nint tilesLeft = (end - 1 - j0) / AttentionTiles.Keys;
+        ahead.Add(Query, at.NextQuery, at.NextQueries, d, tilesLeft);
+        if (at.VisitsFirst)
+            ahead.AddKeys(Key, tileKeys + AttentionTiles.Keys * Key.Row, end - j0 - AttentionTiles.Keys, d);
+        new Span<float>(at.Maximum, (int)block).CopyTo(new Span<float>(tileMaximum, (int)block));
+        if (typeof(TRule) == typeof(PlainScore) && !TCap.Caps)
+        {
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                if (hides)
+                    Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
+                else
+                    Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
+            }
+        }
+        else
+        {
+            RuleTile tile = at.Scores.BeginTile<V>(Scoring, at.Batch, at.Head, i0, j0, count);
+            bool mayHide = hides;
+            hides = false;
+            foreach (ref readonly TilePart part in visible.Parts)
+            {
+                ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>());
+                hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
+            }
+        }
+        // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
+        new Span<float>(s + count * block, (int)(((nint)AttentionTiles.RoundUp(count, Product.Rows) - count) * block)).Fill(float.NegativeInfinity);
+        BeginWeights<V>(at.Maximum, tileMaximum, sum, factor);
+        at.HidesPairs |= hides;
+        bool skipsHere = skips && hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv);
+        foreach (ref readonly TilePart part in visible.Parts)
+        {
+            nint lane = part.Lane<V>();
+            float* partValues = tileValues + part.FirstKey * Value.Row, weights = s + part.Start<V>();
+            if (skipsHere)
+            {
+                Weigh<V, SomeHidden>(weights, part, tileMaximum + lane, sum + lane);
+                Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, 0, o + lane, block, factor + lane);
+                Product.AddWhereLanesVisible<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, weights);
             }
             else
             {
-                RuleTile tile = scores.BeginTile<V>(Scoring, batch, head, i0, j0, count);
-                bool mayHide = hides;
-                hides = false;
-                foreach (ref readonly TilePart part in visible.Parts)
-                {
-                    ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>());
-                    hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
-                }
+                Weigh<V, NoneHidden>(weights, part, tileMaximum + lane, sum + lane);
+                Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, factor + lane);
             }
-            // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
-            new Span<float>(s + count * block, (int)(((nint)AttentionTiles.RoundUp(count, Product.Rows) - count) * block)).Fill(float.NegativeInfinity);
-            BeginWeights<V>(maximum, tileMaximum, sum, factor);
-            someHidden |= hides;
-            bool skipsHere = skips && hides && !AttentionTiles.IsFinite<V>(tileValues, Value.Row, Value.Column, count, dv);
-            foreach (ref readonly TilePart part in visible.Parts)
-            {
-                nint lane = part.Lane<V>();
-                float* partValues = tileValues + part.FirstKey * Value.Row, weights = s + part.Start<V>();
-                if (skipsHere)
-                {
-                    Weigh<V, SomeHidden>(weights, part, tileMaximum + lane, sum + lane);
-                    Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, 0, o + lane, block, factor + lane);
-                    Product.AddWhereLanesVisible<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, weights);
-                }
-                else
-                {
-                    Weigh<V, NoneHidden>(weights, part, tileMaximum + lane, sum + lane);
-                    Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, factor + lane);
-                }
-                new Span<float>(factor + lane, (int)(part.Vectors * V.Count)).Fill(1); // a further part adds to what is scaled already
-            }
+            new Span<float>(factor + lane, (int)(part.Vectors * V.Count)).Fill(1); // a further part adds to what is scaled already
         }
-        if (someHidden && !skips && !AttentionTiles.IsFinite<V>(o, block, 1, dv, block))
-            return false;
-        Finish<V>(o, q, maximum, sum, batch, head, i0, rows, dv, output);
-        return true;
     }
 
-    /// <summary>The block of queries that an item is, and after how many items the next block of the same head, or the next head, comes. Beyond the last item: the first one's.</summary>
-    public readonly void Locate<V>(nint item, out nint batch, out nint head, out nint i0, out nint turns) where V : struct, ILanes<V>
+    private static float* Take(ref float* scratch, nint floats)
     {
-        nint block = AttentionTiles.Block<V>(), blocks = ((nint)Shape.Queries + block - 1) / block;
-        // Two sequences, and heads, that share a dense bias take turns at a block of queries: more is read of it than of keys and values, and the second finds it in a cache.
-        ref readonly Captured dense = ref Scoring.Tensors[PairTensors.DenseBias];
-        nint batches = dense.IsSharedByBatch(Shape) && Shape.Batch % 2 == 0 ? 2 : 1, heads = dense.IsSharedByHeads(Shape) && Shape.Heads % 2 == 0 ? 2 : 1;
-        turns = batches * heads;
-        nint turn = item % turns, place = item / turns, group = place / blocks, headGroups = (nint)Shape.Heads / heads;
-        head = group % headGroups * heads + turn % heads;
-        batch = group / headGroups % ((nint)Shape.Batch / batches) * batches + turn / heads;
-        i0 = (blocks - 1 - place % blocks) * block; // the last block first: under a causal mask it takes longest
+        float* taken = scratch;
+        scratch += floats;
+        return taken;
     }
 
     // Final scores of a part without a rule, and the maxima.
@@ -389,12 +409,13 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
     }
 
-    private readonly void Finish<V>(float* o, float* memory, float* maximum, float* sum, nint batch, nint head, nint i0, nint rows, nint dv, float* output) where V : struct, ILanes<V>
+    private readonly void Finish<V>(in ForwardBlock at) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
-        float sink = Scoring.Sink(head);
-        float* logSumExp = LogSumExp.IsPresent ? LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row : null;
-        for (nint row = 0; row < rows; row++)
+        nint block = AttentionTiles.Block<V>(), dv = (nint)Shape.ValueSize;
+        float* o = at.O, maximum = at.Maximum, sum = at.Sum;
+        float sink = Scoring.Sink(at.Head);
+        float* logSumExp = LogSumExp.IsPresent ? LogSumExp.Matrix(at.Batch, at.Head) + at.FirstQuery * LogSumExp.Row : null;
+        for (nint row = 0; row < at.Queries; row++)
         {
             double exact = sink != float.NegativeInfinity ? AddSink(sink, maximum[row], ref sum[row], o + row, dv, block)
                 : sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
@@ -411,7 +432,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             for (nint column = 0; column < dv; column++)
                 (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
         }
-        AttentionTiles.WriteRows<V>(o, memory, rows, dv, output, Output.Row, Output.Column);
+        AttentionTiles.WriteRows<V>(o, at.Q, at.Queries, dv, at.Output, Output.Row, Output.Column);
     }
 
     // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.
@@ -431,6 +452,38 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         sum = (float)total;
         return maximum + Math.Log(total);
     }
+}
+
+/// <summary>A block of queries of the forward pass.</summary>
+internal unsafe struct ForwardBlock
+{
+    public nint Batch, Head, FirstQuery, Queries;
+
+    /// <summary>The keys that some query of the block may see end here.</summary>
+    public nint End;
+
+    /// <summary>The first key and value of the head, and where the block's output belongs.</summary>
+    public float* Key, Value, Output;
+
+    /// <summary>Whether the keys lie in memory: two threads find them there, the head's other blocks in a cache.</summary>
+    public bool VisitsFirst;
+
+    /// <summary>The queries that are worked on next.</summary>
+    public float* NextQuery;
+    public nint NextQueries;
+
+    /// <summary>Qᵀ and Oᵀ, queries in the lanes; the maxima of the scores so far, and the sums of the weights that are measured from them.</summary>
+    public float* Q, O, Maximum, Sum;
+    public HeadScores Scores;
+
+    /// <summary>Whether pairs of the tiles so far are hidden.</summary>
+    public bool HidesPairs;
+}
+
+/// <summary>The memory of one tile of the forward pass: S, then P; the maxima; and the factors by which the sums so far shrink to them.</summary>
+internal unsafe struct ForwardTile
+{
+    public float* S, Maximum, Factor;
 }
 
 /// <summary>Final scores of a part of a tile, and their maxima, straight from the registers of the product.</summary>

@@ -21,7 +21,7 @@ internal unsafe struct ExactLogSumExp<TRule, TCap> : IWork where TRule : unmanag
 
     public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
     {
-        Forward.Locate<V>(item, out nint batch, out nint head, out nint i0, out _);
+        Forward.Turns.Locate<V>(Forward.Shape, item, out nint batch, out nint head, out nint i0);
         float* from = Rounded.Matrix(batch, head), to = Forward.LogSumExp.Matrix(batch, head);
         nint end = Math.Min(i0 + AttentionTiles.Block<V>(), (nint)Forward.Shape.Queries);
         if (Matters(from, i0, end))

@@ -12,6 +12,7 @@ internal unsafe struct HeadScores
     private nint batch, head, queries, firstKey, keys, offset;
     private float* zeros, tile, queryBiases, keyBiases, visibility, cells;
     private nint* places;
+    private PairTile* pairs;
     private ulong* shown; // by the mask to the block's queries, for each tile of keys
     private bool addsPairs, addsQueries, addsKeys;
 
@@ -29,12 +30,13 @@ internal unsafe struct HeadScores
         + AttentionTiles.RoundUp(shape.Keys, AttentionTiles.Keys) / AttentionTiles.Keys * AttentionTiles.WidestBlock * (sizeof(ulong) / sizeof(float))
         + (shape.GridCells > 0 ? AttentionTiles.RoundUp(shape.GridCells, 2) + AttentionTiles.WidestBlock * (sizeof(nint) / sizeof(float)) : 0);
 
-    /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on.</summary>
-    public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, ref float* scratch)
+    /// <summary>Lays out the lines of a head for queries from <paramref name="query"/> on and keys from <paramref name="key"/> on. Heads that have the same biases a pair may have one <paramref name="pairs"/>.</summary>
+    public void Begin<V>(in AttentionScoring scoring, in AttentionShape shape, nint batch, nint head, nint query, nint queries, nint key, nint keys, PairTile* pairs, ref float* scratch)
         where V : struct, ILanes<V>
     {
         this.batch = batch;
         this.head = head;
+        this.pairs = pairs;
         this.queries = query + queries;
         firstKey = key;
         this.keys = key + keys;
@@ -102,6 +104,7 @@ internal unsafe struct HeadScores
     /// <summary>Fetches the captured values of a block of queries.</summary>
     public readonly void BeginBlock<V>(in AttentionScoring scoring, nint i0) where V : struct, ILanes<V>
     {
+        pairs->FirstKey = pairs->Asked = PairTile.None;
         new Span<float>(queryBiases, (int)AttentionTiles.Block<V>()).Clear();
         for (nint lane = 0; lane < AttentionTiles.Block<V>() && scoring.Grid.IsPresent; lane++)
             places[lane] = scoring.Grid.Place(Math.Min(i0 + lane, queries - 1) + offset) + scoring.Grid.Centre;
@@ -170,8 +173,11 @@ internal unsafe struct HeadScores
     public readonly RowsAhead Ahead<V>(in AttentionScoring scoring, nint i0, nint j0, nint end) where V : struct, ILanes<V>
     {
         var ahead = new RowsAhead(Math.Min(AttentionTiles.Block<V>(), queries - i0));
-        for (int c = 0; c <= PairTensors.DenseBias && j0 < end; c++)
+        for (int c = 0; c < CapturedSet.Count && j0 < end; c++)
             ahead.Add(scoring.Tensors[c], batch, head, i0, j0);
+        if (j0 < end && pairs->Asked != j0)
+            ahead.Add(scoring.Tensors[PairTensors.DenseBias], batch, head, i0, j0);
+        pairs->Asked = j0;
         return ahead;
     }
 
@@ -246,17 +252,17 @@ internal unsafe struct HeadScores
     private readonly LaneRows Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount, ref bool hides) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        LaneRows sums = new() { Start = tile, Step = block }, pairs = new() { Start = zeros };
+        LaneRows sums = new() { Start = tile, Step = block }, ofPairs = new() { Start = zeros };
         bool isOne = Line == null && !addsKeys && !(addsPairs && addsQueries);
         if (addsPairs)
         {
             hides |= ReadAddedPairs<V>(scoring, i0, j0, keyCount, looks: isOne);
-            pairs = sums;
+            ofPairs = new() { Start = pairs->Values, Step = block };
         }
         if (isOne)
         {
             if (addsPairs)
-                return pairs;
+                return ofPairs;
             hides |= ScoreLine.Hides<V>(queryBiases, block);
             return new() { Start = queryBiases };
         }
@@ -270,27 +276,34 @@ internal unsafe struct HeadScores
             for (nint row = 0; row < keyCount; row++)
                 keyBiases[row] += from[row * tensor.KeyStep];
         }
-        hides |= Sum<V>(queryBiases, keyBiases, pairs, line, sums, keyCount);
+        hides |= Sum<V>(queryBiases, keyBiases, ofPairs, line, sums, keyCount);
         return sums;
     }
 
-    // The values a pair of the dense bias and of the table by two coordinates, summed; returns whether some are −∞ if it looks.
+    // Lays out the values a pair of the dense bias and of the table by two coordinates, summed; returns whether some are −∞ if it looks.
     private readonly bool ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, bool looks) where V : struct, ILanes<V>
     {
+        if (pairs->FirstKey == j0 && pairs->Keys == keyCount)
+            return pairs->Hides;
         nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
+        float* lanes = pairs->Values;
         ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
         bool hasDense = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
         if (hasDense && !scoring.Grid.IsPresent && count == block && MatrixCopy.IsOfSquares(dense.KeyStep, count, keyCount))
-            return MatrixCopy.TransposeSquares(dense.At(batch, head, i0, j0, 0), dense.QueryStep, tile, block, count, keyCount);
-        if (hasDense)
+            pairs->Hides = MatrixCopy.TransposeSquares(dense.At(batch, head, i0, j0, 0), dense.QueryStep, lanes, block, count, keyCount);
+        else
         {
-            if (count < block)
-                new Span<float>(tile, (int)(keyCount * block)).Clear();
-            ReadPairs(dense, i0, count, j0, keyCount, tile, block);
+            if (hasDense && count < block)
+                new Span<float>(lanes, (int)(keyCount * block)).Clear();
+            if (hasDense)
+                ReadPairs(dense, i0, count, j0, keyCount, lanes, block);
+            if (scoring.Grid.IsPresent)
+                ReadGrid<V>(scoring, j0, keyCount, lanes, add: hasDense);
+            pairs->Hides = looks && ScoreLine.Hides<V>(lanes, keyCount * block);
         }
-        if (scoring.Grid.IsPresent)
-            ReadGrid<V>(scoring, j0, keyCount, add: hasDense);
-        return looks && ScoreLine.Hides<V>(tile, keyCount * block);
+        pairs->FirstKey = scoring.Grid.IsPresent ? PairTile.None : j0; // a table is read where a sequence's queries stand
+        pairs->Keys = keyCount;
+        return pairs->Hides;
     }
 
     // Writes sums of what queries, keys, pairs and distances have; returns whether some are −∞.
@@ -319,12 +332,11 @@ internal unsafe struct HeadScores
         return V.AnyEqual(least, none);
     }
 
-    // The table's entries of a tile, in its memory or added to what is there.
+    // The table's entries of a tile, or added to what is there.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ReadGrid<V>(in AttentionScoring scoring, nint j0, nint keyCount, bool add) where V : struct, ILanes<V>
+    private readonly void ReadGrid<V>(in AttentionScoring scoring, nint j0, nint keyCount, float* to, bool add) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        float* to = tile;
         for (nint row = 0; row < keyCount; row++, to += block)
         {
             float* from = cells - scoring.Grid.Place(j0 + row);
@@ -359,6 +371,24 @@ internal unsafe struct HeadScores
         scratch += floats;
         return taken;
     }
+}
+
+/// <summary>The sums of a tile's biases that have a value a pair, as rows of lanes. Of sequences and heads that share them the first lays them out.</summary>
+internal unsafe struct PairTile
+{
+    /// <summary>No tile's first key.</summary>
+    public const nint None = -1;
+
+    public float* Values;
+
+    /// <summary>Which keys of the block's they are of.</summary>
+    public nint FirstKey, Keys;
+
+    /// <summary>Whether some are −∞, if that was looked for.</summary>
+    public bool Hides;
+
+    /// <summary>The first key of the tile that was asked for last.</summary>
+    public nint Asked;
 }
 
 /// <summary>What a rule sees on a tile, beside the scores.</summary>

@@ -99,4 +99,59 @@ public class AttentionThreadsTests
             Assert.All(batch.All.Zip(Lifted(2, 30).Run(device, default(PlainScore)).All), pair => Assert.Equal(pair.First, pair.Second));
         }
     }
+
+    // Enough blocks of queries for two sequences and two heads to take turns at the tiles of a bias that they share; one sequence and head has a bias to itself.
+    [Theory]
+    [InlineData(1, false)]
+    [InlineData(1, true)]
+    [InlineData(4, false)]
+    [InlineData(4, true)]
+    public void Sequences_and_heads_that_share_a_dense_bias_are_bitwise_the_same_alone(int biasHeads, bool addsMore)
+    {
+        const int batch = 2, heads = 4, keyHeads = 2, queries = 530, keys = 200, size = 3, valueSize = 5;
+        int[] offsets = [-300, 0], lengths = [77, keys];
+        bool[] mask = [.. Enumerable.Range(0, batch * queries * keys).Select(n => n * 7 % 11 != 0 || n % keys < 64)];
+        float[] q = Seeded.Normal(batch * heads * queries * size, 1), k = Seeded.Normal(batch * keyHeads * keys * size, 2), v = Seeded.Normal(batch * keyHeads * keys * valueSize, 3);
+        float[] dense = Seeded.Normal(biasHeads * queries * keys, 4), row = Seeded.Normal(batch * heads * queries, 5);
+        const int hidden = 70, notFinite = 1; // a key that the bias hides from every other query; one sequence's value of it is NaN
+        for (int i = 0; i < biasHeads * queries; i += 2)
+            dense[i * keys + hidden] = float.NegativeInfinity;
+        v.AsSpan((notFinite * keyHeads * keys + hidden) * valueSize, valueSize).Fill(float.NaN);
+        using ComputeDevice device = ComputeDevice.OpenCpu(2);
+        using var workspace = new Workspace(device);
+        (float[] output, float[] logSumExp) = Run(0, batch, 0, heads);
+        Assert.Contains(output, float.IsNaN);
+        for (int sequence = 0; sequence < batch; sequence++)
+        {
+            for (int head = 0; head < heads; head++)
+            {
+                (float[] one, float[] ofOne) = Run(sequence, 1, head, 1);
+                int start = sequence * heads + head;
+                Assert.Equal(output[(start * one.Length)..((start + 1) * one.Length)], one);
+                Assert.Equal(logSumExp[(start * queries)..((start + 1) * queries)], ofOne);
+            }
+        }
+
+        (float[] Output, float[] LogSumExp) Run(int sequence, int sequences, int head, int count)
+        {
+            const int group = heads / keyHeads;
+            int keyCount = (count + group - 1) / group;
+            TensorView Part(TensorView view) => view.Slice(0, sequence, sequences);
+            var problem = new AttentionProblem
+            {
+                Query = Part(TensorView.Of(q, batch, heads, queries, size)).Slice(1, head, count), Key = Part(TensorView.Of(k, batch, keyHeads, keys, size)).Slice(1, head / group, keyCount),
+                Value = Part(TensorView.Of(v, batch, keyHeads, keys, valueSize)).Slice(1, head / group, keyCount),
+                DenseBias = biasHeads == 1 ? TensorView.Of(dense, 1, 1, queries, keys) : TensorView.Of(dense, 1, heads, queries, keys).Slice(1, head, count),
+                Causal = true, QueryOffsets = Part(TensorView.Of(offsets, batch)), KeyLengths = Part(TensorView.Of(lengths, batch)),
+            };
+            if (addsMore)
+            {
+                problem.Mask = Part(TensorView.Of(mask, batch, 1, queries, keys));
+                problem.RowBias = Part(TensorView.Of(row, batch, heads, queries)).Slice(1, head, count);
+            }
+            float[] o = new float[sequences * count * queries * valueSize], l = new float[sequences * count * queries];
+            TransformerKernels.Attention.Forward(device, problem, TensorView.Of(o, sequences, count, queries, valueSize), TensorView.Of(l, sequences, count, queries), workspace);
+            return (o, l);
+        }
+    }
 }
