@@ -356,7 +356,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         if (Plan is { WantsQuery: true, Chunks: 1 })
         {
             Multiply<V>(queryGradient, d * block, Shape.Scale);
-            AttentionTiles.WriteRows<V>(queryGradient, queryColumns, rows, d, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient.Row, QueryGradient.Column, Accumulate);
+            AttentionTiles.WriteRows<V>(queryGradient, queryColumns, rows, d, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient, Accumulate, Shape.Batch * Shape.Heads * Shape.Queries);
         }
     }
 
@@ -441,9 +441,9 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         if (!gradient.IsPresent)
             return;
         float* to = gradient.Matrix(batch, keyHead) + first * gradient.Row;
-        if (gradient.Column == 1 && !Accumulate)
+        if (gradient.Column == 1 && !Accumulate && StreamingStores.Suit(Shape.Batch * Shape.KeyHeads * Shape.Keys * columns))
         {
-            MatrixCopy.Stream(from, step, to, gradient.Row, count, columns, factor);
+            StreamingStores.Multiply(from, step, to, gradient.Row, count, columns, factor);
             return;
         }
         if (factor != 1)

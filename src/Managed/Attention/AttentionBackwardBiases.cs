@@ -89,7 +89,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
             if (!gradient.IsPresent || gradient.Structure != CapturedStructure.Dense || AddsTo(c, head))
                 continue;
             float* start = gradient.At(batch, head, i0, from, 0);
-            if (gradient.KeyStep == 1 && gradient.Batches * gradient.Heads * (nint)(Shape.Queries * Shape.Keys) * sizeof(float) >= StreamingStores.LeastBytes)
+            if (gradient.KeyStep == 1 && StreamingStores.Suit(gradient.Batches * gradient.Heads * Shape.Queries * Shape.Keys))
             {
                 StreamingStores.Clear(start, gradient.QueryStep, rows, end - from);
                 continue;

@@ -132,6 +132,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             }
             Finish<V>(at);
         }
+        StreamingStores.Complete();
     }
 
     private readonly void Begin<V>(ref ForwardBlock at, nint index, PairTile* pairs, float* scratch) where V : struct, ILanes<V>
@@ -432,7 +433,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             for (nint column = 0; column < dv; column++)
                 (V.Load(o + column * block + lane) / divisor).Store(o + column * block + lane);
         }
-        AttentionTiles.WriteRows<V>(o, at.Q, at.Queries, dv, at.Output, Output.Row, Output.Column);
+        AttentionTiles.WriteRows<V>(o, at.Q, at.Queries, dv, at.Output, Output, add: false, Shape.Batch * Shape.Heads * Shape.Queries);
     }
 
     // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.

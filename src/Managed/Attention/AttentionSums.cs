@@ -24,8 +24,9 @@ internal unsafe struct SumQueryGradients : IWork
                     sum += V.Load(from + chunk * each);
                 (sum * Shape.Scale).Store(sums + at);
             }
-            AttentionTiles.WriteRows<V>(sums, sums + d * block, Math.Min(block, queries - i0), d, to + i0 * Gradient.Row, Gradient.Row, Gradient.Column, Accumulate);
+            AttentionTiles.WriteRows<V>(sums, sums + d * block, Math.Min(block, queries - i0), d, to + i0 * Gradient.Row, Gradient, Accumulate, Shape.Batch * Shape.Heads * Shape.Queries);
         }
+        StreamingStores.Complete();
     }
 }
 

@@ -51,24 +51,24 @@ internal static unsafe class AttentionTiles
         MatrixCopy.Run(source, rowStep, columnStep, target, step, 1, rows, columns);
     }
 
-    /// <summary>Copies lanes to rows of a result, or adds them: target[row·rowStep + column·columnStep] = source[column·Block + row]. Where columns are side by side they go past the caches.</summary>
+    /// <summary>Copies lanes to rows of a result, or adds them: target[row, column] = source[column·Block + row].</summary>
     /// <param name="source">The lanes.</param>
     /// <param name="memory">Of rows · columns floats.</param>
     /// <param name="rows">The rows: the lanes that count.</param>
     /// <param name="columns">The columns.</param>
-    /// <param name="target">The result.</param>
-    /// <param name="rowStep">The distance of its rows.</param>
-    /// <param name="columnStep">The distance of its columns.</param>
+    /// <param name="target">The first row of the result.</param>
+    /// <param name="result">Its steps.</param>
     /// <param name="add">Whether to add.</param>
-    public static void WriteRows<V>(float* source, float* memory, nint rows, nint columns, float* target, nint rowStep, nint columnStep, bool add = false) where V : struct, ILanes<V>
+    /// <param name="allRows">The rows of the whole result.</param>
+    public static void WriteRows<V>(float* source, float* memory, nint rows, nint columns, float* target, in Strided result, bool add, long allRows) where V : struct, ILanes<V>
     {
-        if (columnStep != 1 || add)
+        if (result.Column == 1 && !add && StreamingStores.Suit(allRows * columns))
         {
-            MatrixCopy.Run(source, 1, Block<V>(), target, rowStep, columnStep, rows, columns, add);
-            return;
+            MatrixCopy.Run(source, 1, Block<V>(), memory, columns, 1, rows, columns);
+            StreamingStores.Multiply(memory, columns, target, result.Row, rows, columns, 1);
         }
-        MatrixCopy.Run(source, 1, Block<V>(), memory, columns, 1, rows, columns);
-        MatrixCopy.Stream(memory, columns, target, rowStep, rows, columns, 1);
+        else
+            MatrixCopy.Run(source, 1, Block<V>(), target, result.Row, result.Column, rows, columns, add);
     }
 
     /// <summary>Whether a matrix holds neither NaN nor ∞.</summary>

@@ -36,38 +36,6 @@ internal static unsafe class MatrixCopy
             Elements(from, fromRow, fromColumn, to, toRow, toColumn, rows, columns, add);
     }
 
-    /// <summary>to[row·toRow + column] = factor · from[row·fromRow + column], whole lines past the caches: for results, which come from memory if they have to be read before they are written.</summary>
-    public static void Stream(float* from, nint fromRow, float* to, nint toRow, nint rows, nint columns, float factor)
-    {
-        for (nint row = 0; row < rows; row++)
-        {
-            float* source = from + row * fromRow, target = to + row * toRow;
-            nint done = Math.Min(columns, BeforeLine(target));
-            Scale(source, target, done, factor);
-            for (; done + Vector512<float>.Count <= columns; done += Vector512<float>.Count)
-                (Vector512.Load(source + done) * factor).StoreAlignedNonTemporal(target + done);
-            Scale(source + done, target + done, columns - done, factor);
-        }
-        if (Sse.IsSupported)
-            Sse.StoreFence();
-    }
-
-    // The floats before the first that begins a line; endless where floats lie between the places of floats.
-    private static nint BeforeLine(float* at)
-    {
-        const int line = 64;
-        return (nint)at % sizeof(float) == 0 ? (nint)(-(nint)at & (line - 1)) / sizeof(float) : nint.MaxValue;
-    }
-
-    private static void Scale(float* from, float* to, nint count, float factor)
-    {
-        nint done = 0;
-        for (; done + Side <= count; done += Side)
-            (Vector128.Load(from + done) * factor).Store(to + done);
-        for (; done < count; done++)
-            to[done] = from[done] * factor;
-    }
-
     /// <summary>Whether <see cref="TransposeSquares"/> can copy a matrix.</summary>
     public static bool IsOfSquares(nint fromColumn, nint rows, nint columns) => Avx512F.IsSupported && fromColumn == 1 && rows % Vector512<float>.Count == 0 && columns % Vector512<float>.Count == 0;
 

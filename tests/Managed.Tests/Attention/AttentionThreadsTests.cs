@@ -154,4 +154,15 @@ public class AttentionThreadsTests
             return (o, l);
         }
     }
+
+    [Fact]
+    public void Results_too_large_for_a_cache_are_bitwise_those_of_a_sequence_alone()
+    {
+        const int batch = 33, heads = 2, size = 131, length = 65; // odd places: rows begin in the midst of lines
+        Assert.True(StreamingStores.Suit(batch * heads * size * length) && !StreamingStores.Suit(heads * size * length));
+        AttentionCase Case(int sequences) => new() { Batch = sequences, Heads = heads, KeyHeads = heads, Queries = length, Keys = length, HeadSize = size, ValueSize = size, Causal = true };
+        AttentionCase.Results alone = Case(1).Run(ComputeDevice.Cpu, default(PlainScore)), together = Case(batch).Run(ComputeDevice.Cpu, default(PlainScore));
+        foreach ((float[] one, float[] all) in ((float[], float[])[])[(alone.Output, together.Output), (alone.Query, together.Query), (alone.Key, together.Key), (alone.Value, together.Value)])
+            Assert.Equal(one, all[..one.Length]); // the first sequence's numbers are those of the lone one
+    }
 }

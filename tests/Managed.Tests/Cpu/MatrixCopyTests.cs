@@ -43,33 +43,6 @@ public class MatrixCopyTests
     }
 
     [Fact]
-    public unsafe void Streamed_rows_are_scaled_wherever_they_begin_and_nothing_beyond_is_written()
-    {
-        const int rows = 3, most = 70, fromRow = most + 3, line = 64, bytes = (rows * fromRow + line) * sizeof(float);
-        const float factor = 0.3f;
-        float[] numbers = Enumerable.Range(1, rows * fromRow).Select(n => n / 7f).ToArray();
-        var memory = new byte[bytes + line];
-        fixed (float* from = numbers)
-        fixed (byte* start = memory)
-        {
-            byte* firstLine = start + (line - (nint)start % line) % line;
-            foreach (int offset in (int[])[0, 4, 8, 20, 32, 36, 60, 1, 30])
-            {
-                for (int columns = 0; columns <= most; columns++)
-                {
-                    int toRow = columns + columns % 3;
-                    Array.Fill(memory, (byte)0xa5);
-                    byte[] expected = new ReadOnlySpan<byte>(firstLine, bytes).ToArray();
-                    for (int at = 0; at < rows * columns; at++)
-                        BitConverter.TryWriteBytes(expected.AsSpan(offset + (at / columns * toRow + at % columns) * sizeof(float)), numbers[at / columns * fromRow + at % columns] * factor);
-                    MatrixCopy.Stream(from, fromRow, (float*)(firstLine + offset), toRow, rows, columns, factor);
-                    Assert.True(new ReadOnlySpan<byte>(firstLine, bytes).SequenceEqual(expected), $"{columns} columns from byte {offset} on");
-                }
-            }
-        }
-    }
-
-    [Fact]
     public unsafe void Squares_are_transposed_and_minus_infinity_is_found_at_every_place_even_beside_NaN()
     {
         const int rows = 32, columns = 48, line = 50, lanes = 40;
