@@ -70,6 +70,7 @@ internal sealed partial class CpuDevice
                     LogSumExp = logSumExp,
                     HasRemainder = true,
                     Turns = AttentionTurns.None,
+                    Threads = ThreadCount,
                     Length = RuleLength.Of(rule),
                 };
                 Run(new ExactLogSumExp<TRule, TCap> { Rounded = rounded, Forward = forward }, ForwardItems(shape, forward.Turns), scratch, (nint)plan.ScratchBytes);

@@ -51,6 +51,7 @@ internal sealed partial class CpuDevice
                 LogSumExp = new Strided(l, logSumExp),
                 HasRemainder = logSumExp.Rank == 4,
                 Turns = turns,
+                Threads = ThreadCount,
                 Length = RuleLength.Of(rule),
             };
             Run(work, ForwardItems(shape, turns), scratch, (nint)stride);
@@ -92,6 +93,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
 
     /// <summary>Which blocks an item has.</summary>
     public AttentionTurns Turns;
+
+    /// <summary>How many items are worked on at a time: a thread that has one done takes the one that lies so far ahead.</summary>
+    public int Threads;
 
     /// <summary>How the rule is evaluated.</summary>
     public RuleLength Length;
@@ -139,7 +143,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
     {
         nint block = AttentionTiles.Block<V>(), queries = (nint)Shape.Queries, d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         Turns.Locate<V>(Shape, index, out nint batch, out nint head, out nint i0);
-        Turns.Locate<V>(Shape, index + Turns.Count, out nint nextBatch, out nint nextHead, out nint nextI0);
+        Turns.Locate<V>(Shape, index + Threads * Turns.Count, out nint nextBatch, out nint nextHead, out nint nextI0);
         nint group = (nint)(Shape.Heads / Shape.KeyHeads), rows = Math.Min(block, queries - i0), length = (nint)Scoring.KeyLength(batch);
         at = new()
         {
