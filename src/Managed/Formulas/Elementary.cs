@@ -23,7 +23,7 @@ internal interface IElementary<T> : IReal<T> where T : struct, IElementary<T>
 
 /// <summary>Elementary functions in float32: the same operations in the same order on every device, so that a formula means the same everywhere.</summary>
 /// <remarks>
-/// Polynomials of the Cephes library (Moshier): e^r on |r| ≤ ln(2)/2, ln(1 + f) on √½ ≤ 1 + f &lt; √2. ln 2 is split in two so that n·ln 2 is exact
+/// Two polynomials are the Cephes library's (Moshier): e^r on |r| ≤ ln(2)/2, ln(1 + f) on √½ ≤ 1 + f &lt; √2. ln 2 is split in two so that n·ln 2 is exact
 /// to more than float32. The bounds stated on <see cref="IReal{T}"/> are tested against double.
 /// </remarks>
 internal static class Elementary
@@ -34,9 +34,13 @@ internal static class Elementary
     private const float ExpHigh = 89f, ExpLow = -104f;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Exp<T>(T x) where T : struct, IElementary<T>
+    public static T Exp<T>(T x) where T : struct, IElementary<T> => ExpBelow(T.MinKeepingNaN(ExpHigh, x));
+
+    // e^x for x <= 89.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static T ExpBelow<T>(T x) where T : struct, IElementary<T>
     {
-        x = T.MaxKeepingNaN(ExpLow, T.MinKeepingNaN(ExpHigh, x));
+        x = T.MaxKeepingNaN(ExpLow, x);
         T n = T.Round(x * Log2E);
         return T.Scale(Expm1Reduced(Reduce(x, n)) + 1f, n);
     }
@@ -129,36 +133,42 @@ internal static class Elementary
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Sigmoid<T>(T x) where T : struct, IElementary<T>
     {
-        T e = Exp(-T.Abs(x));
+        T e = ExpBelow(-T.Abs(x));
         return T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Sigmoid<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T e = Exp(-T.Abs(x)), sum = 1f + e;
+        T e = ExpBelow(-T.Abs(x)), sum = 1f + e;
         slope = e / (sum * sum);
         return T.SelectLess(x, T.Zero, e, T.One) / sum;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Softplus<T>(T x) where T : struct, IElementary<T> => Softplus(x, Exp(-T.Abs(x)));
+    public static T Softplus<T>(T x) where T : struct, IElementary<T> => Softplus(x, ExpBelow(-T.Abs(x)));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Softplus<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T e = Exp(-T.Abs(x));
+        T e = ExpBelow(-T.Abs(x));
         slope = T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
         return Softplus(x, e);
     }
 
-    // ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x|; from √2 on, 1 + e is halved.
+    // ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x| from 0 to 1: a minimax fit of (ln(1 + e) − e)/e² that leaves ln(1 + e) right to 3.4·10⁻⁸.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static T Softplus<T>(T x, T e) where T : struct, IElementary<T>
     {
-        T limit = T.From(0.414213562f);
-        T log = LogReduced(T.SelectLess(limit, e, T.MultiplyAdd(e, T.From(0.5f), T.From(-0.5f)), e), T.SelectLess(limit, e, T.One, T.Zero));
-        return T.MaxKeepingNaN(0f, x) + log;
+        T p = T.From(5.36544668e-3f);
+        p = T.MultiplyAdd(p, e, T.From(-3.00683621e-2f));
+        p = T.MultiplyAdd(p, e, T.From(7.92088807e-2f));
+        p = T.MultiplyAdd(p, e, T.From(-1.37541890e-1f));
+        p = T.MultiplyAdd(p, e, T.From(1.91538483e-1f));
+        p = T.MultiplyAdd(p, e, T.From(-2.48572171e-1f));
+        p = T.MultiplyAdd(p, e, T.From(3.33213300e-1f));
+        p = T.MultiplyAdd(p, e, T.From(-4.99996483e-1f));
+        return T.MaxKeepingNaN(0f, x) + T.MultiplyAdd(p, e * e, e);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
