@@ -98,21 +98,14 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         }
     }
 
+    // The same with both slopes, side by side in lockstep.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void ApplyBothWays<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
     {
-        if (Length.IsShortWithBothSlopes)
-            ApplyBothWays<Lockstep<V>>(tile, part.OfPairs, AttentionTiles.Block<V>());
-        else
-            ApplyBothWays<V>(tile, part, AttentionTiles.Block<V>());
-    }
-
-    // The same with both slopes.
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyBothWays<V>(in RuleTile tile, in TilePart part, nint block) where V : struct, ILanes<V>
-    {
-        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
-        V scale = V.From(Shape.Scale), head = V.From(tile.Head), sequence = V.From(batch), none = V.Zero, one = V.One;
-        V by0 = V.From(Seed(0)), by1 = V.From(Seed(1)), by2 = V.From(Seed(2)), by3 = V.From(Seed(3));
+        nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count, block = AttentionTiles.Block<V>();
+        V scale = V.From(Shape.Scale);
+        Lockstep<V> head = Lockstep<V>.From(tile.Head), sequence = Lockstep<V>.From(batch), none = Lockstep<V>.Zero, byScore = new(V.One, V.Zero);
+        Lockstep<V> by0 = new(V.Zero, V.From(Seed(0))), by1 = new(V.Zero, V.From(Seed(1))), by2 = new(V.Zero, V.From(Seed(2))), by3 = new(V.Zero, V.From(Seed(3)));
         for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
             V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
@@ -121,20 +114,20 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
             float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
             for (nint row = 0; row < keys; row++)
             {
-                Dual2<V> ruled = Rule.Score(new Dual2<V> { Value = V.Load(scores) * scale, First = one, Second = none }, new ScorePlace<Dual2<V>>
+                Dual<Lockstep<V>> ruled = Rule.Score(new Dual<Lockstep<V>>(Lockstep<V>.Twice(V.Load(scores) * scale), byScore), new ScorePlace<Dual<Lockstep<V>>>
                 {
-                    QueryPosition = new() { Value = position, First = none, Second = none },
-                    KeyPosition = new() { Value = key, First = none, Second = none },
-                    Head = new() { Value = head, First = none, Second = none },
-                    Batch = new() { Value = sequence, First = none, Second = none },
-                    Captured0 = new() { Value = V.Load(c0), First = none, Second = by0 },
-                    Captured1 = new() { Value = V.Load(c1), First = none, Second = by1 },
-                    Captured2 = new() { Value = V.Load(c2), First = none, Second = by2 },
-                    Captured3 = new() { Value = V.Load(c3), First = none, Second = by3 },
+                    QueryPosition = new(Lockstep<V>.Twice(position), none),
+                    KeyPosition = new(Lockstep<V>.Twice(key), none),
+                    Head = new(head, none),
+                    Batch = new(sequence, none),
+                    Captured0 = new(Lockstep<V>.Twice(V.Load(c0)), by0),
+                    Captured1 = new(Lockstep<V>.Twice(V.Load(c1)), by1),
+                    Captured2 = new(Lockstep<V>.Twice(V.Load(c2)), by2),
+                    Captured3 = new(Lockstep<V>.Twice(V.Load(c3)), by3),
                 });
-                ruled.Value.Store(scores);
-                ruled.First.Store(slopes);
-                ruled.Second.Store(byCaptured);
+                ruled.Value.First.Store(scores);
+                ruled.Derivative.First.Store(slopes);
+                ruled.Derivative.Second.Store(byCaptured);
                 key += 1f;
                 scores += block;
                 slopes += block;

@@ -11,9 +11,6 @@ internal readonly struct RuleLength
     /// <summary>The most steps in lockstep, without derivatives and with them, and vector by vector.</summary>
     public const int Short = 60, ShortDerivative = 40, Middle = 100;
 
-    /// <summary>The most steps in lockstep with both slopes, those of the derivatives among them. From 51 on there are formulas, of hyperbolic tangents, that aren't inlined.</summary>
-    public const int ShortBothSlopes = 50;
-
     // What a thread's stack has room for, and the second-level cache. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
     private const int MostBytes = 256 * 1024, MostOfOperation = 16, MostOperations = 64, LeastRows = 4;
 
@@ -21,9 +18,6 @@ internal readonly struct RuleLength
 
     /// <summary>Whether the JIT inlines it whole for two vectors in lockstep.</summary>
     public bool IsShort { get; }
-
-    /// <summary>The same with its slopes by the score and by a captured tensor.</summary>
-    public bool IsShortWithBothSlopes { get; private init; }
 
     /// <summary>Whether it is evaluated over strips.</summary>
     public bool IsLong { get; }
@@ -42,8 +36,7 @@ internal readonly struct RuleLength
     public static RuleLength Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, Short, withDerivatives: false);
 
     /// <summary>With derivatives.</summary>
-    public static RuleLength OfDerivative<TRule>(TRule rule) where TRule : unmanaged, IScoreRule =>
-        Of(rule, ShortDerivative, withDerivatives: true) with { IsShortWithBothSlopes = FormulaLength.OfBothSlopes(rule) <= ShortBothSlopes };
+    public static RuleLength OfDerivative<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, ShortDerivative, withDerivatives: true);
 
     private static RuleLength Of<TRule>(TRule rule, int most, bool withDerivatives) where TRule : unmanaged, IScoreRule
     {

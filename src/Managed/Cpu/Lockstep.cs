@@ -5,122 +5,145 @@ namespace TransformerKernels;
 /// <summary>Two vectors that take every step of a formula side by side.</summary>
 /// <remarks>
 /// The compiler keeps instructions in the order of the text, and a formula is one long chain: the processor sees about four vectors' chains at a time,
-/// and waits. Two chains interleaved fill the units that one leaves idle. There is no constructor: its arguments would be variables, of which the JIT inlines with 512 at most.
+/// and waits. Two chains interleaved fill the units that one leaves idle.
 /// </remarks>
-internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
+internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
 {
-    private V first, second;
+    private readonly V first, second;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public Lockstep(V first, V second)
+    {
+        this.first = first;
+        this.second = second;
+    }
+
+    public V First
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => first;
+    }
+
+    public V Second
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => second;
+    }
+
+    /// <summary>One vector twice: what depends on such numbers alone is the same in both, and the compiler computes it once.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> Twice(V x) => new(x, x);
 
     public static Lockstep<V> Zero
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => new() { first = V.Zero, second = V.Zero };
+        get => new(V.Zero, V.Zero);
     }
 
     public static Lockstep<V> One
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => new() { first = V.One, second = V.One };
+        get => new(V.One, V.One);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> From(float value) => new() { first = V.From(value), second = V.From(value) };
+    public static Lockstep<V> From(float value) => new(V.From(value), V.From(value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator -(Lockstep<V> x) => new() { first = -x.first, second = -x.second };
+    public static Lockstep<V> operator -(Lockstep<V> x) => new(-x.first, -x.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator +(Lockstep<V> a, Lockstep<V> b) => new() { first = a.first + b.first, second = a.second + b.second };
+    public static Lockstep<V> operator +(Lockstep<V> a, Lockstep<V> b) => new(a.first + b.first, a.second + b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator +(Lockstep<V> a, float b) => new() { first = a.first + b, second = a.second + b };
+    public static Lockstep<V> operator +(Lockstep<V> a, float b) => new(a.first + b, a.second + b);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator +(float a, Lockstep<V> b) => new() { first = a + b.first, second = a + b.second };
+    public static Lockstep<V> operator +(float a, Lockstep<V> b) => new(a + b.first, a + b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator -(Lockstep<V> a, Lockstep<V> b) => new() { first = a.first - b.first, second = a.second - b.second };
+    public static Lockstep<V> operator -(Lockstep<V> a, Lockstep<V> b) => new(a.first - b.first, a.second - b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator -(Lockstep<V> a, float b) => new() { first = a.first - b, second = a.second - b };
+    public static Lockstep<V> operator -(Lockstep<V> a, float b) => new(a.first - b, a.second - b);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator -(float a, Lockstep<V> b) => new() { first = a - b.first, second = a - b.second };
+    public static Lockstep<V> operator -(float a, Lockstep<V> b) => new(a - b.first, a - b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator *(Lockstep<V> a, Lockstep<V> b) => new() { first = a.first * b.first, second = a.second * b.second };
+    public static Lockstep<V> operator *(Lockstep<V> a, Lockstep<V> b) => new(a.first * b.first, a.second * b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator *(Lockstep<V> a, float b) => new() { first = a.first * b, second = a.second * b };
+    public static Lockstep<V> operator *(Lockstep<V> a, float b) => new(a.first * b, a.second * b);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator *(float a, Lockstep<V> b) => new() { first = a * b.first, second = a * b.second };
+    public static Lockstep<V> operator *(float a, Lockstep<V> b) => new(a * b.first, a * b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator /(Lockstep<V> a, Lockstep<V> b) => new() { first = a.first / b.first, second = a.second / b.second };
+    public static Lockstep<V> operator /(Lockstep<V> a, Lockstep<V> b) => new(a.first / b.first, a.second / b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator /(Lockstep<V> a, float b) => new() { first = a.first / b, second = a.second / b };
+    public static Lockstep<V> operator /(Lockstep<V> a, float b) => new(a.first / b, a.second / b);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> operator /(float a, Lockstep<V> b) => new() { first = a / b.first, second = a / b.second };
+    public static Lockstep<V> operator /(float a, Lockstep<V> b) => new(a / b.first, a / b.second);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Abs(Lockstep<V> x) => new() { first = V.Abs(x.first), second = V.Abs(x.second) };
+    public static Lockstep<V> Abs(Lockstep<V> x) => new(V.Abs(x.first), V.Abs(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Sqrt(Lockstep<V> x) => new() { first = V.Sqrt(x.first), second = V.Sqrt(x.second) };
+    public static Lockstep<V> Sqrt(Lockstep<V> x) => new(V.Sqrt(x.first), V.Sqrt(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Relu(Lockstep<V> x) => new() { first = V.Relu(x.first), second = V.Relu(x.second) };
+    public static Lockstep<V> Relu(Lockstep<V> x) => new(V.Relu(x.first), V.Relu(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Floor(Lockstep<V> x) => new() { first = V.Floor(x.first), second = V.Floor(x.second) };
+    public static Lockstep<V> Floor(Lockstep<V> x) => new(V.Floor(x.first), V.Floor(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Round(Lockstep<V> x) => new() { first = V.Round(x.first), second = V.Round(x.second) };
+    public static Lockstep<V> Round(Lockstep<V> x) => new(V.Round(x.first), V.Round(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> PowerOfTwo(Lockstep<V> x) => new() { first = V.PowerOfTwo(x.first), second = V.PowerOfTwo(x.second) };
+    public static Lockstep<V> PowerOfTwo(Lockstep<V> x) => new(V.PowerOfTwo(x.first), V.PowerOfTwo(x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Min(Lockstep<V> a, Lockstep<V> b) => new() { first = V.Min(a.first, b.first), second = V.Min(a.second, b.second) };
+    public static Lockstep<V> Min(Lockstep<V> a, Lockstep<V> b) => new(V.Min(a.first, b.first), V.Min(a.second, b.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Max(Lockstep<V> a, Lockstep<V> b) => new() { first = V.Max(a.first, b.first), second = V.Max(a.second, b.second) };
+    public static Lockstep<V> Max(Lockstep<V> a, Lockstep<V> b) => new(V.Max(a.first, b.first), V.Max(a.second, b.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Scale(Lockstep<V> a, Lockstep<V> b) => new() { first = V.Scale(a.first, b.first), second = V.Scale(a.second, b.second) };
+    public static Lockstep<V> Scale(Lockstep<V> a, Lockstep<V> b) => new(V.Scale(a.first, b.first), V.Scale(a.second, b.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> MinKeepingNaN(float bound, Lockstep<V> x) => new() { first = V.MinKeepingNaN(bound, x.first), second = V.MinKeepingNaN(bound, x.second) };
+    public static Lockstep<V> MinKeepingNaN(float bound, Lockstep<V> x) => new(V.MinKeepingNaN(bound, x.first), V.MinKeepingNaN(bound, x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> MaxKeepingNaN(float bound, Lockstep<V> x) => new() { first = V.MaxKeepingNaN(bound, x.first), second = V.MaxKeepingNaN(bound, x.second) };
+    public static Lockstep<V> MaxKeepingNaN(float bound, Lockstep<V> x) => new(V.MaxKeepingNaN(bound, x.first), V.MaxKeepingNaN(bound, x.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Clamp(Lockstep<V> x, Lockstep<V> low, Lockstep<V> high) => new() { first = V.Clamp(x.first, low.first, high.first), second = V.Clamp(x.second, low.second, high.second) };
+    public static Lockstep<V> Clamp(Lockstep<V> x, Lockstep<V> low, Lockstep<V> high) => new(V.Clamp(x.first, low.first, high.first), V.Clamp(x.second, low.second, high.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void AddProduct(ref Lockstep<V> sum, Lockstep<V> a, Lockstep<V> b) => sum = MultiplyAdd(a, b, sum);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> MultiplyAdd(Lockstep<V> a, Lockstep<V> b, Lockstep<V> c) => new() { first = V.MultiplyAdd(a.first, b.first, c.first), second = V.MultiplyAdd(a.second, b.second, c.second) };
+    public static Lockstep<V> MultiplyAdd(Lockstep<V> a, Lockstep<V> b, Lockstep<V> c) => new(V.MultiplyAdd(a.first, b.first, c.first), V.MultiplyAdd(a.second, b.second, c.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> SelectLess(Lockstep<V> a, Lockstep<V> b, Lockstep<V> then, Lockstep<V> otherwise) =>
-        new() { first = V.SelectLess(a.first, b.first, then.first, otherwise.first), second = V.SelectLess(a.second, b.second, then.second, otherwise.second) };
+        new(V.SelectLess(a.first, b.first, then.first, otherwise.first), V.SelectLess(a.second, b.second, then.second, otherwise.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> SelectEqual(Lockstep<V> a, Lockstep<V> b, Lockstep<V> then, Lockstep<V> otherwise) =>
-        new() { first = V.SelectEqual(a.first, b.first, then.first, otherwise.first), second = V.SelectEqual(a.second, b.second, then.second, otherwise.second) };
+        new(V.SelectEqual(a.first, b.first, then.first, otherwise.first), V.SelectEqual(a.second, b.second, then.second, otherwise.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> Mantissa(Lockstep<V> x, out Lockstep<V> exponent)
     {
         V a = V.Mantissa(x.first, out V exponentOfA), b = V.Mantissa(x.second, out V exponentOfB);
-        exponent = new() { first = exponentOfA, second = exponentOfB };
-        return new() { first = a, second = b };
+        exponent = new(exponentOfA, exponentOfB);
+        return new(a, b);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -166,7 +189,7 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lockstep<V> Load(float* source) => new() { first = V.Load(source), second = V.Load(source + V.Count) };
+    public static unsafe Lockstep<V> Load(float* source) => new(V.Load(source), V.Load(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void Store(float* destination)
@@ -176,18 +199,18 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lockstep<V> LoadFloat16(ushort* source) => new() { first = V.LoadFloat16(source), second = V.LoadFloat16(source + V.Count) };
+    public static unsafe Lockstep<V> LoadFloat16(ushort* source) => new(V.LoadFloat16(source), V.LoadFloat16(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lockstep<V> LoadBFloat16(ushort* source) => new() { first = V.LoadBFloat16(source), second = V.LoadBFloat16(source + V.Count) };
+    public static unsafe Lockstep<V> LoadBFloat16(ushort* source) => new(V.LoadBFloat16(source), V.LoadBFloat16(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe void LoadBFloat16(ushort* source, out Lockstep<V> even, out Lockstep<V> odd)
     {
         V.LoadBFloat16(source, out V even0, out V odd0);
         V.LoadBFloat16(source + 2 * V.Count, out V even1, out V odd1);
-        even = new() { first = even0, second = even1 };
-        odd = new() { first = odd0, second = odd1 };
+        even = new(even0, even1);
+        odd = new(odd0, odd1);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -208,15 +231,15 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
     public static Lockstep<V> Fraction(Lockstep<V> x, out Lockstep<V> power)
     {
         V first = V.Fraction(x.first, out V firstPower), second = V.Fraction(x.second, out V secondPower);
-        power = new() { first = firstPower, second = secondPower };
-        return new() { first = first, second = second };
+        power = new(firstPower, secondPower);
+        return new(first, second);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> ScaleGradually(Lockstep<V> x, Lockstep<V> n) => new() { first = V.ScaleGradually(x.first, n.first), second = V.ScaleGradually(x.second, n.second) };
+    public static Lockstep<V> ScaleGradually(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleGradually(x.first, n.first), V.ScaleGradually(x.second, n.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> ScaleDown(Lockstep<V> x, Lockstep<V> power) => new() { first = V.ScaleDown(x.first, power.first), second = V.ScaleDown(x.second, power.second) };
+    public static Lockstep<V> ScaleDown(Lockstep<V> x, Lockstep<V> power) => new(V.ScaleDown(x.first, power.first), V.ScaleDown(x.second, power.second));
 
     public static float LowestPower
     {
@@ -225,7 +248,7 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Iota(float start) => new() { first = V.Iota(start), second = V.Iota(start + V.Count) };
+    public static Lockstep<V> Iota(float start) => new(V.Iota(start), V.Iota(start + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public float Sum() => (first + second).Sum();
@@ -241,10 +264,10 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> SelectBits(int bits, Lockstep<V> then, Lockstep<V> otherwise) =>
-        new() { first = V.SelectBits(bits, then.first, otherwise.first), second = V.SelectBits(bits >> V.Count, then.second, otherwise.second) };
+        new(V.SelectBits(bits, then.first, otherwise.first), V.SelectBits(bits >> V.Count, then.second, otherwise.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> MaxNative(Lockstep<V> a, Lockstep<V> b) => new() { first = V.MaxNative(a.first, b.first), second = V.MaxNative(a.second, b.second) };
+    public static Lockstep<V> MaxNative(Lockstep<V> a, Lockstep<V> b) => new(V.MaxNative(a.first, b.first), V.MaxNative(a.second, b.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public float Largest() => V.MaxNative(first, second).Largest();
@@ -254,8 +277,8 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
     {
         V.Unzip(a.first, a.second, out V even0, out V odd0);
         V.Unzip(b.first, b.second, out V even1, out V odd1);
-        even = new() { first = even0, second = even1 };
-        odd = new() { first = odd0, second = odd1 };
+        even = new(even0, even1);
+        odd = new(odd0, odd1);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -263,7 +286,7 @@ internal struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILanes<V>
     {
         V.Zip(even.first, odd.first, out V a0, out V a1);
         V.Zip(even.second, odd.second, out V b0, out V b1);
-        a = new() { first = a0, second = a1 };
-        b = new() { first = b0, second = b1 };
+        a = new(a0, a1);
+        b = new(b0, b1);
     }
 }

@@ -25,14 +25,6 @@ internal readonly struct FormulaLength : IReal<FormulaLength>
         return steps;
     }
 
-    /// <summary>The steps of a rule's formula with its derivatives along two directions.</summary>
-    public static int OfBothSlopes<TRule>(TRule rule) where TRule : unmanaged, IScoreRule
-    {
-        steps = 0;
-        rule.Score(default, default(ScorePlace<Dual2<FormulaLength>>));
-        return steps;
-    }
-
     private static FormulaLength Step(int count = 1)
     {
         steps += count;

@@ -29,13 +29,6 @@ public readonly struct LongWay<TInner>(TInner inner) : IScoreRule where TInner :
     public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => inner.Score(score + 0f * T.Log1p(T.Abs(at.Distance)), at);
 }
 
-/// <summary>inner(score + 0 · key · query): of as many steps as two vectors in lockstep are worth with both slopes.</summary>
-public readonly struct Detour<TInner>(TInner inner) : IScoreRule where TInner : unmanaged, IScoreRule
-{
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => inner.Score(score + 0f * (at.KeyPosition * at.QueryPosition), at);
-}
-
 /// <summary>inner(score + 0), the 0 by more operations than strips are worth.</summary>
 public readonly struct Many<TInner>(TInner inner) : IScoreRule where TInner : unmanaged, IScoreRule
 {

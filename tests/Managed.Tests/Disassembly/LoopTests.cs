@@ -17,7 +17,6 @@ public class LoopTests(ITestOutputHelper output)
         "AttentionForwardWork`2[Gained`1[Temperature],Uncapped]:ScoreLanes", "AttentionForwardWork`2[Gained`1[Temperature],Uncapped]:Weigh",
         "AttentionBackwardWork`2[Gained`1[Temperature],Uncapped]:ApplyLanes", "AttentionBackwardWork`2[Gained`1[Temperature],Uncapped]:AddCaptured",
         "AttentionBackwardWork`2[Gained`1[Temperature],Uncapped]:Differentiate", "AttentionBackwardWork`2[Temperature,Uncapped]:ApplyBothWays", "AttentionBackwardWork`2[Temperature,Uncapped]:MultiplyByBothSlopes",
-        "AttentionBackwardWork`2[Detour`1[Temperature],Uncapped]:ApplyBothWays", "AttentionBackwardWork`2[Detour`1[Detour`1[Temperature]],Uncapped]:ApplyBothWays",
         "AttentionForwardWork`2[PlainScore,Softcapped]:ScoreLanes", "AttentionBackwardWork`2[PlainScore,Softcapped]:ApplyCap", "AttentionBackwardWork`2[PlainScore,Softcapped]:Differentiate",
         "AttentionForwardWork`2[Temperature,Softcapped]:ScoreLanes", "AttentionBackwardWork`2[Temperature,Softcapped]:ApplyBothWays", "AttentionBackwardWork`2[Temperature,Softcapped]:ApplyCap",
     ];
@@ -158,14 +157,6 @@ public class LoopProbe
         ValueSize = 16,
         Captured = [new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)],
     }.Check(ComputeDevice.Cpu, new Temperature(0.25f, 70f), new TemperatureFormula(0.25f, 70f));
-
-    [Fact]
-    public void Rules_as_long_as_lockstep_is_worth_and_longer_run_forward_and_backward()
-    {
-        var problem = new AttentionCase { Queries = 96, Keys = 96, HeadSize = 16, ValueSize = 16, Captured = [new(AttentionCase.Numbers(21, 1, 2, 11), CapturedBy.HeadAndDistance, 6)] };
-        problem.Check(ComputeDevice.Cpu, new Detour<Temperature>(new(0.25f, 70f)), new TemperatureFormula(0.25f, 70f));
-        problem.Check(ComputeDevice.Cpu, new Detour<Detour<Temperature>>(new(new(0.25f, 70f))), new TemperatureFormula(0.25f, 70f));
-    }
 
     [Fact]
     public void A_softcap_runs_forward_and_backward() => new AttentionCase { Queries = 96, Keys = 96, HeadSize = 16, ValueSize = 16, Softcap = 2 }.Check(ComputeDevice.Cpu, default(PlainScore));

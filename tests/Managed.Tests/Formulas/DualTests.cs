@@ -47,25 +47,6 @@ public class DualTests
 
     [Theory]
     [MemberData(nameof(Names))]
-    public void Two_directions_at_once_are_two_duals(string name)
-    {
-        IFunction function = Smooth[name];
-        float[] numbers = [0.3f, 1.7f, -2.4f, 0.8f, 0f, -0f, float.PositiveInfinity, float.NegativeInfinity, float.NaN];
-        foreach (float x in numbers)
-        {
-            foreach (float y in numbers)
-            {
-                Dual<Real32> first = function.On(new Dual<Real32>(new(x), Real32.One), new Dual<Real32>(new(y), new(-2)));
-                Dual<Real32> second = function.On(new Dual<Real32>(new(x), Real32.Zero), new Dual<Real32>(new(y), new(0.7f)));
-                Dual2<Real32> both = function.On(
-                    new Dual2<Real32> { Value = new(x), First = Real32.One, Second = Real32.Zero }, new Dual2<Real32> { Value = new(y), First = new(-2), Second = new(0.7f) });
-                Assert.Equal((first.Value.Value, first.Derivative.Value, second.Derivative.Value), (both.Value.Value, both.First.Value, both.Second.Value));
-            }
-        }
-    }
-
-    [Theory]
-    [MemberData(nameof(Names))]
     public void Float32_agrees_with_double(string name)
     {
         IFunction function = Smooth[name];
