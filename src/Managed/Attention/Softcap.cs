@@ -9,10 +9,10 @@ internal interface ICap
     static abstract bool Caps { get; }
 
     /// <summary>The bounded score. −∞ stays −∞, for it hides the pair.</summary>
-    V Score<V>(V score) where V : struct, ILanes<V>;
+    T Score<T>(T score) where T : struct, IReal<T>;
 
     /// <summary>The bounded score, and its derivative by what the rule says.</summary>
-    V Score<V>(V score, out V slope) where V : struct, ILanes<V>;
+    T Score<T>(T score, out T slope) where T : struct, IReal<T>;
 }
 
 /// <summary>No bound.</summary>
@@ -21,12 +21,12 @@ internal readonly struct Uncapped : ICap
     public static bool Caps => false;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public V Score<V>(V score) where V : struct, ILanes<V> => score;
+    public T Score<T>(T score) where T : struct, IReal<T> => score;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public V Score<V>(V score, out V slope) where V : struct, ILanes<V>
+    public T Score<T>(T score, out T slope) where T : struct, IReal<T>
     {
-        slope = V.One;
+        slope = T.One;
         return score;
     }
 }
@@ -44,30 +44,25 @@ internal readonly struct Softcapped(float cap, float scale) : ICap
     public static Softcapped After<TRule>(float cap, in AttentionShape shape) where TRule : unmanaged, IScoreRule => new(cap, typeof(TRule) == typeof(PlainScore) ? shape.Scale : 1);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public V Score<V>(V score) where V : struct, ILanes<V>
+    public T Score<T>(T score) where T : struct, IReal<T>
     {
-        V none = V.From(float.NegativeInfinity);
-        return V.SelectEqual(score, none, none, cap * V.Tanh(score * factor));
+        T none = T.From(float.NegativeInfinity);
+        return T.SelectEqual(score, none, none, cap * T.Tanh(score * factor));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public V Score<V>(V score, out V slope) where V : struct, ILanes<V>
+    public T Score<T>(T score, out T slope) where T : struct, IReal<T>
     {
-        V none = V.From(float.NegativeInfinity);
-        return V.SelectEqual(score, none, none, cap * V.Tanh(score * factor, out slope));
+        T none = T.From(float.NegativeInfinity);
+        return T.SelectEqual(score, none, none, cap * T.Tanh(score * factor, out slope));
     }
 }
 
 /// <summary>Softcapping of what a rule says, as one rule: for derivatives by several captured tensors, which take the rule more than once.</summary>
 internal readonly struct SoftcappedScore<TRule>(float cap, TRule inner) : IScoreRule where TRule : unmanaged, IScoreRule
 {
-    // A multiplication a pair instead of a division, and of its derivative another.
-    private readonly float perCap = 1 / cap;
+    private readonly Softcapped softcap = new(cap, 1);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
-    {
-        T ruled = inner.Score(score, at), none = T.From(float.NegativeInfinity);
-        return T.SelectEqual(ruled, none, none, cap * T.Tanh(perCap * ruled));
-    }
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => softcap.Score(inner.Score(score, at));
 }
