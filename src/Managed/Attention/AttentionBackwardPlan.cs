@@ -9,10 +9,10 @@ namespace TransformerKernels;
 /// </remarks>
 internal struct AttentionBackwardPlan
 {
-    // As many items a sequence as make work for the processors of a large machine. Where key heads are few, their query heads are parted, which costs a sum of the parts' gradients of the keys:
+    // As many items a sequence as are wanted. Where key heads are few, their query heads are parted, which costs a sum of the parts' gradients of the keys:
     // little beside some blocks of queries. Then keys are cut, in chunks no shorter than some tiles: every chunk transposes all queries again and has a partial gradient of the queries. Half as
     // long they may be for a few items, of which two processors get even shares, and where heads take turns, so that chunks are all that runs side by side: an even number of them.
-    private const long ItemsWanted = 16, ItemsNeeded = 4, LeastQueries = 8 * AttentionTiles.WidestBlock, LeastChunk = 8 * AttentionTiles.Keys, ShortestChunk = LeastChunk / 2;
+    private const long ItemsNeeded = 4, LeastQueries = 8 * AttentionTiles.WidestBlock, LeastChunk = 8 * AttentionTiles.Keys, ShortestChunk = LeastChunk / 2;
 
     /// <summary>The parts that the query heads of a key head are cut into.</summary>
     public long Parts { get; private set; }
@@ -49,7 +49,7 @@ internal struct AttentionBackwardPlan
         for (int c = 0; c < PairTensors.Count; c++)
             takeTurns |= Gradient(problem, gradients, c).IsSharedByHeads(shape);
         long parts = takeTurns || shape.KeyHeads is 0 or >= ItemsNeeded ? 1 : MostParts(shape), heads = shape.KeyHeads * parts;
-        long wanted = Math.Max(1, takeTurns ? Chunks(ItemsWanted, 1, ShortestChunk) : Math.Max(Chunks(ItemsWanted, heads, LeastChunk), Chunks(ItemsNeeded, heads, ShortestChunk)));
+        long wanted = Math.Max(1, takeTurns ? Chunks(AttentionTiles.ItemsWanted, 1, ShortestChunk) : Math.Max(Chunks(AttentionTiles.ItemsWanted, heads, LeastChunk), Chunks(ItemsNeeded, heads, ShortestChunk)));
         if (takeTurns && wanted > 1)
             wanted = AttentionTiles.RoundUp(wanted, 2);
         long chunk = AttentionTiles.RoundUp(Math.Max(1, (shape.Keys + wanted - 1) / wanted), AttentionTiles.Keys);
@@ -89,7 +89,7 @@ internal struct AttentionBackwardPlan
     // Of as many query heads each.
     private static long MostParts(in AttentionShape shape)
     {
-        long group = shape.Heads / shape.KeyHeads, parts = Math.Max(1, Math.Min(Math.Min(group, ItemsWanted / shape.KeyHeads), group * shape.Queries / LeastQueries));
+        long group = shape.Heads / shape.KeyHeads, parts = Math.Max(1, Math.Min(Math.Min(group, AttentionTiles.ItemsWanted / shape.KeyHeads), group * shape.Queries / LeastQueries));
         while (group % parts != 0)
             parts--;
         return parts;

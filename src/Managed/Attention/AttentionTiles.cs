@@ -32,6 +32,9 @@ internal static unsafe class AttentionTiles
     /// <summary>The floats of one tile.</summary>
     public const int WidestTile = Keys * WidestBlock;
 
+    /// <summary>Items that make work for the processors of a large machine.</summary>
+    public const long ItemsWanted = 16;
+
     public static long RoundUp(long count, long multiple) => (count + multiple - 1) / multiple * multiple;
 
     /// <summary>Copies rows of a matrix into lanes: target[column·Block + row]. Lanes beyond the rows become 0.</summary>

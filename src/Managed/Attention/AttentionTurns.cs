@@ -7,9 +7,6 @@ internal readonly struct AttentionTurns
     /// <summary>The most blocks of an item.</summary>
     public const int Most = 4;
 
-    // As many items make work for the processors of a large machine; of fewer none are taken away.
-    private const long ItemsNeeded = 16;
-
     private readonly nint batches, heads;
 
     private AttentionTurns(nint batches, nint heads)
@@ -29,9 +26,10 @@ internal readonly struct AttentionTurns
         byte* somewhere = (byte*)sizeof(float);
         AttentionShape shape = AttentionShape.Of(problem);
         var dense = new Captured(somewhere, problem.DenseBias, CapturedStructure.Dense);
+        // Of the items that are wanted none are taken away.
         long items = shape.Batch * shape.Heads * (AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) / AttentionTiles.WidestBlock);
-        nint batches = dense.IsSharedByBatch(shape) && shape.Batch % 2 == 0 && items >= 2 * ItemsNeeded ? 2 : 1;
-        return new(batches, dense.IsSharedByHeads(shape) && shape.Heads % 2 == 0 && items >= 2 * batches * ItemsNeeded ? 2 : 1);
+        nint batches = dense.IsSharedByBatch(shape) && shape.Batch % 2 == 0 && items >= 2 * AttentionTiles.ItemsWanted ? 2 : 1;
+        return new(batches, dense.IsSharedByHeads(shape) && shape.Heads % 2 == 0 && items >= 2 * batches * AttentionTiles.ItemsWanted ? 2 : 1);
     }
 
     /// <summary>Where a block lies; those of an item come one after the other. Beyond the last one: the first.</summary>
