@@ -32,11 +32,17 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Allocates a row-major tensor in the device's memory, filled with zeros.</summary>
     /// <param name="type">The type of the elements.</param>
     /// <param name="shape">The lengths of the axes, at most <see cref="TensorView.MaximumRank"/>.</param>
+    /// <exception cref="ArgumentException">The shape has a negative length, more than <see cref="TensorView.MaximumRank"/> axes or more than 2⁶⁰ bytes, or the type is none.</exception>
+    /// <exception cref="OutOfMemoryException">The device has too little memory.</exception>
+    /// <exception cref="ObjectDisposedException">The device was disposed.</exception>
     public abstract TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape);
 
     /// <summary>Allocates a tensor of the elements' type and copies <paramref name="data"/> into it.</summary>
     /// <param name="data">As many elements as the shape has, row-major.</param>
-    /// <param name="shape">The lengths of the axes.</param>
+    /// <param name="shape">The lengths of the axes; none means one axis of the span's length.</param>
+    /// <exception cref="ArgumentException">As in <see cref="Allocate"/>; or the shape has another number of elements, or they are of no <see cref="ElementType"/>.</exception>
+    /// <exception cref="OutOfMemoryException">The device has too little memory.</exception>
+    /// <exception cref="ObjectDisposedException">The device was disposed.</exception>
     public TensorBuffer Upload<T>(ReadOnlySpan<T> data, params ReadOnlySpan<long> shape) where T : unmanaged
     {
         TensorBuffer buffer = Allocate(ElementTypes.Of<T>(), shape.IsEmpty ? [data.Length] : shape);

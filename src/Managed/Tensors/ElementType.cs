@@ -21,6 +21,7 @@ public enum ElementType
 public static class ElementTypes
 {
     /// <summary>The number of bytes of one element.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">It is no element type.</exception>
     public static int Size(this ElementType type) => type switch
     {
         ElementType.Float32 or ElementType.Int32 => 4,
@@ -31,6 +32,7 @@ public static class ElementTypes
     };
 
     /// <summary>The element type that a .NET type stands for. A two-byte type named BFloat16 of any library counts as bfloat16.</summary>
+    /// <exception cref="ArgumentException">It stands for none: it is another than float, Half, BFloat16, int, long or bool.</exception>
     public static ElementType Of<T>() where T : unmanaged
     {
         if (typeof(T) == typeof(float)) return ElementType.Float32;
@@ -39,6 +41,6 @@ public static class ElementTypes
         if (typeof(T) == typeof(long)) return ElementType.Int64;
         if (typeof(T) == typeof(bool)) return ElementType.Bool;
         if (typeof(T).Name == "BFloat16" && System.Runtime.CompilerServices.Unsafe.SizeOf<T>() == 2) return ElementType.BFloat16;
-        throw new ArgumentException($"No element type for {typeof(T)}: a tensor holds float, Half, BFloat16, int, long or bool.");
+        throw new ArgumentException($"No element type for {typeof(T)}: a tensor holds float, Half, BFloat16, int, long or bool.", nameof(T));
     }
 }

@@ -16,18 +16,17 @@ public abstract class TensorBuffer : IDisposable
     private readonly long[] shape;
 
     /// <summary>For devices: describes the buffer; the derived class owns the memory.</summary>
+    /// <param name="device">The device whose memory it is.</param>
+    /// <param name="type">The type of the elements.</param>
+    /// <param name="shape">The lengths of the axes.</param>
+    /// <exception cref="ArgumentException">There is no device; or the shape has a negative length, more than <see cref="TensorView.MaximumRank"/> axes or more than 2⁶⁰ bytes.</exception>
     protected TensorBuffer(ComputeDevice device, ElementType type, ReadOnlySpan<long> shape)
     {
         ArgumentNullException.ThrowIfNull(device);
         Device = device;
         Type = type;
+        ElementCount = TensorView.CountElements(type, shape);
         this.shape = shape.ToArray();
-        ElementCount = 1;
-        foreach (long length in shape)
-        {
-            ArgumentOutOfRangeException.ThrowIfNegative(length, nameof(shape));
-            ElementCount = checked(ElementCount * length);
-        }
     }
 
     /// <summary>The device whose memory it is.</summary>
@@ -43,7 +42,7 @@ public abstract class TensorBuffer : IDisposable
     public long ElementCount { get; }
 
     /// <summary>The number of bytes.</summary>
-    public long ByteCount => checked(ElementCount * Type.Size());
+    public long ByteCount => ElementCount * Type.Size();
 
     /// <summary>Whether <see cref="Dispose()"/> was called.</summary>
     public bool IsDisposed { get; private set; }

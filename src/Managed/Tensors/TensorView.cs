@@ -7,14 +7,18 @@ namespace TransformerKernels;
 /// <summary>A tensor in someone else's memory: where it lies, its element type, shape and strides. Copies nothing, owns nothing.</summary>
 /// <remarks>
 /// A view is made from a span, a <see cref="TensorSpan{T}"/>, a <see cref="TensorBuffer"/>, or a foreign pointer together with the device whose
-/// memory it is. Managed memory is pinned only while a call runs. Rank up to <see cref="MaximumRank"/>; strides are in elements, may be anything
-/// (zero and negative too) and are 64-bit; an operation that writes refuses a view whose elements alias each other.
+/// memory it is. Managed memory is pinned only while a call runs. Rank up to <see cref="MaximumRank"/>; strides are in elements and 64-bit, zero and negative too;
+/// an operation that writes refuses a view whose elements alias each other. No view has more than 2⁶⁰ bytes, and none reaches further from its first element: what would is refused, since
+/// its addresses would wrap around. The stride of an axis of length 1, or of a view without elements, leads nowhere: it may be anything, and counts as 0 if it is larger.
 /// The default value means "absent": every optional tensor of this library is absent until it is set.
 /// </remarks>
 public readonly ref struct TensorView
 {
     /// <summary>The largest number of axes.</summary>
     public const int MaximumRank = 6;
+
+    // Far beyond every memory, and sums of a few don't overflow.
+    private const long FarthestByte = 1L << 60;
 
     private readonly ref byte reference;
     private readonly nint address;
@@ -25,17 +29,18 @@ public readonly ref struct TensorView
     private TensorView(ref byte reference, nint address, object space, TensorBuffer? owner, ElementType type, bool isReadOnly,
         scoped ReadOnlySpan<long> shape, scoped ReadOnlySpan<long> strides)
     {
-        if (shape.Length > MaximumRank)
-            throw new ArgumentException($"A tensor has at most {MaximumRank} axes; this shape has {shape.Length}.", nameof(shape));
+        long elements = CountElements(type, shape), most = FarthestByte / type.Size();
         if (strides.Length != shape.Length)
             throw new ArgumentException($"A shape of {shape.Length} axes needs as many strides; there are {strides.Length}.", nameof(strides));
-        long elements = 1;
+        Int128 reach = 0;
         for (int axis = 0; axis < shape.Length; axis++)
         {
-            ArgumentOutOfRangeException.ThrowIfNegative(shape[axis], nameof(shape));
-            elements = checked(elements * shape[axis]);
+            Int128 stride = Int128.Abs(strides[axis]);
+            bool leads = elements > 0 && shape[axis] > 1;
+            if (leads && (reach += (shape[axis] - 1) * stride) > most)
+                throw new ArgumentException($"The strides {Text(strides)} of the shape {Text(shape)} lead further than {FarthestByte} bytes from the first element.", nameof(strides));
             lengths[axis] = shape[axis];
-            this.strides[axis] = strides[axis];
+            this.strides[axis] = leads || stride <= most ? strides[axis] : 0;
         }
         this.reference = ref reference;
         this.address = address;
@@ -63,14 +68,18 @@ public readonly ref struct TensorView
     public long ElementCount { get; }
 
     /// <summary>The length of an axis.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such axis.</exception>
     public long Length(int axis) => lengths[Checked(axis)];
 
     /// <summary>The distance between neighbours along an axis, in elements.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such axis.</exception>
     public long Stride(int axis) => strides[Checked(axis)];
 
     /// <summary>Views a whole array, row-major.</summary>
     /// <param name="data">At least as many elements as the shape has.</param>
     /// <param name="shape">The lengths of the axes; none means one axis of the array's length.</param>
+    /// <exception cref="ArgumentNullException">There is no array.</exception>
+    /// <exception cref="ArgumentException">The memory has fewer elements than the shape, the shape has a negative length or more than <see cref="MaximumRank"/> axes, or the elements are of no <see cref="ElementType"/>.</exception>
     public static TensorView Of<T>(T[] data, params scoped ReadOnlySpan<long> shape) where T : unmanaged
     {
         ArgumentNullException.ThrowIfNull(data);
@@ -80,20 +89,24 @@ public readonly ref struct TensorView
     /// <summary>Views a span, row-major.</summary>
     /// <param name="data">At least as many elements as the shape has.</param>
     /// <param name="shape">The lengths of the axes; none means one axis of the span's length.</param>
+    /// <exception cref="ArgumentException">The memory has fewer elements than the shape, the shape has a negative length or more than <see cref="MaximumRank"/> axes, or the elements are of no <see cref="ElementType"/>.</exception>
     public static TensorView Of<T>(Span<T> data, params scoped ReadOnlySpan<long> shape) where T : unmanaged =>
         OfSpan(data, shape, isReadOnly: false);
 
     /// <summary>Views a read-only span, row-major. The view can be an input only.</summary>
     /// <param name="data">At least as many elements as the shape has.</param>
     /// <param name="shape">The lengths of the axes; none means one axis of the span's length.</param>
+    /// <exception cref="ArgumentException">The memory has fewer elements than the shape, the shape has a negative length or more than <see cref="MaximumRank"/> axes, or the elements are of no <see cref="ElementType"/>.</exception>
     public static TensorView Of<T>(ReadOnlySpan<T> data, params scoped ReadOnlySpan<long> shape) where T : unmanaged =>
         OfSpan(data, shape, isReadOnly: true);
 
     /// <summary>Views a <see cref="TensorSpan{T}"/> with its shape and strides.</summary>
+    /// <exception cref="ArgumentException">It has more than <see cref="MaximumRank"/> axes, or its elements are of no <see cref="ElementType"/>.</exception>
     public static TensorView Of<T>(scoped in TensorSpan<T> data) where T : unmanaged =>
         OfTensorSpan(ref data.GetPinnableReference(), data.Lengths, data.Strides, ElementTypes.Of<T>(), isReadOnly: false);
 
     /// <summary>Views a <see cref="ReadOnlyTensorSpan{T}"/> with its shape and strides. The view can be an input only.</summary>
+    /// <exception cref="ArgumentException">It has more than <see cref="MaximumRank"/> axes, or its elements are of no <see cref="ElementType"/>.</exception>
     public static TensorView Of<T>(scoped in ReadOnlyTensorSpan<T> data) where T : unmanaged =>
         OfTensorSpan(ref Unsafe.AsRef(in data.GetPinnableReference()), data.Lengths, data.Strides, ElementTypes.Of<T>(), isReadOnly: true);
 
@@ -102,8 +115,10 @@ public readonly ref struct TensorView
     /// <param name="pointer">The address of the first element, aligned to the element's size. The memory must outlive every call that uses the view.</param>
     /// <param name="type">The type of the elements.</param>
     /// <param name="shape">The lengths of the axes.</param>
+    /// <exception cref="ArgumentNullException">There is no device, or the address is 0.</exception>
+    /// <exception cref="ArgumentException">The address isn't aligned, or the shape has a negative length, more than <see cref="MaximumRank"/> axes or more than 2⁶⁰ bytes.</exception>
     public static TensorView FromPointer(ComputeDevice device, nint pointer, ElementType type, params scoped ReadOnlySpan<long> shape) =>
-        FromPointer(device, pointer, type, shape, RowMajor(shape, stackalloc long[MaximumRank]));
+        FromPointer(device, pointer, type, shape, RowMajor(type, shape, stackalloc long[MaximumRank]));
 
     /// <summary>Views memory that another library owns, with strides.</summary>
     /// <param name="device">The device whose memory it is; any CPU device for host memory.</param>
@@ -111,6 +126,9 @@ public readonly ref struct TensorView
     /// <param name="type">The type of the elements.</param>
     /// <param name="shape">The lengths of the axes.</param>
     /// <param name="strides">The strides of the axes, in elements.</param>
+    /// <exception cref="ArgumentNullException">There is no device, or the address is 0.</exception>
+    /// <exception cref="ArgumentException">The address isn't aligned; the shape has a negative length, more than <see cref="MaximumRank"/> axes or more than 2⁶⁰ bytes; or the strides are
+    /// of another number than the axes, or lead further than 2⁶⁰ bytes from the first element.</exception>
     public static TensorView FromPointer(ComputeDevice device, nint pointer, ElementType type, scoped ReadOnlySpan<long> shape, scoped ReadOnlySpan<long> strides)
     {
         ArgumentNullException.ThrowIfNull(device);
@@ -122,13 +140,14 @@ public readonly ref struct TensorView
     }
 
     internal static TensorView OfBuffer(TensorBuffer owner, nint address, ElementType type, scoped ReadOnlySpan<long> shape) =>
-        OfBuffer(owner, address, type, shape, RowMajor(shape, stackalloc long[MaximumRank]));
+        OfBuffer(owner, address, type, shape, RowMajor(type, shape, stackalloc long[MaximumRank]));
 
     internal static TensorView OfBuffer(TensorBuffer owner, nint address, ElementType type, scoped ReadOnlySpan<long> shape, scoped ReadOnlySpan<long> strides) =>
         new(ref Unsafe.NullRef<byte>(), address, owner.Device.MemorySpace, owner, type, false, shape, strides);
 
     /// <summary>The same elements with the axes in another order.</summary>
     /// <param name="axes">For each new axis, the old one.</param>
+    /// <exception cref="ArgumentException">That isn't each axis once.</exception>
     public TensorView Permute(params scoped ReadOnlySpan<int> axes)
     {
         if (axes.Length != Rank)
@@ -137,7 +156,9 @@ public readonly ref struct TensorView
         int seen = 0;
         for (int axis = 0; axis < axes.Length; axis++)
         {
-            int from = Checked(axes[axis]);
+            int from = axes[axis];
+            if ((uint)from >= (uint)Rank)
+                throw new ArgumentException($"There is no axis {from} in a tensor with {Rank} axes.", nameof(axes));
             if ((seen & (1 << from)) != 0)
                 throw new ArgumentException($"Axis {from} occurs twice in the permutation.", nameof(axes));
             seen |= 1 << from;
@@ -151,6 +172,7 @@ public readonly ref struct TensorView
     /// <param name="axis">The axis to cut.</param>
     /// <param name="start">The first element that stays.</param>
     /// <param name="length">How many stay.</param>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such axis, or it hasn't all of these elements.</exception>
     public TensorView Slice(int axis, long start, long length)
     {
         long old = Length(axis);
@@ -162,12 +184,13 @@ public readonly ref struct TensorView
             shape[i] = i == axis ? length : lengths[i];
             steps[i] = strides[i];
         }
-        return With(length == 0 ? 0 : start * strides[axis], shape, steps);
+        return With(start * strides[axis], shape, steps);
     }
 
     /// <summary>The elements at one index of an axis; that axis goes.</summary>
     /// <param name="axis">The axis to remove.</param>
     /// <param name="index">Which of its elements stay.</param>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such axis, or it has no such element.</exception>
     public TensorView Select(int axis, long index)
     {
         if ((ulong)index >= (ulong)Length(axis))
@@ -184,11 +207,14 @@ public readonly ref struct TensorView
     /// <summary>The same elements again and again along an axis of length 1, which gets a stride of 0. The view can be an input only.</summary>
     /// <param name="axis">The axis to lengthen.</param>
     /// <param name="length">Its new length.</param>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such axis, or the length is negative or makes a view of more than 2⁶⁰ bytes.</exception>
+    /// <exception cref="ArgumentException">The axis has another length than 1.</exception>
     public TensorView Expand(int axis, long length)
     {
         if (Length(axis) != 1)
             throw new ArgumentException($"Axis {axis} has the length {Length(axis)}; only an axis of length 1 can be expanded.", nameof(axis));
-        ArgumentOutOfRangeException.ThrowIfNegative(length);
+        if (length < 0 || length > FarthestByte / Type.Size() / Math.Max(1, ElementCount))
+            throw new ArgumentOutOfRangeException(nameof(length), length, $"Axis {axis} of {ShapeText} can have a length from 0 to what makes a view of {FarthestByte} bytes.");
         Span<long> shape = stackalloc long[Rank], steps = stackalloc long[Rank];
         for (int i = 0; i < Rank; i++)
         {
@@ -199,11 +225,14 @@ public readonly ref struct TensorView
     }
 
     /// <summary>The same elements, which must lie row-major without gaps, in another shape of as many elements.</summary>
+    /// <param name="shape">The lengths of the axes.</param>
+    /// <exception cref="InvalidOperationException">They don't lie so.</exception>
+    /// <exception cref="ArgumentException">The shape has another number of elements, a negative length, or more than <see cref="MaximumRank"/> axes.</exception>
     public TensorView Reshape(params scoped ReadOnlySpan<long> shape)
     {
         if (!IsContiguous)
             throw new InvalidOperationException("Only a row-major view without gaps can take another shape.");
-        TensorView reshaped = With(0, shape, RowMajor(shape, stackalloc long[MaximumRank]));
+        TensorView reshaped = With(0, shape, RowMajor(Type, shape, stackalloc long[MaximumRank]));
         if (reshaped.ElementCount != ElementCount)
             throw new ArgumentException($"{ElementCount} elements don't fill the shape {reshaped.ShapeText}.", nameof(shape));
         return reshaped;
@@ -226,18 +255,10 @@ public readonly ref struct TensorView
     }
 
     /// <summary>The shape as text, "[2, 8, 64]".</summary>
-    public string ShapeText
-    {
-        get
-        {
-            var text = new System.Text.StringBuilder("[");
-            for (int axis = 0; axis < Rank; axis++)
-                text.Append(axis == 0 ? "" : ", ").Append(lengths[axis]);
-            return text.Append(']').ToString();
-        }
-    }
+    public string ShapeText => Text(((ReadOnlySpan<long>)lengths)[..Rank]);
 
     /// <summary>The first element, for <c>fixed</c>: host memory only. An absent tensor gives a null pointer.</summary>
+    /// <exception cref="InvalidOperationException">The tensor lies in device memory.</exception>
     public ref byte GetPinnableReference()
     {
         if (!IsPresent)
@@ -365,7 +386,7 @@ public readonly ref struct TensorView
 
     private TensorView With(long elementOffset, scoped ReadOnlySpan<long> shape, scoped ReadOnlySpan<long> steps)
     {
-        nint bytes = (nint)(elementOffset * Type.Size());
+        nint bytes = shape.Contains(0) ? 0 : (nint)(elementOffset * Type.Size()); // where there is nothing to point at, the offset may be anything
         if (Unsafe.IsNullRef(ref reference))
             return new(ref Unsafe.NullRef<byte>(), address + bytes, space!, owner, Type, IsReadOnly, shape, steps);
         return new(ref Unsafe.AddByteOffset(ref reference, bytes), 0, space!, owner, Type, IsReadOnly, shape, steps);
@@ -385,7 +406,7 @@ public readonly ref struct TensorView
         if (shape.IsEmpty)
             shape = new ReadOnlySpan<long>(in whole);
         var view = new TensorView(ref Unsafe.As<T, byte>(ref MemoryMarshal.GetReference(data)), 0, CpuDevice.HostMemory, null, type, isReadOnly,
-            shape, RowMajor(shape, stackalloc long[MaximumRank]));
+            shape, RowMajor(type, shape, stackalloc long[MaximumRank]));
         if (view.ElementCount > data.Length)
             throw new ArgumentException($"The shape {view.ShapeText} has {view.ElementCount} elements; the memory has {data.Length}.", nameof(data));
         return view;
@@ -393,24 +414,43 @@ public readonly ref struct TensorView
 
     private static TensorView OfTensorSpan<T>(ref T first, scoped ReadOnlySpan<nint> lengths, scoped ReadOnlySpan<nint> strides, ElementType type, bool isReadOnly)
     {
+        if (lengths.Length > MaximumRank)
+            throw new ArgumentException($"A tensor has at most {MaximumRank} axes; this one has {lengths.Length}.", "data");
         Span<long> shape = stackalloc long[lengths.Length], steps = stackalloc long[lengths.Length];
         for (int axis = 0; axis < lengths.Length; axis++)
             (shape[axis], steps[axis]) = (lengths[axis], strides[axis]);
         return new(ref Unsafe.As<T, byte>(ref first), 0, CpuDevice.HostMemory, null, type, isReadOnly, shape, steps);
     }
 
-    private static ReadOnlySpan<long> RowMajor(scoped ReadOnlySpan<long> shape, Span<long> strides)
+    private static ReadOnlySpan<long> RowMajor(ElementType type, scoped ReadOnlySpan<long> shape, Span<long> strides)
     {
-        if (shape.Length > MaximumRank)
-            throw new ArgumentException($"A tensor has at most {MaximumRank} axes; this shape has {shape.Length}.", nameof(shape));
+        CountElements(type, shape);
         long step = 1;
         for (int axis = shape.Length - 1; axis >= 0; axis--)
         {
             strides[axis] = step;
-            step = checked(step * shape[axis]);
+            step *= shape[axis]; // may wrap where the shape has no elements
         }
         return strides[..shape.Length];
     }
+
+    /// <summary>The elements of a shape that a tensor can have.</summary>
+    internal static long CountElements(ElementType type, scoped ReadOnlySpan<long> shape)
+    {
+        if (shape.Length > MaximumRank)
+            throw new ArgumentException($"A tensor has at most {MaximumRank} axes; this shape has {shape.Length}.", nameof(shape));
+        long most = FarthestByte / type.Size();
+        Int128 elements = shape.Contains(0) ? 0 : 1;
+        foreach (long length in shape)
+        {
+            ArgumentOutOfRangeException.ThrowIfNegative(length, nameof(shape));
+            if ((elements *= length) > most)
+                throw new ArgumentException($"The shape {Text(shape)} has more than {FarthestByte} bytes of {type}.", nameof(shape));
+        }
+        return (long)elements;
+    }
+
+    private static string Text(scoped ReadOnlySpan<long> numbers) => $"[{string.Join(", ", numbers.ToArray())}]";
 
     [InlineArray(MaximumRank)]
     private struct Axes

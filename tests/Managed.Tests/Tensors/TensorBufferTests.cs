@@ -50,8 +50,11 @@ public class TensorBufferTests
         Assert.Throws<ArgumentException>("destination", () => buffer.CopyTo(new float[4].AsSpan()));
         Assert.Throws<ArgumentException>(() => buffer.AsSpan<long>().Length);
         Assert.Throws<ArgumentOutOfRangeException>("shape", () => Device.Allocate(ElementType.Float32, 2, -1));
-        Assert.Throws<OverflowException>(() => Device.Allocate(ElementType.Float32, long.MaxValue, 3));
-        Assert.Throws<OverflowException>(() => Device.Allocate(ElementType.Float32, long.MaxValue / 2));
+        Assert.Throws<ArgumentException>("shape", () => Device.Allocate(ElementType.Float32, long.MaxValue, 3));
+        Assert.Throws<ArgumentException>("shape", () => Device.Allocate(ElementType.Float32, long.MaxValue / 2));
+        Assert.Throws<ArgumentException>("shape", () => Device.Allocate(ElementType.Float32, 1, 1, 1, 1, 1, 1, 1));
+        Assert.Throws<ArgumentOutOfRangeException>("type", () => Device.Allocate((ElementType)17, 1));
+        Assert.Throws<ArgumentException>("T", () => Device.Upload<double>([1]));
         Assert.Throws<ArgumentException>("source", () => Device.Upload<float>([1, 2], 3));
         Assert.Throws<ArgumentNullException>(() => ((TensorView)(TensorBuffer)null!).Rank);
     }

@@ -84,9 +84,11 @@ public class TensorViewTests
     [Fact]
     public void Other_types_are_refused()
     {
-        Assert.Throws<ArgumentException>(() => TensorView.Of(new double[3]).Rank);
-        Assert.Throws<ArgumentException>(() => TensorView.Of(new short[3]).Rank);
-        Assert.Throws<ArgumentOutOfRangeException>(() => ((ElementType)17).Size());
+        Assert.Throws<ArgumentException>("T", () => TensorView.Of(new double[3]).Rank);
+        Assert.Throws<ArgumentException>("T", () => TensorView.Of(new short[3]).Rank);
+        Assert.Throws<ArgumentException>("T", () => TensorView.Of(new TensorSpan<double>(new double[3])).Rank);
+        Assert.Throws<ArgumentOutOfRangeException>("type", () => ((ElementType)17).Size());
+        Assert.Throws<ArgumentOutOfRangeException>("type", () => TensorView.FromPointer(Device, 64, (ElementType)17, 1).Rank);
     }
 
     [Fact]
@@ -96,7 +98,9 @@ public class TensorViewTests
         Assert.Throws<ArgumentException>("data", () => TensorView.Of(new float[5], 2, 3).Rank);
         Assert.Throws<ArgumentOutOfRangeException>("shape", () => TensorView.Of(new float[5], -1).Rank);
         Assert.Throws<ArgumentException>("shape", () => TensorView.Of(new float[1], 1, 1, 1, 1, 1, 1, 1).Rank);
-        Assert.Throws<OverflowException>(() => TensorView.Of(new float[1], long.MaxValue, 2).Rank);
+        Assert.Throws<ArgumentException>("shape", () => TensorView.Of(new float[1], long.MaxValue, 2).Rank);
+        Assert.Throws<ArgumentException>("shape", () => TensorView.FromPointer(Device, 64, ElementType.Float32, 1L << 59).Rank);
+        Assert.Throws<ArgumentException>("data", () => TensorView.Of(new TensorSpan<float>(new float[1], [1, 1, 1, 1, 1, 1, 1])).Rank);
         Assert.Throws<ArgumentNullException>("pointer", () => TensorView.FromPointer(Device, 0, ElementType.Float32, 1).Rank);
         Assert.Throws<ArgumentNullException>("device", () => TensorView.FromPointer(null!, 64, ElementType.Float32, 1).Rank);
         Assert.Throws<ArgumentException>("pointer", () => TensorView.FromPointer(Device, 66, ElementType.Float32, 1).Rank);
@@ -105,13 +109,49 @@ public class TensorViewTests
         Assert.Throws<ArgumentOutOfRangeException>("axis", () => TensorView.Of(new float[6], 2, 3).Stride(-1));
         Assert.Throws<ArgumentException>("axes", () => TensorView.Of(new float[6], 2, 3).Permute(0).Rank);
         Assert.Throws<ArgumentException>("axes", () => TensorView.Of(new float[6], 2, 3).Permute(0, 0).Rank);
-        Assert.Throws<ArgumentOutOfRangeException>(() => TensorView.Of(new float[6], 2, 3).Permute(0, 2).Rank);
+        Assert.Throws<ArgumentException>("axes", () => TensorView.Of(new float[6], 2, 3).Permute(0, 2).Rank);
         Assert.Throws<ArgumentOutOfRangeException>("start", () => TensorView.Of(new float[6], 2, 3).Slice(1, 2, 2).Rank);
         Assert.Throws<ArgumentOutOfRangeException>("start", () => TensorView.Of(new float[6], 2, 3).Slice(1, -1, 2).Rank);
         Assert.Throws<ArgumentOutOfRangeException>("start", () => TensorView.Of(new float[6], 2, 3).Slice(1, 1, -1).Rank);
         Assert.Throws<ArgumentOutOfRangeException>("start", () => TensorView.Of(new float[6], 2, 3).Slice(1, long.MaxValue, 2).Rank);
+        Assert.Throws<ArgumentOutOfRangeException>("axis", () => TensorView.Of(new float[6], 2, 3).Slice(2, 0, 1).Rank);
+        Assert.Throws<ArgumentOutOfRangeException>("index", () => TensorView.Of(new float[6], 2, 3).Select(1, 3).Rank);
+        Assert.Throws<ArgumentOutOfRangeException>("axis", () => TensorView.Of(new float[6], 2, 3).Select(2, 0).Rank);
+        Assert.Throws<ArgumentException>("axis", () => TensorView.Of(new float[6], 2, 3).Expand(1, 3).Rank);
+        Assert.Throws<ArgumentOutOfRangeException>("length", () => TensorView.Of(new float[6], 6, 1).Expand(1, -1).Rank);
+        Assert.Throws<ArgumentOutOfRangeException>("length", () => TensorView.Of(new float[6], 6, 1).Expand(1, long.MaxValue).Rank);
         Assert.Throws<ArgumentException>("shape", () => TensorView.Of(new float[6], 2, 3).Reshape(5).Rank);
+        Assert.Throws<ArgumentException>("shape", () => TensorView.Of(new float[6], 2, 3).Reshape(long.MaxValue, 6).Rank);
         Assert.Throws<InvalidOperationException>(() => TensorView.Of(new float[6], 2, 3).Permute(1, 0).Reshape(6).Rank);
+    }
+
+    // In bytes they would wrap around, and two heads lie in one place.
+    [Theory]
+    [InlineData(1L << 62)]
+    [InlineData(-(1L << 62))]
+    [InlineData(1L << 59)]
+    [InlineData(long.MinValue)]
+    [InlineData(long.MaxValue)]
+    public void Strides_that_lead_out_of_every_memory_are_refused(long stride)
+    {
+        Assert.Throws<ArgumentException>("strides", () => TensorView.FromPointer(Device, 64, ElementType.Float32, [1, 2, 3, 4], [24, stride, 4, 1]).Rank);
+        Assert.Throws<ArgumentException>("strides", () => TensorView.FromPointer(Device, 64, ElementType.Float32, [3, 2], [1L << 57, stride / 8]).Rank);
+    }
+
+    [Fact]
+    public void Strides_of_one_element_or_none_lead_nowhere()
+    {
+        foreach (long stride in (long[])[long.MinValue, -7, 1L << 62, long.MaxValue])
+        {
+            TensorView one = TensorView.FromPointer(Device, 64, ElementType.Float32, [1, 3], [stride, 1]), none = TensorView.FromPointer(Device, 64, ElementType.Float32, [0, 3], [stride, stride]);
+            Assert.Equal((stride == -7 ? -7 : 0, 1L), (one.Stride(0), one.Stride(1)));
+            Assert.True(one.IsContiguous && !one.AliasesItself && !none.AliasesItself && !none.Overlaps(one));
+            Assert.True(one.Overlaps(TensorView.FromPointer(Device, 72, ElementType.Float32, [1, 3], [stride, 1])));
+            Assert.False(one.Overlaps(TensorView.FromPointer(Device, 76, ElementType.Float32, [1, 3], [stride, 1])));
+            Assert.Equal(64, none.Slice(1, 2, 1).Address);
+            Assert.Equal(64, none.Select(1, 2).Address);
+        }
+        Assert.Equal(0, TensorView.FromPointer(Device, 64, ElementType.Float32, 0, 1L << 40, 1L << 40).ElementCount);
     }
 
     [Fact]
