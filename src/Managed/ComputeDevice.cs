@@ -13,6 +13,7 @@ public abstract class ComputeDevice : IDisposable
 
     /// <summary>A CPU device with its own threads.</summary>
     /// <param name="threads">How many threads work on a call, the calling one included; at least 1. Results don't depend on it, not in one bit.</param>
+    /// <exception cref="ArgumentOutOfRangeException">That is less than 1.</exception>
     public static ComputeDevice OpenCpu(int threads)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(threads, 1);
@@ -27,6 +28,7 @@ public abstract class ComputeDevice : IDisposable
     public abstract ComputeDevice With(CancellationToken cancellation);
 
     /// <summary>Waits for everything queued, then throws what went wrong in it, for instance an index out of range that lay in device memory.</summary>
+    /// <exception cref="ObjectDisposedException">The device was disposed.</exception>
     public abstract void Synchronize();
 
     /// <summary>Allocates a row-major tensor in the device's memory, filled with zeros.</summary>
@@ -58,10 +60,15 @@ public abstract class ComputeDevice : IDisposable
         }
     }
 
+    /// <summary>Throws <see cref="ObjectDisposedException"/> if the device was disposed and wouldn't say so itself.</summary>
+    internal virtual void RequireOpen()
+    {
+    }
+
     /// <summary>Identifies the memory that the device can address; all CPU devices share one.</summary>
     protected internal abstract object MemorySpace { get; }
 
-    /// <summary>Closes what was opened: threads, stream, context.</summary>
+    /// <summary>Closes what was opened: threads, stream, context. Calls on the device, or on a handle of it, throw <see cref="ObjectDisposedException"/> from then on.</summary>
     public void Dispose()
     {
         Dispose(true);

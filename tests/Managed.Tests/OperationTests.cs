@@ -101,6 +101,22 @@ public class OperationTests
 
     [Theory]
     [MemberData(nameof(Names))]
+    public void A_disposed_device_throws(string name)
+    {
+        foreach (int threads in (int[])[1, 2])
+        {
+            Calls.Call call = Calls.Of(name, large: false);
+            ComputeDevice device = ComputeDevice.OpenCpu(threads), handle = device.With(CancellationToken.None);
+            using var memory = new CallMemory(CallMemory.Place.Arrays);
+            call(device, memory); // so that the workspace is large enough
+            device.Dispose();
+            Assert.Throws<ObjectDisposedException>(() => call(device, memory));
+            Assert.Throws<ObjectDisposedException>(() => call(handle, memory));
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Names))]
     public void Calls_on_one_device_from_several_threads_agree(string name)
     {
         Calls.Call call = Calls.Of(name, large: true);

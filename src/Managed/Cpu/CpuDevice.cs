@@ -31,11 +31,16 @@ internal sealed partial class CpuDevice : ComputeDevice
 
     public override ComputeDevice With(CancellationToken cancellation) => new CpuDevice(this, cancellation);
 
-    public override void Synchronize()
+    public override void Synchronize() => RequireOpen();
+
+    public override TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape)
     {
+        RequireOpen();
+        return new HostBuffer(this, type, shape);
     }
 
-    public override TensorBuffer Allocate(ElementType type, params ReadOnlySpan<long> shape) => new HostBuffer(this, type, shape);
+    // At the beginning of a call: one that is under way when the device is disposed is finished, on its caller's thread.
+    internal override void RequireOpen() => ObjectDisposedException.ThrowIf(threads.IsClosed, typeof(ComputeDevice));
 
     protected internal override object MemorySpace => HostMemory;
 

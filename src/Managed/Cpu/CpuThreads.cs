@@ -11,7 +11,7 @@ internal sealed unsafe class CpuThreads : IDisposable
     private readonly object sleep = new();
     private readonly Thread[] helpers;
     private int calling, generation, pending;
-    private bool closed;
+    private volatile bool closed;
 
     private delegate*<void*, nint, byte*, void> body;
     private void* state;
@@ -35,6 +35,9 @@ internal sealed unsafe class CpuThreads : IDisposable
 
     /// <summary>How many threads work on a call, the calling one included.</summary>
     public int Count { get; }
+
+    /// <summary>Whether the threads were ended; a call then works alone.</summary>
+    public bool IsClosed => closed;
 
     /// <summary>Runs body(state, item, scratch of the thread) for every item below <paramref name="count"/>. A call while another one is running works alone, on its own thread.</summary>
     public void Run(delegate*<void*, nint, byte*, void> body, void* state, nint count, byte* scratch, nint scratchStride, CancellationToken cancellation)

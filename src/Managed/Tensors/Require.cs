@@ -81,8 +81,12 @@ internal static class Require
             throw new ArgumentException($"{name} {verb} nothing; set at least one of {choices}.", name);
     }
 
-    /// <summary>The device is there.</summary>
-    public static void Device(ComputeDevice device) => ArgumentNullException.ThrowIfNull(device);
+    /// <summary>The device is there, and open.</summary>
+    public static void Device(ComputeDevice device)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        device.RequireOpen();
+    }
 
     /// <summary>A workspace of this device.</summary>
     public static void Workspace(ComputeDevice device, Workspace workspace)

@@ -139,6 +139,30 @@ public unsafe class CpuThreadsTests
         three.Synchronize();
     }
 
+    [Fact]
+    public void A_disposed_device_gives_no_memory_and_that_of_its_tensors_stays()
+    {
+        foreach (int threads in (int[])[1, 3])
+        {
+            ComputeDevice device = ComputeDevice.OpenCpu(threads), handle = device.With(CancellationToken.None);
+            TensorBuffer buffer = device.Upload<float>([1, 2]);
+            using var workspace = new Workspace(device);
+            handle.Dispose(); // closes nothing
+            device.Synchronize();
+            device.Dispose();
+            device.Dispose();
+            foreach (ComputeDevice closed in (ComputeDevice[])[device, handle])
+            {
+                Assert.Throws<ObjectDisposedException>(closed.Synchronize);
+                Assert.Throws<ObjectDisposedException>(() => closed.Allocate(ElementType.Float32, 1));
+                Assert.Throws<ObjectDisposedException>(() => closed.Upload<float>([1]));
+            }
+            Assert.Throws<ObjectDisposedException>(() => workspace.Reserve(1));
+            Assert.Equal([1f, 2f], buffer.ToArray<float>());
+            buffer.Dispose();
+        }
+    }
+
     private static int[] Visits(CpuThreads pool, int items)
     {
         int[] visits = new int[items];
