@@ -433,19 +433,25 @@ internal class GpuQueue : IDisposable, GpuPool.ISource
     private static string Describe(MethodInfo kernel) =>
         $"{kernel.DeclaringType?.Name}.{kernel.Name}{(kernel.IsGenericMethod ? $"<{string.Join(", ", kernel.GetGenericArguments().Select(type => type.Name))}>" : "")}";
 
-    /// <summary>Throws if a kernel has a struct that isn't public.</summary>
+    /// <summary>Throws if a kernel has a struct that isn't public, or one with a field of bool or char.</summary>
     // CUDA's launcher is generated into another assembly, which has to name the structs; this assembly lets it. One rule for all devices.
-    protected static void RefuseHiddenStructs(MethodInfo kernel)
+    // ILGPU would refuse the fields too ("not blittable"), and compile nothing more afterwards.
+    protected static void RefuseStructs(MethodInfo kernel)
     {
-        IEnumerable<Type> structs = kernel.GetGenericArguments().Concat(kernel.GetParameters().Select(parameter => parameter.ParameterType));
+        Type[] structs = [.. kernel.GetGenericArguments(), .. kernel.GetParameters().Select(parameter => parameter.ParameterType)];
         if (structs.FirstOrDefault(type => !type.IsVisible && type.Assembly != typeof(GpuQueue).Assembly) is { } hidden)
             throw new NotSupportedException($"{hidden.Name} isn't public: a GPU runs only public structs.");
+        if (structs.SelectMany(Fields).FirstOrDefault(field => field.FieldType == typeof(bool) || field.FieldType == typeof(char)) is { } field)
+            throw new NotSupportedException($"{field.DeclaringType!.Name} has a {(field.FieldType == typeof(bool) ? "bool" : "char")} as a field ({field.Name}): a GPU takes numbers of fixed size only.");
     }
+
+    private static IEnumerable<FieldInfo> Fields(Type type) => !type.IsValueType || type.IsPrimitive || type.IsEnum ? [] :
+        type.GetFields(BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic).SelectMany(field => Fields(field.FieldType).Prepend(field));
 
     private Delegate Compile(MethodInfo kernel, Func<Delegate> load)
     {
         string name = Describe(kernel);
-        RefuseHiddenStructs(kernel);
+        RefuseStructs(kernel);
         // After a failure ILGPU's context answers every compilation with a null reference.
         if (failedKernel is not null)
             throw new InvalidOperationException($"{failedKernel} failed to compile on this device before, which leaves its compiler unusable; open the device again.");

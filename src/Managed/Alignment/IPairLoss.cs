@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <summary>A loss of one preference pair, written once and run fused on every device; its gradients are taken by <see cref="Dual{T}"/>.</summary>
-/// <remarks>Make it a small struct with fields that are fixed-size numbers (no bool, no char). What couples a batch (sorting, means) is a stage before it.</remarks>
+/// <remarks>Make it a small public struct whose fields are numbers of fixed size, as a rule is (<see cref="IScoreRule"/>). What couples a batch (sorting, means) is a stage before it.</remarks>
 public interface IPairLoss
 {
     /// <summary>The loss of a pair.</summary>

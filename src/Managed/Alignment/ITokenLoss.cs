@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <summary>A loss of one generated token, written once and run fused on every device; its gradient is taken by <see cref="Dual{T}"/>.</summary>
-/// <remarks>Make it a small struct with fields that are fixed-size numbers (no bool, no char).</remarks>
+/// <remarks>Make it a small public struct whose fields are numbers of fixed size, as a rule is (<see cref="IScoreRule"/>).</remarks>
 public interface ITokenLoss
 {
     /// <summary>The loss of a token, and what the metrics count.</summary>

@@ -4,8 +4,8 @@ namespace TransformerKernels;
 
 /// <summary>A formula that changes attention's scores, written once and run fused on every device.</summary>
 /// <remarks>
-/// It is applied to scale · query · key, before biases and mask. Make it a small struct with fields that are fixed-size numbers (no bool, no char);
-/// what is learned comes in as captured tensors. A rule that returns −∞ hides the pair. Its derivatives with respect to the score and to every captured
+/// It is applied to scale · query · key, before biases and mask. Make it a small public struct whose fields are numbers of fixed size: the CPU takes any unmanaged struct, GPUs refuse one that has a
+/// <see langword="bool"/> or <see langword="char"/>, or isn't public. What is learned comes in as captured tensors. A rule that returns −∞ hides the pair. Its derivatives with respect to the score and to every captured
 /// value are taken by <see cref="Dual{T}"/>.
 /// <code>
 /// public readonly struct RelativeTemperature(float strength) : IScoreRule

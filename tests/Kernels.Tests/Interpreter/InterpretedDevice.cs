@@ -62,7 +62,7 @@ internal sealed class InterpretedDevice : IDisposable
 
         private void Run(MethodInfo kernel, KernelConfig size, object[] arguments)
         {
-            RefuseHiddenStructs(kernel);
+            RefuseStructs(kernel);
             string text = Texts.GetOrAdd((kernel, size.GroupDim), key => Ptx.Compile(key.Kernel, key.Group.Size, CudaArchitecture.SM_80));
             if (Edit is not null)
                 text = Edit(text);

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using TransformerKernels.Oracle;
 using Xunit;
 
@@ -15,6 +16,21 @@ public class AttentionEdgeTests
     {
         for (int size = 1; size <= 130; size++)
             AttentionCase.Of(1, 1, 1, 18, 21, size, 131 - size, causal: size % 2 == 0).Check(Device, default(PlainScore));
+    }
+
+    // s², or s below 0 a slope less steep.
+    private readonly struct Marked(bool squares, char sixteenths) : IScoreRule
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => squares ? score * score : T.SelectLess(score, T.Zero, sixteenths / 16f * score, score);
+    }
+
+    [Fact]
+    public void A_rule_may_have_fields_that_are_no_numbers_and_need_not_be_public()
+    {
+        AttentionCase attention = AttentionCase.Of(2, 2, 1, 21, 33, 12, 9, causal: true);
+        attention.Check(Device, new Marked(true, default), new SquaredFormula());
+        attention.Check(Device, new Marked(false, (char)4), new LeakyFormula(0.25));
     }
 
     public static TheoryData<string> Biases => ["slopes", "distance", "buckets", "grid", "dense", "row", "column", "sinks"];
