@@ -302,6 +302,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                 if (ruled)
                     ApplyRule<V>(tile, part);
             }
+            valuesAhead.AskForRest();
+            gradientsAhead.AskForRest();
             // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
             bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
             bool refines = first == 0 && end <= AttentionTiles.Keys, keeps = WantsScoring || refines; // dz as it is

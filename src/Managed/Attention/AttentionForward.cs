@@ -108,7 +108,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         nint block = AttentionTiles.Block<V>(), turns = Turns.Count, end = 0;
         float* rest = (float*)scratch;
         var tile = new ForwardTile { S = Take(ref rest, AttentionTiles.Keys * block), Maximum = Take(ref rest, block), Factor = Take(ref rest, block) };
-        var pairs = new PairTile { Values = Take(ref rest, AttentionTiles.Keys * block) };
+        var pairs = new PairTile { Values = Take(ref rest, AttentionTiles.Keys * block), IsShared = turns > 1 };
         ForwardBlock* blocks = stackalloc ForwardBlock[AttentionTurns.Most];
         for (nint turn = 0; turn < turns; turn++)
         {
@@ -200,9 +200,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 if (hides)
-                    Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
+                    Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum, &ahead);
                 else
-                    Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum, ahead);
+                    Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum, &ahead);
             }
         }
         else
@@ -216,6 +216,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
             }
         }
+        ahead.AskForRest();
         // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
         new Span<float>(s + count * block, (int)(((nint)AttentionTiles.RoundUp(count, Product.Rows) - count) * block)).Fill(float.NegativeInfinity);
         BeginWeights<V>(at.Maximum, tileMaximum, sum, factor);
@@ -248,12 +249,11 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
     }
 
     // Final scores of a part without a rule, and the maxima.
-    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum, in RowsAhead ahead)
+    private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum, RowsAhead* ahead)
         where V : struct, ILanes<V> where THiding : struct, IHiding
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
-        RowsAhead ofPart = ahead.Of(part);
-        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = &ofPart };
+        var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = ahead };
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 

@@ -165,14 +165,17 @@ internal unsafe struct HeadScores
     private readonly void ReadPairs(in Captured tensor, nint i0, nint count, nint j0, nint rows, float* lanes, nint block) =>
         MatrixCopy.Run(tensor.At(batch, head, i0, j0, 0), tensor.QueryStep, tensor.KeyStep, lanes, 1, block, count, rows);
 
-    /// <summary>Where the next tile's values of pairs lie, to be asked for while this one is worked on.</summary>
+    /// <summary>Where the next tile's values of pairs lie, of which the mask shows some, to be asked for while this one is worked on.</summary>
     /// <param name="scoring">The tensors.</param>
     /// <param name="i0">The first query.</param>
-    /// <param name="j0">The first key of the next tile.</param>
+    /// <param name="j0">The first key after this tile.</param>
     /// <param name="end">The keys of the block end here.</param>
     public readonly RowsAhead Ahead<V>(in AttentionScoring scoring, nint i0, nint j0, nint end) where V : struct, ILanes<V>
     {
-        var ahead = new RowsAhead(Math.Min(AttentionTiles.Block<V>(), queries - i0));
+        nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
+        while (scoring.Mask.IsPresent && j0 < end && !new ReadOnlySpan<ulong>(shown + (j0 - firstKey) / AttentionTiles.Keys * block, (int)count).ContainsAnyExcept(0ul))
+            j0 += AttentionTiles.Keys;
+        var ahead = new RowsAhead(count);
         for (int c = 0; c < CapturedSet.Count && j0 < end; c++)
             ahead.Add(scoring.Tensors[c], batch, head, i0, j0);
         if (j0 < end && pairs->Asked != j0)
@@ -227,36 +230,36 @@ internal unsafe struct HeadScores
         LaneRows written = new() { Start = tile, Step = AttentionTiles.Block<V>() };
         hides = visible.HidesPairs || LineHides;
         if (addsPairs || addsQueries || addsKeys)
-            rows = Add<V>(scoring, rows, i0, j0, keyCount, ref hides);
+            rows = Add<V>(scoring, rows, i0, j0, keyCount, visible, ref hides);
         if (!visible.HidesPairs)
             return rows;
-        Hide<V>(rows, keyCount, visible.ByKey());
+        Hide<V>(rows, visible.Bounds<V>(keyCount), visible.ByKey());
         return written;
     }
 
-    // Writes biases with −∞ for the hidden pairs out.
+    // Writes biases with −∞ for the hidden pairs out, as far as some are visible.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void Hide<V>(LaneRows bias, nint keyCount, ulong* seen) where V : struct, ILanes<V>
+    private readonly void Hide<V>(LaneRows bias, in TilePart bounds, ulong* seen) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>();
+        nint block = AttentionTiles.Block<V>(), first = bounds.Lane<V>(), end = bounds.EndVector * V.Count;
         V none = V.From(float.NegativeInfinity);
-        float* from = bias.Start, to = tile;
-        for (nint row = 0; row < keyCount; row++, from += bias.Step, to += block)
+        float* from = bias.At(bounds.FirstKey), to = tile + bounds.FirstKey * block;
+        for (nint row = bounds.FirstKey; row < bounds.EndKey; row++, from += bias.Step, to += block)
         {
-            for (nint lane = 0; lane < block; lane += V.Count)
+            for (nint lane = first; lane < end; lane += V.Count)
                 V.SelectBits((int)(seen[row] >> (int)lane), V.Load(from + lane), none).Store(to + lane);
         }
     }
 
     // The sum of all biases of a tile: what the queries alone have, or the pairs alone, as it is; anything else is written out.
-    private readonly LaneRows Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount, ref bool hides) where V : struct, ILanes<V>
+    private readonly LaneRows Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount, in TileVisibility visible, ref bool hides) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         LaneRows sums = new() { Start = tile, Step = block }, ofPairs = new() { Start = zeros };
         bool isOne = Line == null && !addsKeys && !(addsPairs && addsQueries);
         if (addsPairs)
         {
-            hides |= ReadAddedPairs<V>(scoring, i0, j0, keyCount, looks: isOne);
+            hides |= ReadAddedPairs<V>(scoring, i0, j0, keyCount, visible, isOne);
             ofPairs = new() { Start = pairs->Values, Step = block };
         }
         if (isOne)
@@ -280,8 +283,9 @@ internal unsafe struct HeadScores
         return sums;
     }
 
-    // Lays out the values a pair of the dense bias and of the table by two coordinates, summed; returns whether some are −∞ if it looks.
-    private readonly bool ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, bool looks) where V : struct, ILanes<V>
+    // Lays out the values a pair of the dense bias and of the table by two coordinates, summed: of pairs of which some are visible, if nothing else is added and nobody shares them. Returns whether
+    // some are −∞, unless that is known.
+    private readonly bool ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, in TileVisibility visible, bool isOne) where V : struct, ILanes<V>
     {
         if (pairs->FirstKey == j0 && pairs->Keys == keyCount)
             return pairs->Hides;
@@ -289,7 +293,12 @@ internal unsafe struct HeadScores
         float* lanes = pairs->Values;
         ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
         bool hasDense = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
-        if (hasDense && !scoring.Grid.IsPresent && count == block && MatrixCopy.IsOfSquares(dense.KeyStep, count, keyCount))
+        if (isOne && hasDense && !scoring.Grid.IsPresent && !pairs->IsShared && visible.HidesPairs)
+        {
+            TilePart bounds = visible.Bounds<V>(keyCount);
+            ReadPairs(dense, i0 + bounds.Lane<V>(), Math.Min(count, bounds.EndVector * V.Count) - bounds.Lane<V>(), j0 + bounds.FirstKey, bounds.Keys, lanes + bounds.Start<V>(), block);
+        }
+        else if (hasDense && !scoring.Grid.IsPresent && count == block && MatrixCopy.IsOfSquares(dense.KeyStep, count, keyCount))
             pairs->Hides = MatrixCopy.TransposeSquares(dense.At(batch, head, i0, j0, 0), dense.QueryStep, lanes, block, count, keyCount);
         else
         {
@@ -299,7 +308,7 @@ internal unsafe struct HeadScores
                 ReadPairs(dense, i0, count, j0, keyCount, lanes, block);
             if (scoring.Grid.IsPresent)
                 ReadGrid<V>(scoring, j0, keyCount, lanes, add: hasDense);
-            pairs->Hides = looks && ScoreLine.Hides<V>(lanes, keyCount * block);
+            pairs->Hides = isOne && ScoreLine.Hides<V>(lanes, keyCount * block);
         }
         pairs->FirstKey = scoring.Grid.IsPresent ? PairTile.None : j0; // a table is read where a sequence's queries stand
         pairs->Keys = keyCount;
@@ -380,6 +389,9 @@ internal unsafe struct PairTile
     public const nint None = -1;
 
     public float* Values;
+
+    /// <summary>Whether there are several such sequences or heads: what one doesn't see another may.</summary>
+    public bool IsShared;
 
     /// <summary>Which keys of the block's they are of.</summary>
     public nint FirstKey, Keys;

@@ -7,7 +7,7 @@ internal unsafe struct RowsAhead(nint queries)
 {
     private RowsOfTensors rows;
     private int count;
-    private nint first;
+    private nint asked;
 
     /// <summary>Adds the rows of a dense tensor that has its keys side by side; others need no help.</summary>
     public void Add(in Captured tensor, nint batch, nint head, nint i0, nint j0)
@@ -40,37 +40,39 @@ internal unsafe struct RowsAhead(nint queries)
             rows[count++] = new() { Start = start, Step = matrix.Row, Count = Math.Min(length, AttentionTiles.Keys), Features = features };
     }
 
-    /// <summary>The rows to be asked for while a part of the tile is worked on: each part has others, a tile that is seen whole all of them.</summary>
-    public readonly RowsAhead Of(in TilePart part) => this with { first = part.FirstKey + part.FirstVector };
-
     /// <summary>c = a·b of a part of a tile of keys and a block of queries.</summary>
-    public readonly void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c) where V : struct, ILanes<V>
+    public void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
-        RowsAhead ofPart = Of(part);
-        if (count > 0)
-            Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = &ofPart });
-        else
-            Product.Set<V>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block);
+        fixed (RowsAhead* ahead = &this)
+        {
+            if (count > 0)
+                Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = ahead });
+            else
+                Product.Set<V>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block);
+        }
     }
 
-    /// <summary>Asks for as many rows as a register tile has vectors. Of a tile that is seen whole there are 64 in all, as many as the widest block has queries and a tile keys.</summary>
+    /// <summary>Asks for as many rows as a register tile has vectors. Of a tile that is seen whole that is 64 in all, as many as the widest block has queries and a tile keys.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public readonly void Ask<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V>
+    public void Ask(nint vectors)
     {
         if (count > 0)
-            Ask(first + row + lane / V.Count, vectors);
+            AskFor(vectors);
     }
+
+    /// <summary>Asks for what is left after a tile that isn't seen whole.</summary>
+    public void AskForRest() => Ask(Math.Max(0, AttentionTiles.Keys - asked));
 
     // Not inlined: a product's loop has no register to spare.
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private readonly void Ask(nint row, nint more)
+    private void AskFor(nint more)
     {
         for (int n = 0; n < count; n++)
         {
-            nint end = Math.Min(row + more, rows[n].Count), step = rows[n].Step;
-            float* at = rows[n].Start + row * step;
-            for (nint next = row; next < end; next++, at += step)
+            nint end = Math.Min(asked + more, rows[n].Count), step = rows[n].Step;
+            float* at = rows[n].Start + asked * step;
+            for (nint next = asked; next < end; next++, at += step)
             {
                 if (rows[n].Features == AttentionTiles.Keys)
                     Prefetch.Tile(at);
@@ -78,6 +80,7 @@ internal unsafe struct RowsAhead(nint queries)
                     Prefetch.Row(at, rows[n].Features);
             }
         }
+        asked += more;
     }
 
     private struct Rows
@@ -105,5 +108,5 @@ internal unsafe struct AskingTile : ITileEnd
         default(StoreTile).Column(s0, s1, s2, s3, row, lane, c, cStep);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask<V>(row, lane, vectors);
+    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask(vectors);
 }

@@ -31,7 +31,7 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask<V>(row, lane, vectors);
+    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask(vectors);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static V Score<V>(V product, V scale, V bias) where V : struct, ILanes<V>

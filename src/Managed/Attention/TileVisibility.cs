@@ -109,6 +109,25 @@ internal readonly unsafe struct TileVisibility
 
     public ReadOnlySpan<TilePart> Parts => new(parts, count);
 
+    /// <summary>What the parts lie in: pairs of vectors of queries, as passes over two at a time need them, and whole vectors of keys where the tile has them.</summary>
+    public TilePart Bounds<V>(nint keys) where V : struct, ILanes<V>
+    {
+        TilePart bounds = parts[0];
+        foreach (ref readonly TilePart part in Parts)
+        {
+            bounds.FirstVector = Math.Min(bounds.FirstVector, part.FirstVector);
+            bounds.EndVector = Math.Max(bounds.EndVector, part.EndVector);
+            bounds.EndKey = part.EndKey;
+        }
+        return new()
+        {
+            FirstKey = bounds.FirstKey / V.Count * V.Count,
+            EndKey = Math.Min((nint)AttentionTiles.RoundUp(bounds.EndKey, V.Count), keys),
+            FirstVector = bounds.FirstVector / 2 * 2,
+            EndVector = (bounds.EndVector + 1) / 2 * 2,
+        };
+    }
+
     /// <summary>Whether the parts are less than the tile.</summary>
     public bool LeavesOut(nint keys) => count != 1 || parts[0].Keys != keys || parts[0].Vectors != AttentionTiles.Vectors;
 
