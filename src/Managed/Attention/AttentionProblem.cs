@@ -92,7 +92,7 @@ public ref struct AttentionSaved
     /// <summary>[b, h, Sq] or [b, h, Sq, 2], as the forward pass wrote it. Required.</summary>
     /// <remarks>
     /// A log-sum-exp of 20 rounded to float32 is off by up to 1e-6, and so would be every weight of its row. The second column holds what rounding took; without it the backward pass
-    /// sums the weights once more, which costs up to a fifth of its time: a GPU always, the CPU where a log-sum-exp is 8 or more in magnitude, where there are few queries, and where there are few keys.
+    /// sums the weights once more, which costs up to a fifth of its time: a GPU always, the CPU where a log-sum-exp is 8 or more in magnitude (16 or more of hundreds of queries and keys), where there are few queries, and where there are few keys.
     /// </remarks>
     public TensorView LogSumExp { get; set; }
 }

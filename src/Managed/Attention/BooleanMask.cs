@@ -71,6 +71,18 @@ internal readonly unsafe struct BooleanMask
         }
     }
 
+    /// <summary>How many of the first <paramref name="keys"/> keys a query sees.</summary>
+    public nint Count(nint batch, nint head, nint query, nint keys)
+    {
+        byte* row = At(batch, head, query, 0);
+        if (keyStep == 1)
+            return keys - new ReadOnlySpan<byte>(row, (int)keys).Count((byte)0);
+        nint shown = 0;
+        for (nint key = 0; key < keys; key++)
+            shown += row[key * keyStep] == 0 ? 0 : 1;
+        return shown;
+    }
+
     // A bit each of so many bytes, at most 64; so many others lie before them.
     private static ulong Word(byte* from, nint count, nint step, nint before)
     {

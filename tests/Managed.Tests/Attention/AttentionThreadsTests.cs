@@ -87,6 +87,43 @@ public class AttentionThreadsTests
         }
     }
 
+    // Log-sum-exps near by + 6. Causal queries see 384 keys and more.
+    private static AttentionCase Large(int queries, int keys, double by, int hidden, bool causal, bool keepsRemainder)
+    {
+        Grid<double> bias = AttentionCase.Numbers(7, 0.1f, 1, 1, queries), mask = Grid.Zeros<double>(1, 1, 1, keys);
+        for (int i = 0; i < bias.Data.Length; i++)
+            bias.Data[i] = (float)(bias.Data[i] + by);
+        for (int j = hidden; j < keys; j++)
+            mask.Data[j] = 1;
+        return new()
+        {
+            Heads = 1, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 12, ValueSize = 7, RowBias = bias, Causal = causal, QueryOffset = causal ? 383 : null,
+            Mask = hidden > 0 ? mask : null, HasLogSumExpUpstream = true, KeepsRemainder = keepsRemainder,
+        };
+    }
+
+    // The first queries, so many, get the bits that they get with the remainder.
+    [Theory]
+    [InlineData(256, 512, 4, 0, false, 0)]
+    [InlineData(256, 512, -18, 0, false, 0)]
+    [InlineData(256, 516, 4, 4, false, 0)]
+    [InlineData(260, 650, 4, 0, true, 128)]
+    [InlineData(256, 512, 12, 0, false, 256)]
+    [InlineData(256, 512, -24, 0, false, 256)]
+    [InlineData(256, 511, 4, 0, false, 256)]
+    [InlineData(255, 512, 4, 0, false, 255)]
+    [InlineData(256, 516, 4, 5, false, 256)]
+    public void Of_many_keys_that_many_queries_see_larger_log_sum_exps_stay_rounded(int queries, int keys, double by, int hidden, bool causal, int summedAgain)
+    {
+        AttentionCase problem = Large(queries, keys, by, hidden, causal, keepsRemainder: false);
+        problem.Check(ComputeDevice.Cpu, default(PlainScore));
+        float[] rounded = problem.Run(ComputeDevice.Cpu, default(PlainScore)).Query, exact = Large(queries, keys, by, hidden, causal, keepsRemainder: true).Run(ComputeDevice.Cpu, default(PlainScore)).Query;
+        int split = summedAgain * problem.HeadSize;
+        Assert.Equal(exact[..split], rounded[..split]);
+        if (split < exact.Length)
+            Assert.NotEqual(exact[split..], rounded[split..]);
+    }
+
     [Fact]
     public void A_sequence_of_both_kinds_of_blocks_is_bitwise_the_same_alone_and_in_a_batch_for_1_2_3_and_7_threads()
     {

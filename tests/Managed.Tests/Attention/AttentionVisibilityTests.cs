@@ -168,6 +168,26 @@ public unsafe class AttentionVisibilityTests
     }
 
     [Fact]
+    public void The_keys_that_a_mask_shows_are_counted_however_it_lies()
+    {
+        bool[] mask = Seeded.Mask(2 * 7 * 90, 5);
+        TensorView rows = TensorView.Of(mask, 2, 1, 7, 90), columns = TensorView.Of(mask, 2, 1, 90, 7).Permute(0, 1, 3, 2), keys = TensorView.Of(mask, 2, 1, 1, 90), queries = TensorView.Of(mask, 2, 1, 7, 1);
+        fixed (bool* data = mask)
+        {
+            foreach (int count in (int[])[0, 1, 63, 64, 90])
+            {
+                for (int query = 0; query < 7; query++)
+                {
+                    Assert.Equal(Enumerable.Range(0, count).Count(key => mask[(7 + query) * 90 + key]), new BooleanMask((byte*)data, rows).Count(1, 0, query, count));
+                    Assert.Equal(Enumerable.Range(0, count).Count(key => mask[(90 + key) * 7 + query]), new BooleanMask((byte*)data, columns).Count(1, 0, query, count));
+                    Assert.Equal(mask.AsSpan(90, count).Count(true), new BooleanMask((byte*)data, keys).Count(1, 0, query, count));
+                    Assert.Equal(mask[7 + query] ? count : 0, new BooleanMask((byte*)data, queries).Count(1, 0, query, count));
+                }
+            }
+        }
+    }
+
+    [Fact]
     public void First_bits_are_set_however_many()
     {
         Assert.Equal(0ul, TileVisibility.First(-5));
