@@ -24,7 +24,7 @@ public readonly record struct VocabularyShard(long First, long Whole)
 /// </remarks>
 public static class ShardPartials
 {
-    /// <summary>max z; −∞ if all logits are.</summary>
+    /// <summary>max z; −∞ if all logits are. The sums are relative to it as it was rounded, up to 2²⁸; beyond, to it as it was.</summary>
     public const int Max = 0;
     /// <summary>Σ e^t.</summary>
     public const int Sum = 1;
@@ -88,7 +88,11 @@ public static class VocabularyShards
     }
 
     /// <summary>The results of the whole vocabulary from the partials of its slices.</summary>
-    /// <remarks>With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.</remarks>
+    /// <remarks>
+    /// With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.
+    /// But of logits beyond 2²⁸ (a temperature near 0) a slice counts as if its largest were the float32 next to it, at most |z| 2⁻²⁵ away: maxima of two slices that round to one number count as equal, in
+    /// the gradients too. Within a slice nothing is lost.
+    /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="partials">[slices, n, <see cref="ShardPartials.Count"/>], float32, the slices in the order of the vocabulary.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten. The likeliest tokens beyond the first aren't offered.</param>

@@ -149,6 +149,69 @@ public class VocabularyShardsTests
             Contract.Check(ofBias, exact.Bias, rough.Bias, Contract.Gradient, "gradient of the bias");
     }
 
+    // Maxima in different slices that round to one float32 count as equal: here they are, or are far apart.
+    [Theory]
+    [InlineData(1, 1e-4f)]
+    [InlineData(1, 1e-7f)]
+    [InlineData(1, 1e-8f)]
+    [InlineData(1, 1e-9f)]
+    [InlineData(1, 1e-10f)]
+    [InlineData(1e21f, 0.7f)]
+    [InlineData(1e30f, 1)]
+    public void Results_and_gradients_of_huge_logits_are_those_of_one_slice(float factor, float temperature)
+    {
+        const int rows = 16, slice = 150, vocabulary = 2 * slice;
+        var random = new Random(1);
+        float[] values = [.. Enumerable.Range(0, rows * vocabulary).Select(_ => (20 * random.NextSingle() - 10) * factor)], all = new float[2 * rows * ShardPartials.Count], merged = new float[rows * ShardPartials.Count];
+        long[] targets = [.. Enumerable.Range(0, rows).Select(_ => (long)random.Next(vocabulary))];
+        for (int row = 0; row < rows; row++)
+        {
+            Span<float> x = values.AsSpan(row * vocabulary, vocabulary);
+            int largest = x.IndexOf(x.ToArray().Max()), other = (largest + (row % 4 == 0 ? slice : 1)) % vocabulary;
+            x[other] = (row % 4) switch { 0 => x[largest], 1 when largest % slice != slice - 1 => float.BitDecrement(x[largest]), _ => x[other] };
+            if (row == 3)
+                x[(largest / slice * slice + slice)..].Fill(float.NegativeInfinity);
+            targets[row] = row % 3 == 0 ? largest : row % 3 == 1 ? other : targets[row];
+        }
+        TensorView z = TensorView.Of(values, rows, vocabulary), partials = TensorView.Of(all, 2, rows, ShardPartials.Count);
+        LogitsProblem Slice(int s) => new() { Logits = TensorView.Of(values, rows, vocabulary).Slice(1, s * slice, slice), Targets = TensorView.Of(targets), Temperature = temperature };
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogits(Device, Slice(s), new(s * slice, vocabulary), partials.Select(0, s));
+        Results results = Merge(partials, TensorView.Of(merged, rows, ShardPartials.Count));
+        LogitShaping shaping = new(Temperature: temperature);
+        Grid<double> logits = Grid.Of(values, rows, vocabulary);
+        TokenResult<double> oracle = LogProbsOracle.Forward<double>(logits, targets, shaping: shaping);
+        for (int row = 0; row < rows; row++)
+        {
+            Assert.Equal(oracle.Entropy[row], results.Entropy[row], 2e-6);
+            Assert.Equal(oracle.SumOfSquares[row], results.SumOfSquares[row], 2e-6);
+        }
+
+        float[] gradient = new float[values.Length], upstream = Array.ConvertAll(Seeded.Normal(5 * rows, 3), u => u * temperature);
+        upstream.AsSpan(4 * rows).Clear();
+        double[] U(int i) => Array.ConvertAll(upstream[(i * rows)..((i + 1) * rows)], x => (double)x);
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogitsBackward(Device, Slice(s), new(s * slice, vocabulary), TensorView.Of(merged, rows, ShardPartials.Count), Upstream(upstream), TensorView.Of(gradient, rows, vocabulary).Slice(1, s * slice, slice));
+        double[] expected = LogProbsOracle.Backward<double>(logits, targets, U(0), U(1), U(2), shaping: shaping, squaresUpstream: U(3)).Data;
+        for (int i = 0; i < gradient.Length; i++)
+            Assert.Equal(expected[i], gradient[i], 4e-6);
+    }
+
+    [Fact]
+    public void Of_logits_beyond_float32_no_weight_is_above_1()
+    {
+        // z = ±1e51.
+        float[] values = Seeded.Normal(2 * 40, 1, 1e21f), all = new float[2 * 2 * ShardPartials.Count], merged = new float[2 * ShardPartials.Count], gradient = new float[80], u = [1e-30f, 1e-30f];
+        int[] targets = [3, 30];
+        LogitsProblem Slice(int s) => new() { Logits = TensorView.Of(values, 2, 40).Slice(1, 20 * s, 20), Targets = TensorView.Of(targets), Temperature = 1e-30f };
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogits(Device, Slice(s), new(20 * s, 40), TensorView.Of(all, 2, 2, ShardPartials.Count).Select(0, s));
+        Merge(TensorView.Of(all, 2, 2, ShardPartials.Count), TensorView.Of(merged, 2, ShardPartials.Count));
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogitsBackward(Device, Slice(s), new(20 * s, 40), TensorView.Of(merged, 2, ShardPartials.Count), new() { LogProb = TensorView.Of(u) }, TensorView.Of(gradient, 2, 40).Slice(1, 20 * s, 20));
+        Assert.All(gradient, x => Assert.InRange(x, -1.00001f, 1.00001f));
+    }
+
     [Fact]
     public void One_slice_merged_gives_the_bits_of_the_whole()
     {
