@@ -27,10 +27,10 @@ public ref struct HiddenProblem
     /// <summary>[V], float32, contiguous. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    /// <summary>c of c · tanh(x / c), at least 2⁻¹²⁶, which bends logits into (−c, c) after the bias; none if absent.</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>What logits are divided by, last of all; 1 for none.</summary>
+    /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
     public float Temperature { get; set; } = 1;
 
     /// <summary>How many rows of the vocabulary count, the first ones: those after them may hold anything and get the gradient 0. All if absent.</summary>

@@ -21,10 +21,10 @@ public ref struct LogitsProblem
     /// <summary>[V], float32, contiguous: added to every row. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    /// <summary>c of c · tanh(x / c), at least 2⁻¹²⁶, which bends logits into (−c, c) after the bias; none if absent.</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>What logits are divided by, last of all; 1 for none.</summary>
+    /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
     public float Temperature { get; set; } = 1;
 
     /// <summary>How many columns count, the first ones: those after them pad the vocabulary, may hold anything, and get the gradient 0. All if absent.</summary>
@@ -315,6 +315,8 @@ public static partial class LogProbs
         CheckShaping(device, ProblemNames.Problem, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
+    private const float SmallestNormal = 1.17549435e-38f;
+
     internal static void CheckShaping(ComputeDevice device, ProblemNames names, long vocabulary, in TensorView bias, in TensorView meanWeights, float? softcap, float temperature, long? validVocabulary)
     {
         Require.OptionalInput(device, bias, names.Bias, vocabulary);
@@ -325,8 +327,14 @@ public static partial class LogProbs
             throw new ArgumentException($"{names.MeanWeights} has the stride {meanWeights.Stride(0)}; it must be 1.", names.MeanWeights);
         if (softcap is { } cap && !(cap > 0 && cap <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Softcap, cap, $"{names.Softcap} is {cap}; it must be a positive number, or absent.");
+        if (softcap < SmallestNormal)
+            throw new ArgumentOutOfRangeException(names.Softcap, softcap, $"{names.Softcap} is {softcap}; it must be at least 2⁻¹²⁶, for logits are multiplied by its reciprocal.");
         if (!(temperature > 0 && temperature <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be a positive number.");
+        if (!float.IsFinite(1 / temperature))
+            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be at least 2⁻¹²⁸, for logits are multiplied by its reciprocal.");
+        if (softcap / temperature is { } bound && !(bound > 0 && bound <= float.MaxValue))
+            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; {names.Softcap}, {softcap}, divided by it is {bound}: logits need a bound that is a positive number.");
         if (validVocabulary is { } valid && (valid < 1 || valid > vocabulary))
             throw new ArgumentOutOfRangeException(names.ValidVocabulary, valid, $"{names.ValidVocabulary} is {valid}; it must lie between 1 and the vocabulary, {vocabulary}.");
     }
