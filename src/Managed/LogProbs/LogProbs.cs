@@ -252,7 +252,16 @@ public static partial class LogProbs
         if (tokens == 0)
             return;
         var problem = new LogitsProblem { Logits = TensorView.Of(logits, tokens, logits.Length / tokens), Targets = TensorView.Of(targets) };
-        FromLogits(ComputeDevice.Cpu, problem, new TokenOutputs { LogProb = TensorView.Of(logProbs), Entropy = entropies.IsEmpty ? default : TensorView.Of(entropies) });
+        var outputs = new TokenOutputs { LogProb = TensorView.Of(logProbs), Entropy = entropies.IsEmpty ? default : TensorView.Of(entropies) };
+        // What is amiss is called by its name here.
+        Require.Disjoint(outputs.LogProb, nameof(logProbs), outputs.Entropy, nameof(entropies));
+        Require.Disjoint(outputs.LogProb, nameof(logProbs), problem.Logits, nameof(logits));
+        Require.Disjoint(outputs.LogProb, nameof(logProbs), problem.Targets, nameof(targets));
+        Require.Disjoint(outputs.Entropy, nameof(entropies), problem.Logits, nameof(logits));
+        Require.Disjoint(outputs.Entropy, nameof(entropies), problem.Targets, nameof(targets));
+        for (int token = 0; token < tokens; token++)
+            CpuDevice.CheckTarget(token, targets[token], logits.Length / tokens, problem.IgnoreTarget, nameof(targets));
+        FromLogits(ComputeDevice.Cpu, problem, outputs);
     }
 
     /// <summary>The gradient of the logits, from the gradients of log-prob, log-sum-exp, entropy, Σ p² and mean logit together.</summary>

@@ -397,7 +397,15 @@ public class LogitOptionsTests
         Assert.Equal("29 logits aren't 3 rows of a vocabulary. (Parameter 'logits')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits.AsSpan(1), targets, logProbs)).Message);
         Assert.Equal("logProbs has the length 2; there are 3 targets. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs.AsSpan(1))).Message);
         Assert.Equal("entropies has the length 2; there are 3 targets. (Parameter 'entropies')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, entropies.AsSpan(1))).Message);
-        Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logits.AsSpan(0, 3)));
+        Assert.Equal("logProbs and logits share memory. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logits.AsSpan(0, 3))).Message);
+        Assert.Equal("entropies and logits share memory. (Parameter 'entropies')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, logits.AsSpan(0, 3))).Message);
+        Assert.Equal("logProbs and entropies share memory. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, logProbs)).Message);
+        Assert.Equal("logProbs and targets share memory. (Parameter 'logProbs')",
+            Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, MemoryMarshal.Cast<int, float>(targets.AsSpan()))).Message);
+        targets[1] = 10;
+        Assert.StartsWith("targets[1] is 10; it must lie between 0 and 9, or be -100 to ignore the token. (Parameter 'targets')",
+            Assert.Throws<ArgumentOutOfRangeException>(() => LogProbs.FromLogits(logits, targets, logProbs)).Message);
+        Assert.Equal(expected, logProbs);
     }
 
     [Fact]
