@@ -92,12 +92,14 @@ public static class VocabularyShards
     /// With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.
     /// But of logits beyond 2²⁸ (a temperature near 0) a slice counts as if its largest were the float32 next to it, at most |z| 2⁻²⁵ away: maxima of two slices that round to one number count as equal, in
     /// the gradients too. Within a slice nothing is lost.
+    /// Slices that stand in the wrong order or twice throw, for their largest logits do. A slice that is missing is not found out, for some slices may be merged before others: the results are then those
+    /// of the vocabulary without it.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="partials">[slices, n, <see cref="ShardPartials.Count"/>], float32, the slices in the order of the vocabulary.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten. The likeliest tokens beyond the first aren't offered.</param>
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>], float32, overwritten: the partials of all slices together, for the backward passes. May be absent (default).</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or slices are out of order, or there twice.</exception>
     public static void Merge(ComputeDevice device, TensorView partials, in TokenOutputs outputs, TensorView merged = default)
     {
         Require.Device(device);

@@ -246,6 +246,34 @@ public class VocabularyShardsTests
         Assert.Equal(atOnce.Argmax, inSteps.Argmax);
     }
 
+    [Theory]
+    [InlineData("plain")]
+    [InlineData("minus infinity")]
+    public void Slices_out_of_order_or_there_twice_throw_before_anything_is_written(string kind)
+    {
+        (Grid<double> logits, long[] targets) = Example(kind, [40, 30, 50]);
+        float[] values = Floats(logits), all = new float[3 * Tokens * ShardPartials.Count], wrong = new float[all.Length], logProb = [.. Enumerable.Repeat(7f, Tokens)];
+        int size = Tokens * ShardPartials.Count;
+        foreach ((int s, int first, int length) in ((int, int, int)[])[(0, 0, 40), (1, 40, 30), (2, 70, 50)])
+        {
+            VocabularyShards.FromLogits(Device, new() { Logits = TensorView.Of(values, Tokens, 120).Slice(1, first, length), Targets = TensorView.Of(targets) }, new(first, 120),
+                TensorView.Of(all, 3, Tokens, ShardPartials.Count).Select(0, s));
+        }
+        foreach (int[] order in (int[][])[[0, 2, 1], [1, 0, 2], [0, 0, 1], [0, 1, 1], [2, 1, 0]])
+        {
+            for (int s = 0; s < 3; s++)
+                all.AsSpan(order[s] * size, size).CopyTo(wrong.AsSpan(s * size));
+            string message = Assert.Throws<ArgumentException>("partials", () => VocabularyShards.Merge(Device, TensorView.Of(wrong, 3, Tokens, ShardPartials.Count), new() { LogProb = TensorView.Of(logProb) })).Message;
+            Assert.Contains("the slices must stand in the order of the vocabulary, each of them once", message);
+        }
+        // A token that only one slice ignores.
+        all.CopyTo(wrong, 0);
+        wrong.AsSpan(size, ShardPartials.Count).Clear();
+        Assert.StartsWith("partials[1, 0] has its largest logit at 0,",
+            Assert.Throws<ArgumentException>(() => VocabularyShards.Merge(Device, TensorView.Of(wrong, 3, Tokens, ShardPartials.Count), new() { LogProb = TensorView.Of(logProb) })).Message);
+        Assert.All(logProb, x => Assert.Equal(7, x));
+    }
+
     [Fact]
     public void Infinities_and_NaN_are_what_they_are_in_one_slice()
     {
