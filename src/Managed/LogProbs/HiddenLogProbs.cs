@@ -112,6 +112,7 @@ public static partial class LogProbs
     {
         Check(device, ProblemNames.Problem, problem, workspace);
         CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
+        upstream.RequireAny();
         device.LogProbsFromHidden(problem, upstream, default, gradients, backward: true, workspace);
     }
 
@@ -133,6 +134,7 @@ public static partial class LogProbs
         Check(device, ProblemNames.Problem, problem, workspace);
         CheckOutputs(device, problem, outputs);
         CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
+        upstream.RequireAny();
         for (int i = 0; i < TokenOutputs.Count; i++)
         {
             for (int j = 0; j < HiddenGradients.Count; j++)

@@ -149,7 +149,7 @@ public ref struct TokenSaved
     public TensorView Entropy { get; set; }
 }
 
-/// <summary>The gradients that arrive at the per-token results; zero if absent. All [n], float32.</summary>
+/// <summary>The gradients that arrive at the per-token results; zero if absent, but one must be there. All [n], float32.</summary>
 public ref struct TokenUpstream
 {
     /// <summary>At the log-prob.</summary>
@@ -197,6 +197,15 @@ public ref struct TokenUpstream
             throw device.Lacks("a gradient of the sum of squared probabilities (upstream.SumOfSquares)");
         if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
             throw device.Lacks("a gradient of the mean logit (upstream.MeanLogit)");
+    }
+
+    /// <summary>Something arrives.</summary>
+    internal readonly void RequireAny()
+    {
+        bool any = false;
+        for (int i = 0; i < Count; i++)
+            any |= this[i].IsPresent;
+        Require.Any(any, "upstream", "LogProb, LogSumExp, Entropy, SumOfSquares, MeanLogit", verb: "holds");
     }
 
     internal readonly void RequireDisjoint(in TensorView written, string name)
@@ -294,6 +303,7 @@ public static partial class LogProbs
         CheckGradient(device, problem, upstream, logitsGradient);
         Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
+        upstream.RequireAny();
         device.RequireOffered(problem, default);
         device.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
     }

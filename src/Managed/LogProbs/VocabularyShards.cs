@@ -133,6 +133,7 @@ public static class VocabularyShards
         Require.Input(device, merged, nameof(merged), problem.Logits.Length(0), ShardPartials.Count);
         LogProbs.CheckGradient(device, problem, upstream, logitsGradient);
         Require.Disjoint(logitsGradient, nameof(logitsGradient), merged, nameof(merged));
+        upstream.RequireAny();
         device.LogProbsShardBackward(problem, shard, merged, upstream, logitsGradient);
     }
 
@@ -154,6 +155,7 @@ public static class VocabularyShards
         Require.Input(device, merged, nameof(merged), problem.Hidden.Length(0), ShardPartials.Count);
         LogProbs.CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
         gradients.RequireDisjoint(merged, nameof(merged));
+        upstream.RequireAny();
         device.LogProbsShardBackward(problem, shard, merged, upstream, gradients, workspace);
     }
 }

@@ -348,11 +348,13 @@ public class VocabularyShardsTests
         Throws("merged and partials share memory.", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), default, One()));
         Throws("merged is required.", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), default, default, TensorView.Of(new float[12], 4, 3)));
         Throws("logitsGradient and merged share memory.", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), One(), default, One().Slice(1, 0, 3)));
+        Throws("upstream holds nothing;", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), One(), default, TensorView.Of(new float[12], 4, 3)));
         using var workspace = new Workspace(Device);
         HiddenProblem Hidden() => new() { Hidden = TensorView.Of(logits, 4, 3), Vocabulary = TensorView.Of(new float[15], 5, 3), Targets = TensorView.Of(targets) };
         Throws("shard.First is 4; with", () => VocabularyShards.FromHidden(Device, Hidden(), new(4, 8), One(), workspace));
         Throws("partials and problem.Hidden share memory.", () => VocabularyShards.FromHidden(Device, new() { Hidden = TensorView.Of(partials, 4, 16).Slice(1, 0, 3), Vocabulary = TensorView.Of(new float[15], 5, 3), Targets = TensorView.Of(targets) }, new(0, 8), One(), workspace));
         Throws("gradients.Hidden and merged share memory.", () => VocabularyShards.FromHiddenBackward(Device, Hidden(), new(0, 8), One(), default, new() { Hidden = One().Slice(1, 0, 3) }, workspace));
+        Throws("upstream holds nothing;", () => VocabularyShards.FromHiddenBackward(Device, Hidden(), new(0, 8), One(), default, new() { Hidden = TensorView.Of(new float[12], 4, 3) }, workspace));
         Assert.Equal("The likeliest tokens (outputs.TopLogProbs) aren't merged from shards: partials hold the largest logit only.",
             Assert.Throws<NotSupportedException>(() => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), new() { TopLogProbs = TensorView.Of(out4, 4, 1) })).Message);
 
@@ -370,8 +372,8 @@ public class VocabularyShardsTests
         Lacks(() => VocabularyShards.FromLogits(foreign, Problem(), new(0, 9), At(3, 2, 8)));
         Lacks(() => VocabularyShards.FromHidden(foreign, Hidden(), new(0, 9), At(3, 2, 8), workspace));
         Lacks(() => VocabularyShards.Merge(foreign, At(3, 1, 2, 8), new() { LogProb = At(5, 2) }));
-        Lacks(() => VocabularyShards.FromLogitsBackward(foreign, Problem(), new(0, 9), At(3, 2, 8), default, At(5, 2, 3)));
-        Lacks(() => VocabularyShards.FromHiddenBackward(foreign, Hidden(), new(0, 9), At(3, 2, 8), default, new() { Hidden = At(5, 2, 3) }, workspace));
+        Lacks(() => VocabularyShards.FromLogitsBackward(foreign, Problem(), new(0, 9), At(3, 2, 8), new() { LogProb = At(6, 2) }, At(5, 2, 3)));
+        Lacks(() => VocabularyShards.FromHiddenBackward(foreign, Hidden(), new(0, 9), At(3, 2, 8), new() { LogProb = At(6, 2) }, new() { Hidden = At(5, 2, 3) }, workspace));
 
         static void Lacks(Action call) => Assert.Equal("The device a foreign device doesn't offer shards of a vocabulary yet; use ComputeDevice.Cpu.", Assert.Throws<NotSupportedException>(call).Message);
     }
