@@ -7,10 +7,9 @@ namespace TransformerKernels;
 /// </remarks>
 public ref struct HiddenProblem
 {
-    /// <summary>A target of −100 marks a token to ignore unless <see cref="IgnoreTarget"/> says otherwise.</summary>
-    public HiddenProblem()
-    {
-    }
+    // As in a struct that nobody constructed.
+    private long? ignoreTarget;
+    private float? temperature;
 
     /// <summary>[n, W], float32, float16 or bfloat16; any distance between rows, each row contiguous. Required.</summary>
     public TensorView Hidden { get; set; }
@@ -21,8 +20,12 @@ public ref struct HiddenProblem
     /// <summary>[n], int32 or int64: the index of each token, or <see cref="IgnoreTarget"/>. Required.</summary>
     public TensorView Targets { get; set; }
 
-    /// <summary>The target that marks a token to ignore: nothing is computed of it, its outputs and gradients are 0, and it adds nothing to any other's.</summary>
-    public long IgnoreTarget { get; set; } = -100;
+    /// <summary>The target that marks a token to ignore, −100 unless set: nothing is computed of it, its outputs and gradients are 0, and it adds nothing to any other's.</summary>
+    public long IgnoreTarget
+    {
+        readonly get => ignoreTarget ?? -100;
+        set => ignoreTarget = value;
+    }
 
     /// <summary>[V], float32, contiguous. Optional.</summary>
     public TensorView Bias { get; set; }
@@ -31,7 +34,11 @@ public ref struct HiddenProblem
     public float? Softcap { get; set; }
 
     /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
-    public float Temperature { get; set; } = 1;
+    public float Temperature
+    {
+        readonly get => temperature ?? 1;
+        set => temperature = value;
+    }
 
     /// <summary>How many rows of the vocabulary count, the first ones: those after them may hold anything and get the gradient 0. All if absent.</summary>
     public long? ValidVocabulary { get; set; }

@@ -4,10 +4,9 @@ namespace TransformerKernels;
 /// <remarks>n tokens, a vocabulary of V. What counts as the logit z of a stored x is c · tanh((x + bias) / c) / temperature, as Gemma 2 under TRL and verl has it.</remarks>
 public ref struct LogitsProblem
 {
-    /// <summary>A target of −100 marks a token to ignore unless <see cref="IgnoreTarget"/> says otherwise.</summary>
-    public LogitsProblem()
-    {
-    }
+    // As in a struct that nobody constructed.
+    private long? ignoreTarget;
+    private float? temperature;
 
     /// <summary>[n, V], float32, float16 or bfloat16; any distance between rows, each row contiguous. Required.</summary>
     public TensorView Logits { get; set; }
@@ -15,8 +14,12 @@ public ref struct LogitsProblem
     /// <summary>[n], int32 or int64: the index of each token, or <see cref="IgnoreTarget"/>. Required.</summary>
     public TensorView Targets { get; set; }
 
-    /// <summary>The target that marks a token to ignore: its outputs are 0 and its gradient is 0, whatever its logits are.</summary>
-    public long IgnoreTarget { get; set; } = -100;
+    /// <summary>The target that marks a token to ignore, −100 unless set: its outputs are 0 and its gradient is 0, whatever its logits are.</summary>
+    public long IgnoreTarget
+    {
+        readonly get => ignoreTarget ?? -100;
+        set => ignoreTarget = value;
+    }
 
     /// <summary>[V], float32, contiguous: added to every row. Optional.</summary>
     public TensorView Bias { get; set; }
@@ -25,7 +28,11 @@ public ref struct LogitsProblem
     public float? Softcap { get; set; }
 
     /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
-    public float Temperature { get; set; } = 1;
+    public float Temperature
+    {
+        readonly get => temperature ?? 1;
+        set => temperature = value;
+    }
 
     /// <summary>How many columns count, the first ones: those after them pad the vocabulary, may hold anything, and get the gradient 0. All if absent.</summary>
     public long? ValidVocabulary { get; set; }
@@ -52,7 +59,7 @@ public ref struct TokenOutputs
     /// <summary>[n], int32 or int64: the token with the largest logit, the first of several; the first NaN if there is one.</summary>
     public TensorView Argmax { get; set; }
 
-    /// <summary>[n, k], k at most V: ln p of the k likeliest tokens, the likeliest first.</summary>
+    /// <summary>[n, k], k at most the vocabulary that counts: ln p of the k likeliest tokens, the likeliest first.</summary>
     public TensorView TopLogProbs { get; set; }
 
     /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first. Some tokens of a row that has a NaN: its log-probs are NaN.</summary>

@@ -409,6 +409,15 @@ public class LogitOptionsTests
     }
 
     [Fact]
+    public void A_problem_that_nobody_constructed_ignores_minus_100_at_temperature_1()
+    {
+        Assert.Equal((-100, 1), (default(LogitsProblem).IgnoreTarget, default(LogitsProblem).Temperature));
+        Assert.Equal((-100, 1), (default(HiddenProblem).IgnoreTarget, default(HiddenProblem).Temperature));
+        Assert.Equal((0, 0), (new LogitsProblem { IgnoreTarget = 0 }.IgnoreTarget, new LogitsProblem { Temperature = 0 }.Temperature));
+        Assert.Equal((0, 0), (new HiddenProblem { IgnoreTarget = 0 }.IgnoreTarget, new HiddenProblem { Temperature = 0 }.Temperature));
+    }
+
+    [Fact]
     public void Bad_options_throw_naming_them()
     {
         float[] z = new float[12], out1 = new float[4], wide = new float[8];
