@@ -7,10 +7,9 @@ namespace TransformerKernels;
 /// </remarks>
 public ref struct HiddenProblem
 {
-    /// <summary>A target of −100 marks a token to ignore unless <see cref="IgnoreTarget"/> says otherwise.</summary>
-    public HiddenProblem()
-    {
-    }
+    // As in a struct that nobody constructed.
+    private long? ignoreTarget;
+    private float? temperature;
 
     /// <summary>[n, W], float32, float16 or bfloat16; any distance between rows, each row contiguous. Required.</summary>
     public TensorView Hidden { get; set; }
@@ -21,17 +20,25 @@ public ref struct HiddenProblem
     /// <summary>[n], int32 or int64: the index of each token, or <see cref="IgnoreTarget"/>. Required.</summary>
     public TensorView Targets { get; set; }
 
-    /// <summary>The target that marks a token to ignore: nothing is computed of it, its outputs and gradients are 0, and it adds nothing to any other's.</summary>
-    public long IgnoreTarget { get; set; } = -100;
+    /// <summary>The target that marks a token to ignore, −100 unless set: nothing is computed of it, its outputs and gradients are 0, and it adds nothing to any other's.</summary>
+    public long IgnoreTarget
+    {
+        readonly get => ignoreTarget ?? -100;
+        set => ignoreTarget = value;
+    }
 
     /// <summary>[V], float32, contiguous. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    /// <summary>c of c · tanh(x / c), at least 2⁻¹²⁶, which bends logits into (−c, c) after the bias; none if absent.</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>What logits are divided by, last of all; 1 for none.</summary>
-    public float Temperature { get; set; } = 1;
+    /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
+    public float Temperature
+    {
+        readonly get => temperature ?? 1;
+        set => temperature = value;
+    }
 
     /// <summary>How many rows of the vocabulary count, the first ones: those after them may hold anything and get the gradient 0. All if absent.</summary>
     public long? ValidVocabulary { get; set; }
@@ -112,6 +119,7 @@ public static partial class LogProbs
     {
         Check(device, ProblemNames.Problem, problem, workspace);
         CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
+        upstream.RequireAny();
         device.LogProbsFromHidden(problem, upstream, default, gradients, backward: true, workspace);
     }
 
@@ -133,6 +141,7 @@ public static partial class LogProbs
         Check(device, ProblemNames.Problem, problem, workspace);
         CheckOutputs(device, problem, outputs);
         CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
+        upstream.RequireAny();
         for (int i = 0; i < TokenOutputs.Count; i++)
         {
             for (int j = 0; j < HiddenGradients.Count; j++)
@@ -147,12 +156,13 @@ public static partial class LogProbs
     /// <param name="problem">Only shapes and types count.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
     /// <param name="budget">The workspace's limit. More than 32 MB is never taken unless the least that is needed is more.</param>
+    /// <param name="topTokens">Whether the likeliest tokens are wanted (<see cref="TokenOutputs.TopLogProbs"/>), for which a chunk keeps its logits without gradients too.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
-    public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue)
+    public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue, bool topTokens = false)
     {
         CheckProblem(device, ProblemNames.Problem, problem);
         ArgumentOutOfRangeException.ThrowIfNegative(budget);
-        return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
+        return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, topTokens, budget);
     }
 
     internal static void Check(ComputeDevice device, ProblemNames names, in HiddenProblem problem, Workspace workspace)

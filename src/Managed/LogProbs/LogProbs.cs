@@ -4,10 +4,9 @@ namespace TransformerKernels;
 /// <remarks>n tokens, a vocabulary of V. What counts as the logit z of a stored x is c · tanh((x + bias) / c) / temperature, as Gemma 2 under TRL and verl has it.</remarks>
 public ref struct LogitsProblem
 {
-    /// <summary>A target of −100 marks a token to ignore unless <see cref="IgnoreTarget"/> says otherwise.</summary>
-    public LogitsProblem()
-    {
-    }
+    // As in a struct that nobody constructed.
+    private long? ignoreTarget;
+    private float? temperature;
 
     /// <summary>[n, V], float32, float16 or bfloat16; any distance between rows, each row contiguous. Required.</summary>
     public TensorView Logits { get; set; }
@@ -15,17 +14,25 @@ public ref struct LogitsProblem
     /// <summary>[n], int32 or int64: the index of each token, or <see cref="IgnoreTarget"/>. Required.</summary>
     public TensorView Targets { get; set; }
 
-    /// <summary>The target that marks a token to ignore: its outputs are 0 and its gradient is 0, whatever its logits are.</summary>
-    public long IgnoreTarget { get; set; } = -100;
+    /// <summary>The target that marks a token to ignore, −100 unless set: its outputs are 0 and its gradient is 0, whatever its logits are.</summary>
+    public long IgnoreTarget
+    {
+        readonly get => ignoreTarget ?? -100;
+        set => ignoreTarget = value;
+    }
 
     /// <summary>[V], float32, contiguous: added to every row. Optional.</summary>
     public TensorView Bias { get; set; }
 
-    /// <summary>c of c · tanh(x / c), above 0, which bends logits into (−c, c) after the bias; none if absent.</summary>
+    /// <summary>c of c · tanh(x / c), at least 2⁻¹²⁶, which bends logits into (−c, c) after the bias; none if absent.</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>What logits are divided by, last of all; 1 for none.</summary>
-    public float Temperature { get; set; } = 1;
+    /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
+    public float Temperature
+    {
+        readonly get => temperature ?? 1;
+        set => temperature = value;
+    }
 
     /// <summary>How many columns count, the first ones: those after them pad the vocabulary, may hold anything, and get the gradient 0. All if absent.</summary>
     public long? ValidVocabulary { get; set; }
@@ -52,7 +59,7 @@ public ref struct TokenOutputs
     /// <summary>[n], int32 or int64: the token with the largest logit, the first of several; the first NaN if there is one.</summary>
     public TensorView Argmax { get; set; }
 
-    /// <summary>[n, k], k at most V: ln p of the k likeliest tokens, the likeliest first.</summary>
+    /// <summary>[n, k], k at most the vocabulary that counts: ln p of the k likeliest tokens, the likeliest first.</summary>
     public TensorView TopLogProbs { get; set; }
 
     /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first. Some tokens of a row that has a NaN: its log-probs are NaN.</summary>
@@ -149,7 +156,7 @@ public ref struct TokenSaved
     public TensorView Entropy { get; set; }
 }
 
-/// <summary>The gradients that arrive at the per-token results; zero if absent. All [n], float32.</summary>
+/// <summary>The gradients that arrive at the per-token results; zero if absent, but one must be there. All [n], float32.</summary>
 public ref struct TokenUpstream
 {
     /// <summary>At the log-prob.</summary>
@@ -197,6 +204,15 @@ public ref struct TokenUpstream
             throw device.Lacks("a gradient of the sum of squared probabilities (upstream.SumOfSquares)");
         if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
             throw device.Lacks("a gradient of the mean logit (upstream.MeanLogit)");
+    }
+
+    /// <summary>Something arrives.</summary>
+    internal readonly void RequireAny()
+    {
+        bool any = false;
+        for (int i = 0; i < Count; i++)
+            any |= this[i].IsPresent;
+        Require.Any(any, "upstream", "LogProb, LogSumExp, Entropy, SumOfSquares, MeanLogit", verb: "holds");
     }
 
     internal readonly void RequireDisjoint(in TensorView written, string name)
@@ -252,13 +268,24 @@ public static partial class LogProbs
         if (tokens == 0)
             return;
         var problem = new LogitsProblem { Logits = TensorView.Of(logits, tokens, logits.Length / tokens), Targets = TensorView.Of(targets) };
-        FromLogits(ComputeDevice.Cpu, problem, new TokenOutputs { LogProb = TensorView.Of(logProbs), Entropy = entropies.IsEmpty ? default : TensorView.Of(entropies) });
+        var outputs = new TokenOutputs { LogProb = TensorView.Of(logProbs), Entropy = entropies.IsEmpty ? default : TensorView.Of(entropies) };
+        // What is amiss is called by its name here.
+        Require.Disjoint(outputs.LogProb, nameof(logProbs), outputs.Entropy, nameof(entropies));
+        Require.Disjoint(outputs.LogProb, nameof(logProbs), problem.Logits, nameof(logits));
+        Require.Disjoint(outputs.LogProb, nameof(logProbs), problem.Targets, nameof(targets));
+        Require.Disjoint(outputs.Entropy, nameof(entropies), problem.Logits, nameof(logits));
+        Require.Disjoint(outputs.Entropy, nameof(entropies), problem.Targets, nameof(targets));
+        for (int token = 0; token < tokens; token++)
+            CpuDevice.CheckTarget(token, targets[token], logits.Length / tokens, problem.IgnoreTarget, nameof(targets));
+        FromLogits(ComputeDevice.Cpu, problem, outputs);
     }
 
     /// <summary>The gradient of the logits, from the gradients of log-prob, log-sum-exp, entropy, Σ p² and mean logit together.</summary>
     /// <remarks>
     /// With p = e^(z − logSumExp), H the entropy and Q = Σ p²: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean w / V, 1 − p
     /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
+    /// Of the saved log-sum-exp L every ln p takes the error: half a unit in the last place of L where it is [n], up to |L| 2⁻²⁵, and |L| 2⁻⁴⁸ where it is [n, 2]. So from [n] the sums of a row are
+    /// formed again, and on the CPU from [n, 2] too where |L| is above 2²⁴ (z in the ten millions: a temperature near 0): then nothing of L counts, and p is as exact as that of small logits.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">As in the forward pass.</param>
@@ -283,6 +310,7 @@ public static partial class LogProbs
         CheckGradient(device, problem, upstream, logitsGradient);
         Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
+        upstream.RequireAny();
         device.RequireOffered(problem, default);
         device.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
     }
@@ -313,6 +341,8 @@ public static partial class LogProbs
         CheckShaping(device, ProblemNames.Problem, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
+    private const float SmallestNormal = 1.17549435e-38f;
+
     internal static void CheckShaping(ComputeDevice device, ProblemNames names, long vocabulary, in TensorView bias, in TensorView meanWeights, float? softcap, float temperature, long? validVocabulary)
     {
         Require.OptionalInput(device, bias, names.Bias, vocabulary);
@@ -323,8 +353,14 @@ public static partial class LogProbs
             throw new ArgumentException($"{names.MeanWeights} has the stride {meanWeights.Stride(0)}; it must be 1.", names.MeanWeights);
         if (softcap is { } cap && !(cap > 0 && cap <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Softcap, cap, $"{names.Softcap} is {cap}; it must be a positive number, or absent.");
+        if (softcap < SmallestNormal)
+            throw new ArgumentOutOfRangeException(names.Softcap, softcap, $"{names.Softcap} is {softcap}; it must be at least 2⁻¹²⁶, for logits are multiplied by its reciprocal.");
         if (!(temperature > 0 && temperature <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be a positive number.");
+        if (!float.IsFinite(1 / temperature))
+            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be at least 2⁻¹²⁸, for logits are multiplied by its reciprocal.");
+        if (softcap / temperature is { } bound && !(bound > 0 && bound <= float.MaxValue))
+            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; {names.Softcap}, {softcap}, divided by it is {bound}: logits need a bound that is a positive number.");
         if (validVocabulary is { } valid && (valid < 1 || valid > vocabulary))
             throw new ArgumentOutOfRangeException(names.ValidVocabulary, valid, $"{names.ValidVocabulary} is {valid}; it must lie between 1 and the vocabulary, {vocabulary}.");
     }

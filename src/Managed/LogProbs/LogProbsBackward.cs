@@ -30,7 +30,8 @@ internal sealed partial class CpuDevice
     /// <remarks>
     /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
     /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again. Where each power of e
-    /// counts only as it is, the first reading leaves the powers where the gradient goes.
+    /// counts only as it is, the first reading leaves the powers where the gradient goes. A log-sum-exp beyond 2²⁴ isn't looked at: relative to the
+    /// row's own largest logit every power is at most 1.
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
@@ -79,10 +80,13 @@ internal sealed partial class CpuDevice
             float ofMean = Rows.MeanWeights == null ? 0 : arriving.MeanLogit / Rows.Shard.Whole;
             // What costs most to compute twice is kept where the gradient goes, but for what isn't a whole block: that stays in the block.
             float* kept = Rows.Shape.IsCapped && Gradient.IsFloat32 && ofMean == 0 ? Gradient.Row(row) : null;
+            VocabularySums merged = Merged.IsPresent ? Merged[row] : default;
             // Saved sums have no squares.
-            bool known = Merged.IsPresent || (LogSumExp.HasRemainder && arriving.SumOfSquares == 0);
+            bool known = Merged.IsPresent ? merged.IsNear : LogSumExp.HasRemainder && LogSumExp.IsNear(row) && arriving.SumOfSquares == 0;
             RowSums sums = !known ? LogitSums<TLanes>.Of(Rows, row, arriving.Sought, block, null, kept)
-                : Merged.IsPresent ? Merged[row].RowOf(Rows.Shape.Scale) : LogSumExp.Sums(row, Entropy.OrZero(row), Rows.Shape.Scale);
+                : Merged.IsPresent ? merged.RowOf(Rows.Shape.Scale) : LogSumExp.Sums(row, Entropy.OrZero(row), Rows.Shape.Scale);
+            if (Merged.IsPresent && !known)
+                sums = merged.RowOf(sums);
             var slope = new LogitSlope(sums, ofMean == 0 ? arriving : arriving with { MeanLogit = 0 }, Rows.Shard.Whole);
 
             // What can be read where it lies and written where it belongs is one piece.
@@ -109,7 +113,7 @@ internal sealed partial class CpuDevice
 
         // Whether each power of e counts only as it is.
         private readonly bool KeepsPowers(nint row, in Arriving arriving) =>
-            !Merged.IsPresent && !LogSumExp.HasRemainder && float.IsFinite(LogSumExp[row]) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 } && !Rows.Shape.IsCapped && Rows.Type == ElementType.Float32;
+            !Merged.IsPresent && !LogSumExp.HasRemainder && LogSumExp.IsNear(row) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 } && !Rows.Shape.IsCapped && Rows.Type == ElementType.Float32;
 
         private readonly void DifferentiatePowers<TLanes>(nint row, nint target, double logit, in Arriving arriving, float* block) where TLanes : struct, ILanes<TLanes>
         {

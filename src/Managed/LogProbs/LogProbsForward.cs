@@ -37,7 +37,7 @@ internal sealed partial class CpuDevice
         return rows.Count;
     }
 
-    private static void CheckTarget(nint row, long target, long vocabulary, long ignoreTarget, string name = "problem.Targets")
+    internal static void CheckTarget(nint row, long target, long vocabulary, long ignoreTarget, string name = "problem.Targets")
     {
         if (target != ignoreTarget && (target < 0 || target >= vocabulary))
         {

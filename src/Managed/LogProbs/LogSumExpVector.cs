@@ -20,6 +20,13 @@ internal sealed partial class CpuDevice
 
         public readonly bool HasRemainder;
 
+        // Up to here float32 has every integer.
+        private const float LargestNear = 1 << 24;
+
+        /// <summary>Whether what is saved of a row is of use: to the first column a logit is at most half too near or too far, and both together say ln p to 2⁻²⁴, as float32 does.</summary>
+        /// <remarks>Rounded, a log-sum-exp L is off by up to |L| 2⁻²⁵, with the second column by up to |L| 2⁻⁴⁸: of larger ones e to what is off would be anything, and an infinite one says nothing.</remarks>
+        public bool IsNear(nint index) => Math.Abs(data[index * row]) <= LargestNear;
+
         /// <summary>As it was rounded.</summary>
         public float this[nint index] => data[index * row];
 
@@ -34,12 +41,10 @@ internal sealed partial class CpuDevice
                 data[index * row + column] = float.IsFinite(rounded) ? (float)(shift - rounded + logSum) : 0;
         }
 
-        /// <summary>The sums of a row relative to its rounded log-sum-exp, or nearly so, which lies between the largest logit and ln V above it.</summary>
+        /// <summary>The sums of a row whose log-sum-exp is near, relative to it as it was rounded, or nearly so: it lies between the largest logit and ln V above it.</summary>
         public RowSums Sums(nint index, float entropy, double scale)
         {
             float shift = data[index * row];
-            if (!float.IsFinite(shift))
-                return new(0, 0, double.NaN, double.NaN, double.NaN, 0);
             double logSum = data[index * row + column], sum = Math.Exp(logSum);
             return RowSums.Anchored(scale, shift, sum, (logSum - entropy) * sum, double.NaN);
         }

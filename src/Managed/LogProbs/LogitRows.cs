@@ -205,8 +205,7 @@ internal sealed partial class CpuDevice
     /// <summary>The softcap c (0 for none) and the temperature T of logits: z = c tanh(x / c) / T is scale · u, with u = tanh(x / c) and the scale c / T; without a softcap u = x and the scale is 1 / T.</summary>
     private readonly unsafe struct LogitShape(float softcap, float temperature)
     {
-        // Of a softcap whose reciprocal is infinite, all but 0 is ±1.
-        private readonly float perSoftcap = softcap == 0 ? 0 : Math.Min(1 / softcap, float.MaxValue), scale = (float)((softcap == 0 ? 1.0 : softcap) / temperature);
+        private readonly float perSoftcap = softcap == 0 ? 0 : 1 / softcap, scale = (float)((softcap == 0 ? 1.0 : softcap) / temperature);
 
         public bool IsCapped => softcap != 0;
 

@@ -69,7 +69,7 @@ public ref struct PreferenceOutputs
     };
 }
 
-/// <summary>The gradients that arrive at the policy's log-probs of answers; zero if absent. [n], float32: the <see cref="PairOutputs.ChosenGradient"/> and <see cref="PairOutputs.RejectedGradient"/> of a loss.</summary>
+/// <summary>The gradients that arrive at the policy's log-probs of answers; zero if absent, but one must be there. [n], float32: the <see cref="PairOutputs.ChosenGradient"/> and <see cref="PairOutputs.RejectedGradient"/> of a loss.</summary>
 public ref struct PreferenceUpstream
 {
     /// <summary>At ln π(chosen).</summary>

@@ -65,7 +65,7 @@ public ref struct SequenceOutputs
     public TensorView Count { get; set; }
 }
 
-/// <summary>The gradients that arrive at results per sequence; zero if absent. All [sequences], float32.</summary>
+/// <summary>The gradients that arrive at results per sequence; zero if absent, but one must be there. All [sequences], float32.</summary>
 public ref struct SequenceUpstream
 {
     /// <summary>At the sum.</summary>
@@ -121,6 +121,7 @@ public static class SequenceLogProbs
         long sequences = layout.Check(device, gradient, nameof(gradient));
         Require.OptionalInput(device, upstream.Sum, "upstream.Sum", sequences);
         Require.OptionalInput(device, upstream.Mean, "upstream.Mean", sequences);
+        Require.Any(upstream.Sum.IsPresent || upstream.Mean.IsPresent, nameof(upstream), "Sum, Mean", verb: "holds");
         layout.RequireDisjoint(gradient, nameof(gradient));
         Require.Disjoint(gradient, nameof(gradient), upstream.Sum, "upstream.Sum");
         Require.Disjoint(gradient, nameof(gradient), upstream.Mean, "upstream.Mean");

@@ -24,7 +24,7 @@ public readonly record struct VocabularyShard(long First, long Whole)
 /// </remarks>
 public static class ShardPartials
 {
-    /// <summary>max z; −∞ if all logits are.</summary>
+    /// <summary>max z; −∞ if all logits are. The sums are relative to it as it was rounded, up to 2²⁸; beyond, to it as it was.</summary>
     public const int Max = 0;
     /// <summary>Σ e^t.</summary>
     public const int Sum = 1;
@@ -88,12 +88,18 @@ public static class VocabularyShards
     }
 
     /// <summary>The results of the whole vocabulary from the partials of its slices.</summary>
-    /// <remarks>With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.</remarks>
+    /// <remarks>
+    /// With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.
+    /// But of logits beyond 2²⁸ (a temperature near 0) a slice counts as if its largest were the float32 next to it, at most |z| 2⁻²⁵ away: maxima of two slices that round to one number count as equal, in
+    /// the gradients too. Within a slice nothing is lost.
+    /// Slices that stand in the wrong order or twice throw, for their largest logits do. A slice that is missing is not found out, for some slices may be merged before others: the results are then those
+    /// of the vocabulary without it.
+    /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="partials">[slices, n, <see cref="ShardPartials.Count"/>], float32, the slices in the order of the vocabulary.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten. The likeliest tokens beyond the first aren't offered.</param>
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>], float32, overwritten: the partials of all slices together, for the backward passes. May be absent (default).</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or slices are out of order, or there twice.</exception>
     public static void Merge(ComputeDevice device, TensorView partials, in TokenOutputs outputs, TensorView merged = default)
     {
         Require.Device(device);
@@ -127,6 +133,7 @@ public static class VocabularyShards
         Require.Input(device, merged, nameof(merged), problem.Logits.Length(0), ShardPartials.Count);
         LogProbs.CheckGradient(device, problem, upstream, logitsGradient);
         Require.Disjoint(logitsGradient, nameof(logitsGradient), merged, nameof(merged));
+        upstream.RequireAny();
         device.LogProbsShardBackward(problem, shard, merged, upstream, logitsGradient);
     }
 
@@ -138,7 +145,7 @@ public static class VocabularyShards
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>] as <see cref="Merge"/> wrote it.</param>
     /// <param name="upstream">The gradients that arrive at the results of the whole vocabulary.</param>
     /// <param name="gradients">What to compute and where to put it.</param>
-    /// <param name="workspace">Scratch memory of the device, <see cref="LogProbs.FromHiddenWorkspaceBytes"/>.</param>
+    /// <param name="workspace">Scratch memory of the device, at most <see cref="LogProbs.FromHiddenWorkspaceBytes"/>: with the sums known, no logits are kept.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)
@@ -148,6 +155,7 @@ public static class VocabularyShards
         Require.Input(device, merged, nameof(merged), problem.Hidden.Length(0), ShardPartials.Count);
         LogProbs.CheckGradients(device, ProblemNames.Problem, problem, upstream, gradients);
         gradients.RequireDisjoint(merged, nameof(merged));
+        upstream.RequireAny();
         device.LogProbsShardBackward(problem, shard, merged, upstream, gradients, workspace);
     }
 }

@@ -16,6 +16,7 @@ internal sealed partial class CpuDevice
                 Results = new(logProb, logSumExp, entropy, squares, argmax, mean, outputs),
                 Merged = new(whole, merged),
             };
+            work.CheckOrder();
             Run(work, (work.Tokens + ShardMergeWork.TokensPerItem - 1) / ShardMergeWork.TokensPerItem);
         }
     }
@@ -28,6 +29,22 @@ internal sealed partial class CpuDevice
         public PartialRows Parts, Merged;
         public TokenResults Results;
         public nint Shards, ShardStep, Tokens;
+
+        /// <summary>Of slices in the order of the vocabulary the largest logits are, too.</summary>
+        public readonly void CheckOrder()
+        {
+            for (nint shard = 1; shard < Shards; shard++)
+            {
+                for (nint token = 0; token < Tokens; token++)
+                {
+                    VocabularySums before = Parts.From((shard - 1) * ShardStep)[token], part = Parts.From(shard * ShardStep)[token];
+                    if (part.Argmax > before.Argmax || (part.IsOfIgnored && before.IsOfIgnored))
+                        continue;
+                    throw new ArgumentException($"partials[{shard}, {token}] has its largest logit at {part.Argmax}, partials[{shard - 1}, {token}] at {before.Argmax}: "
+                        + "the slices must stand in the order of the vocabulary, each of them once, and be of the same tokens.", "partials");
+                }
+            }
+        }
 
         public readonly unsafe void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
         {

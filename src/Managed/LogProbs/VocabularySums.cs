@@ -5,11 +5,31 @@ internal sealed partial class CpuDevice
     /// <summary>What a part of the vocabulary says of a token, with t = z − max: max, Σ e^t, Σ e^t t, Σ e^2t, Σ z by some count, the target's z or −∞, and the entry of the maximum.</summary>
     private readonly record struct VocabularySums(double Max, double Sum, double Weighted, double Squares, double Logits, double TargetLogit, long Argmax)
     {
+        // Up to the first, powers of e change little if a row is taken relative to the nearest float32; up to the second, sums that are moved by what rounding takes stay within float32.
+        private const double LargestNear = 1 << 24, LargestMoved = 1 << 28;
+
         /// <summary>As sums over a row: shifted by the maximum unless that is infinite.</summary>
         public RowSums Row => new((float)Shift, Shift, Sum, Weighted, Squares, 0);
 
-        /// <summary>The same for a row of which z = scale · u.</summary>
+        /// <summary>The same for a row of which z = scale · u, if the maximum <see cref="IsNear"/>.</summary>
         public RowSums RowOf(double scale) => RowSums.Anchored(scale, Shift, Sum, Weighted, Squares);
+
+        /// <summary>The same for a slice, relative to its largest logit, whatever the maximum.</summary>
+        public RowSums RowOf(in RowSums slice)
+        {
+            // A slice of −∞ has no largest logit, nor any power of e.
+            double moved = Math.Min(Max - (slice.Sum > 0 ? Counted(slice.Shift) : double.NegativeInfinity), -Exponential.Lowest), factor = Math.Exp(moved);
+            return slice with { Sum = Sum * factor, Weighted = (Weighted + Sum * moved) * factor, Squares = Squares * factor * factor };
+        }
+
+        /// <summary>Whether the first will do.</summary>
+        public bool IsNear => Math.Abs(Shift) <= LargestNear;
+
+        /// <summary>What a largest logit counts as among partials: itself, or the float32 next to it where its sums can't be moved there.</summary>
+        public static double Counted(double max) => Math.Abs(max) <= LargestMoved || !double.IsFinite(max) ? max : Rounded(max);
+
+        /// <summary>The next finite float32, unless it is infinite itself.</summary>
+        public static float Rounded(double logit) => double.IsFinite(logit) ? (float)Math.Clamp(logit, -float.MaxValue, float.MaxValue) : (float)logit;
 
         private double Shift => double.IsInfinity(Max) ? 0 : Max;
 
@@ -82,8 +102,8 @@ internal sealed partial class CpuDevice
             set
             {
                 // The maximum is rounded first, and the sums are moved to it.
-                float max = (float)value.Max;
-                double moved = double.IsFinite(value.Max) ? value.Max - max : 0, factor = Math.Exp(moved), whole = value.Sum * factor;
+                float max = VocabularySums.Rounded(value.Max);
+                double moved = double.IsFinite(value.Max) ? VocabularySums.Counted(value.Max) - max : 0, factor = Math.Exp(moved), whole = value.Sum * factor;
                 float sum = (float)whole;
                 At(token, ShardPartials.Max) = max;
                 At(token, ShardPartials.Sum) = sum;
@@ -91,7 +111,7 @@ internal sealed partial class CpuDevice
                 At(token, ShardPartials.WeightedSum) = (float)((value.Weighted + value.Sum * moved) * factor);
                 At(token, ShardPartials.SumOfSquares) = (float)(value.Squares * factor * factor);
                 At(token, ShardPartials.MeanLogit) = (float)value.Logits;
-                At(token, ShardPartials.TargetLogit) = (float)value.TargetLogit;
+                At(token, ShardPartials.TargetLogit) = VocabularySums.Rounded(value.TargetLogit);
                 At(token, ShardPartials.Argmax) = value.Argmax;
             }
         }

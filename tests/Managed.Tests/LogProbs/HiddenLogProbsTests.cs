@@ -212,7 +212,7 @@ public class HiddenLogProbsTests
             float[] hidden = [.. Enumerable.Repeat(7f, tokens * 6)], vocabulary = [.. Enumerable.Repeat(7f, 180)], bias = [.. Enumerable.Repeat(7f, 30)], logProb = [.. Enumerable.Repeat(7f, tokens)];
             foreach (bool accumulate in (bool[])[true, false])
             {
-                LogProbs.TrainFromHidden(Device, problem, default, new() { LogProb = TensorView.Of(logProb, tokens) },
+                LogProbs.TrainFromHidden(Device, problem, new() { LogProb = TensorView.Of(new float[tokens], tokens) }, new() { LogProb = TensorView.Of(logProb, tokens) },
                     new() { Hidden = TensorView.Of(hidden, tokens, 6), Vocabulary = TensorView.Of(vocabulary, 30, 6), Bias = TensorView.Of(bias), Accumulate = accumulate }, workspace);
                 Assert.All(hidden.Concat(vocabulary).Concat(bias), x => Assert.Equal(accumulate ? 7 : 0, x));
                 Assert.All(logProb, x => Assert.Equal(0, x));
@@ -281,6 +281,8 @@ public class HiddenLogProbsTests
         Assert.Throws<ArgumentException>("outputs", () => LogProbs.FromHidden(Device, Good(), default, workspace));
         Assert.Throws<ArgumentException>("outputs.LogProb", () => LogProbs.FromHidden(Device, Good(), new() { LogProb = TensorView.Of(hidden, 4) }, workspace));
         Assert.Throws<ArgumentException>("gradients", () => LogProbs.FromHiddenBackward(Device, Good(), default, default, workspace));
+        Assert.Throws<ArgumentException>("upstream", () => LogProbs.FromHiddenBackward(Device, Good(), default, new() { Hidden = TensorView.Of(new float[12], 4, 3) }, workspace));
+        Assert.Throws<ArgumentException>("upstream", () => LogProbs.TrainFromHidden(Device, Good(), default, new() { LogProb = TensorView.Of(out4) }, new() { Hidden = TensorView.Of(new float[12], 4, 3) }, workspace));
         Assert.Throws<ArgumentException>("gradients.Hidden", () => LogProbs.FromHiddenBackward(Device, Good(), default, new() { Hidden = TensorView.Of(hidden, 4, 3) }, workspace));
         Assert.Throws<ArgumentException>("gradients.Vocabulary", () => LogProbs.FromHiddenBackward(Device, Good(), default, new() { Vocabulary = TensorView.Of(wide, 5, 3, 2).Select(2, 0) }, workspace));
         Assert.Throws<ArgumentException>("gradients.Bias", () => LogProbs.FromHiddenBackward(Device, Good(), default, new() { Bias = TensorView.Of(new float[5]) }, workspace));

@@ -205,6 +205,25 @@ public class LogProbsTests
         }
     }
 
+    [Theory]
+    [InlineData(1e7f)]
+    [InlineData(3e10f)]
+    [InlineData(1e30f)]
+    public void The_gradient_of_huge_logits_keeps_the_contract(float factor)
+    {
+        const int vocabulary = 300;
+        float[] logits = Array.ConvertAll(Seeded.Normal(5 * vocabulary, 1, 2), x => x * factor), a = Seeded.Normal(5, 2), b = Seeded.Normal(5, 3), c = Seeded.Normal(5, 4);
+        long[] targets = [7, 8, 9, 10, 11];
+        for (int row = 0; row < 4; row++)
+            logits[row * vocabulary + 8] = logits[row * vocabulary + 200] = 12 * factor; // two largest, of which one may be the target
+        double[] Wide(float[] x) => Array.ConvertAll(x, v => (double)v);
+        Grid<double> z = Grid.Of(logits, 5, vocabulary);
+        double[] oracle = LogProbsOracle.Backward<double>(z, targets, Wide(a), Wide(b), Wide(c)).Data;
+        float[] naive = LogProbsOracle.Backward<float>(z, targets, Wide(a), Wide(b), Wide(c)).Data;
+        foreach (bool keepsRemainder in (bool[])[false, true])
+            Contract.Check(Gradient(logits, targets, vocabulary, a, b, c, inPlace: false, keepsRemainder), oracle, naive, Contract.Gradient, "gradient");
+    }
+
     [Fact]
     public void An_ignored_row_gives_zeros_whatever_the_ignored_target_is()
     {
@@ -314,6 +333,7 @@ public class LogProbsTests
         Throws<ArgumentNullException>("saved", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(out1) }, new() { Entropy = TensorView.Of(out2) }, TensorView.Of(z, 4, 3)));
         Throws<ArgumentException>("logitsGradient", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(out1) }, default, TensorView.Of(new float[24], 3, 8)));
         Throws<ArgumentException>("logitsGradient", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(new float[15].AsSpan(3), 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(out1) }, default, foreign.View(4, 3)));
+        Throws<ArgumentException>("upstream", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(out1) }, default, TensorView.Of(z, 4, 3)));
         float[] both = new float[15];
         Throws<ArgumentException>("logitsGradient", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(both.AsSpan(3), 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(out1) }, default, TensorView.Of(both, 4, 3)));
         Throws<ArgumentException>("logitsGradient", () => LogProbs.FromLogitsBackward(Device, new() { Logits = TensorView.Of(z, 4, 3), Targets = TensorView.Of(t) }, new() { LogSumExp = TensorView.Of(z.AsSpan(4), 4) }, default, TensorView.Of(z, 4, 3)));

@@ -211,7 +211,7 @@ public class LogitOptionsTests
 
     [Theory]
     [InlineData(1e-38f)]
-    [InlineData(1e-44f)]
+    [InlineData(3e-39f)]
     [InlineData(3e38f)]
     public void Extreme_temperatures_leave_the_largest_or_make_all_alike(float temperature)
     {
@@ -225,10 +225,48 @@ public class LogitOptionsTests
             double count = temperature < 1 ? 1 : vocabulary - 1;
             Assert.Equal(-Math.Log(count), logProb[0], 1e-6);
             Assert.Equal(Math.Log(count), entropy[0], 1e-6);
-            if (temperature < 1)
-                continue; // the log-sum-exp is ∞ in float32
             LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = TensorView.Of(saved, 1, 2) }, new() { LogSumExp = TensorView.Of((float[])[temperature]) }, TensorView.Of(gradient, 1, vocabulary));
-            Assert.All(gradient.Select((x, j) => (x, j)), each => Assert.Equal(each.j == 4 ? 0 : 1 / count, each.x, 1e-6));
+            Assert.All(gradient.Select((x, j) => (x, j)), each => Assert.Equal((temperature < 1 ? each.j != 3 : each.j == 4) ? 0 : 1 / count, each.x, 1e-6));
+        }
+    }
+
+    // x is in ±10 times the factor; |z| goes from 10 to 1e51, beyond what a log-sum-exp can be in float32. Beyond 2²⁴ neighbouring float32s are so far apart that one e^z is nothing beside the other.
+    public static TheoryData<float, float> Sizes => new() { { 1, 1 }, { 1, 1e-6f }, { 1, 3e-7f }, { 1, 1e-8f }, { 1, 1e-9f }, { 1, 3e-10f }, { 1e7f, 1e-6f }, { 1e21f, 0.7f }, { 1e30f, 1 }, { 1e20f, 1e-30f } };
+
+    [Theory]
+    [MemberData(nameof(Sizes))]
+    public void The_gradient_is_as_exact_however_large_the_logits_are(float factor, float temperature)
+    {
+        const int rows = 16, vocabulary = 300;
+        var random = new Random(1);
+        float[] logits = [.. Enumerable.Range(0, rows * vocabulary).Select(_ => (20 * random.NextSingle() - 10) * factor)];
+        long[] targets = [.. Enumerable.Range(0, rows).Select(_ => (long)random.Next(vocabulary))];
+        for (int row = 0; row < rows; row++)
+        {
+            Span<float> x = logits.AsSpan(row * vocabulary, vocabulary);
+            int largest = x.IndexOf(x.ToArray().Max()), other = (largest + 7) % vocabulary;
+            x[other] = (row % 4) switch { 0 => x[largest], 1 => float.BitDecrement(x[largest]), _ => x[other] };
+            targets[row] = row % 3 == 0 ? largest : row % 3 == 1 ? other : targets[row];
+        }
+        double[] a = [.. Seeded.Normal(rows, 1).Select(u => (double)(u * temperature))], b = [.. Seeded.Normal(rows, 2).Select(u => (double)(u * temperature))], c = [.. Seeded.Normal(rows, 3).Select(u => (double)(u * temperature))];
+        foreach (bool keepsRemainder in (bool[])[false, true])
+        {
+            foreach (bool withEntropy in (bool[])[false, true])
+            {
+                float[] saved = new float[keepsRemainder ? 2 * rows : rows], entropy = new float[rows], gradient = new float[rows * vocabulary];
+                TensorView logSumExp = keepsRemainder ? TensorView.Of(saved, rows, 2) : TensorView.Of(saved);
+                LogitsProblem problem = new() { Logits = TensorView.Of(logits, rows, vocabulary), Targets = TensorView.Of(targets), Temperature = temperature };
+                LogProbs.FromLogits(Device, problem, new() { LogSumExp = logSumExp, Entropy = TensorView.Of(entropy) });
+                LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = logSumExp, Entropy = TensorView.Of(entropy) }, new()
+                {
+                    LogProb = TensorView.Of(Array.ConvertAll(a, u => (float)u)),
+                    LogSumExp = TensorView.Of(Array.ConvertAll(b, u => (float)u)),
+                    Entropy = withEntropy ? TensorView.Of(Array.ConvertAll(c, u => (float)u)) : default,
+                }, TensorView.Of(gradient, rows, vocabulary));
+                double[] expected = LogProbsOracle.Backward<double>(TransformerKernels.Oracle.Grid.Of(logits, rows, vocabulary), targets, a, b, withEntropy ? c : null, shaping: new(Temperature: temperature)).Data;
+                for (int i = 0; i < gradient.Length; i++)
+                    Assert.Equal(expected[i], gradient[i], 2e-6);
+            }
         }
     }
 
@@ -359,7 +397,24 @@ public class LogitOptionsTests
         Assert.Equal("29 logits aren't 3 rows of a vocabulary. (Parameter 'logits')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits.AsSpan(1), targets, logProbs)).Message);
         Assert.Equal("logProbs has the length 2; there are 3 targets. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs.AsSpan(1))).Message);
         Assert.Equal("entropies has the length 2; there are 3 targets. (Parameter 'entropies')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, entropies.AsSpan(1))).Message);
-        Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logits.AsSpan(0, 3)));
+        Assert.Equal("logProbs and logits share memory. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logits.AsSpan(0, 3))).Message);
+        Assert.Equal("entropies and logits share memory. (Parameter 'entropies')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, logits.AsSpan(0, 3))).Message);
+        Assert.Equal("logProbs and entropies share memory. (Parameter 'logProbs')", Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, logProbs, logProbs)).Message);
+        Assert.Equal("logProbs and targets share memory. (Parameter 'logProbs')",
+            Assert.Throws<ArgumentException>(() => LogProbs.FromLogits(logits, targets, MemoryMarshal.Cast<int, float>(targets.AsSpan()))).Message);
+        targets[1] = 10;
+        Assert.StartsWith("targets[1] is 10; it must lie between 0 and 9, or be -100 to ignore the token. (Parameter 'targets')",
+            Assert.Throws<ArgumentOutOfRangeException>(() => LogProbs.FromLogits(logits, targets, logProbs)).Message);
+        Assert.Equal(expected, logProbs);
+    }
+
+    [Fact]
+    public void A_problem_that_nobody_constructed_ignores_minus_100_at_temperature_1()
+    {
+        Assert.Equal((-100, 1), (default(LogitsProblem).IgnoreTarget, default(LogitsProblem).Temperature));
+        Assert.Equal((-100, 1), (default(HiddenProblem).IgnoreTarget, default(HiddenProblem).Temperature));
+        Assert.Equal((0, 0), (new LogitsProblem { IgnoreTarget = 0 }.IgnoreTarget, new LogitsProblem { Temperature = 0 }.Temperature));
+        Assert.Equal((0, 0), (new HiddenProblem { IgnoreTarget = 0 }.IgnoreTarget, new HiddenProblem { Temperature = 0 }.Temperature));
     }
 
     [Fact]
@@ -374,6 +429,10 @@ public class LogitOptionsTests
         Throws("problem.Softcap is -1; it must be a positive number, or absent.", problem => { problem.Softcap = -1; return problem; });
         Throws("problem.Softcap is 0; it must be a positive number, or absent.", problem => { problem.Softcap = 0; return problem; });
         Throws("problem.Softcap is NaN; it must be a positive number, or absent.", problem => { problem.Softcap = float.NaN; return problem; });
+        Throws("problem.Softcap is 1E-40; it must be at least 2⁻¹²⁶, for logits are multiplied by its reciprocal.", problem => { problem.Softcap = 1e-40f; return problem; });
+        Throws("problem.Temperature is 1E-44; it must be at least 2⁻¹²⁸, for logits are multiplied by its reciprocal.", problem => { problem.Temperature = 1e-44f; return problem; });
+        Throws("problem.Temperature is 1E+38; problem.Softcap, 1E-10, divided by it is 0: logits need a bound that is a positive number.", problem => { (problem.Softcap, problem.Temperature) = (1e-10f, 1e38f); return problem; });
+        Throws("problem.Temperature is 1E-10; problem.Softcap, 1E+30, divided by it is ", problem => { (problem.Softcap, problem.Temperature) = (1e30f, 1e-10f); return problem; });
         Throws("problem.Temperature is 0; it must be a positive number.", problem => { problem.Temperature = 0; return problem; });
         Throws("problem.ValidVocabulary is 4; it must lie between 1 and the vocabulary, 3.", problem => { problem.ValidVocabulary = 4; return problem; });
         Throws("problem.ValidVocabulary is 0; it must lie between 1 and the vocabulary, 3.", problem => { problem.ValidVocabulary = 0; return problem; });

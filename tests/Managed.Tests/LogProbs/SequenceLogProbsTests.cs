@@ -149,6 +149,7 @@ public class SequenceLogProbsTests
         Throws("outputs.Sum and values share memory.", TensorView.Of(values, 2, 3), new(), new() { Sum = TensorView.Of(values, 6).Slice(0, 0, 2) });
         Assert.StartsWith("gradient and upstream.Sum share memory.", Assert.Throws<ArgumentException>(() =>
             SequenceLogProbs.Backward(Device, new(), new() { Sum = TensorView.Of(values, 6).Slice(0, 0, 2) }, TensorView.Of(values, 2, 3))).Message);
+        Assert.StartsWith("upstream holds nothing; set at least one of Sum, Mean.", Assert.Throws<ArgumentException>("upstream", () => SequenceLogProbs.Backward(Device, new(), default, TensorView.Of(values, 2, 3))).Message);
         Assert.StartsWith("upstream.Mean has the shape [6]; it should be [2].", Assert.Throws<ArgumentException>(() =>
             SequenceLogProbs.Backward(Device, new(), new() { Mean = TensorView.Of(new float[6]) }, TensorView.Of(values, 2, 3))).Message);
     }
@@ -160,7 +161,7 @@ public class SequenceLogProbsTests
         Assert.Equal("The device a foreign device doesn't offer sums of log-probs by sequence yet; use ComputeDevice.Cpu.",
             Assert.Throws<NotSupportedException>(() => SequenceLogProbs.Reduce(foreign, foreign.View(2, 3), new(), new() { Sum = TensorView.FromPointer(foreign, 8192, ElementType.Float32, 2) })).Message);
         Assert.Equal("The device a foreign device doesn't offer gradients of sums by sequence yet; use ComputeDevice.Cpu.",
-            Assert.Throws<NotSupportedException>(() => SequenceLogProbs.Backward(foreign, new(), default, foreign.View(2, 3))).Message);
+            Assert.Throws<NotSupportedException>(() => SequenceLogProbs.Backward(foreign, new(), new() { Sum = TensorView.FromPointer(foreign, 8192, ElementType.Float32, 2) }, foreign.View(2, 3))).Message);
     }
 
     private static void Throws(string message, TensorView values, in SequenceLayout layout, in SequenceOutputs outputs)

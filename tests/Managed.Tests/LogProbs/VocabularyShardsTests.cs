@@ -149,6 +149,69 @@ public class VocabularyShardsTests
             Contract.Check(ofBias, exact.Bias, rough.Bias, Contract.Gradient, "gradient of the bias");
     }
 
+    // Maxima in different slices that round to one float32 count as equal: here they are, or are far apart.
+    [Theory]
+    [InlineData(1, 1e-4f)]
+    [InlineData(1, 1e-7f)]
+    [InlineData(1, 1e-8f)]
+    [InlineData(1, 1e-9f)]
+    [InlineData(1, 1e-10f)]
+    [InlineData(1e21f, 0.7f)]
+    [InlineData(1e30f, 1)]
+    public void Results_and_gradients_of_huge_logits_are_those_of_one_slice(float factor, float temperature)
+    {
+        const int rows = 16, slice = 150, vocabulary = 2 * slice;
+        var random = new Random(1);
+        float[] values = [.. Enumerable.Range(0, rows * vocabulary).Select(_ => (20 * random.NextSingle() - 10) * factor)], all = new float[2 * rows * ShardPartials.Count], merged = new float[rows * ShardPartials.Count];
+        long[] targets = [.. Enumerable.Range(0, rows).Select(_ => (long)random.Next(vocabulary))];
+        for (int row = 0; row < rows; row++)
+        {
+            Span<float> x = values.AsSpan(row * vocabulary, vocabulary);
+            int largest = x.IndexOf(x.ToArray().Max()), other = (largest + (row % 4 == 0 ? slice : 1)) % vocabulary;
+            x[other] = (row % 4) switch { 0 => x[largest], 1 when largest % slice != slice - 1 => float.BitDecrement(x[largest]), _ => x[other] };
+            if (row == 3)
+                x[(largest / slice * slice + slice)..].Fill(float.NegativeInfinity);
+            targets[row] = row % 3 == 0 ? largest : row % 3 == 1 ? other : targets[row];
+        }
+        TensorView z = TensorView.Of(values, rows, vocabulary), partials = TensorView.Of(all, 2, rows, ShardPartials.Count);
+        LogitsProblem Slice(int s) => new() { Logits = TensorView.Of(values, rows, vocabulary).Slice(1, s * slice, slice), Targets = TensorView.Of(targets), Temperature = temperature };
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogits(Device, Slice(s), new(s * slice, vocabulary), partials.Select(0, s));
+        Results results = Merge(partials, TensorView.Of(merged, rows, ShardPartials.Count));
+        LogitShaping shaping = new(Temperature: temperature);
+        Grid<double> logits = Grid.Of(values, rows, vocabulary);
+        TokenResult<double> oracle = LogProbsOracle.Forward<double>(logits, targets, shaping: shaping);
+        for (int row = 0; row < rows; row++)
+        {
+            Assert.Equal(oracle.Entropy[row], results.Entropy[row], 2e-6);
+            Assert.Equal(oracle.SumOfSquares[row], results.SumOfSquares[row], 2e-6);
+        }
+
+        float[] gradient = new float[values.Length], upstream = Array.ConvertAll(Seeded.Normal(5 * rows, 3), u => u * temperature);
+        upstream.AsSpan(4 * rows).Clear();
+        double[] U(int i) => Array.ConvertAll(upstream[(i * rows)..((i + 1) * rows)], x => (double)x);
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogitsBackward(Device, Slice(s), new(s * slice, vocabulary), TensorView.Of(merged, rows, ShardPartials.Count), Upstream(upstream), TensorView.Of(gradient, rows, vocabulary).Slice(1, s * slice, slice));
+        double[] expected = LogProbsOracle.Backward<double>(logits, targets, U(0), U(1), U(2), shaping: shaping, squaresUpstream: U(3)).Data;
+        for (int i = 0; i < gradient.Length; i++)
+            Assert.Equal(expected[i], gradient[i], 4e-6);
+    }
+
+    [Fact]
+    public void Of_logits_beyond_float32_no_weight_is_above_1()
+    {
+        // z = ±1e51.
+        float[] values = Seeded.Normal(2 * 40, 1, 1e21f), all = new float[2 * 2 * ShardPartials.Count], merged = new float[2 * ShardPartials.Count], gradient = new float[80], u = [1e-30f, 1e-30f];
+        int[] targets = [3, 30];
+        LogitsProblem Slice(int s) => new() { Logits = TensorView.Of(values, 2, 40).Slice(1, 20 * s, 20), Targets = TensorView.Of(targets), Temperature = 1e-30f };
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogits(Device, Slice(s), new(20 * s, 40), TensorView.Of(all, 2, 2, ShardPartials.Count).Select(0, s));
+        Merge(TensorView.Of(all, 2, 2, ShardPartials.Count), TensorView.Of(merged, 2, ShardPartials.Count));
+        for (int s = 0; s < 2; s++)
+            VocabularyShards.FromLogitsBackward(Device, Slice(s), new(20 * s, 40), TensorView.Of(merged, 2, ShardPartials.Count), new() { LogProb = TensorView.Of(u) }, TensorView.Of(gradient, 2, 40).Slice(1, 20 * s, 20));
+        Assert.All(gradient, x => Assert.InRange(x, -1.00001f, 1.00001f));
+    }
+
     [Fact]
     public void One_slice_merged_gives_the_bits_of_the_whole()
     {
@@ -181,6 +244,34 @@ public class VocabularyShardsTests
             Assert.Equal(atOnce.Entropy[i], inSteps.Entropy[i], 1e-6);
         }
         Assert.Equal(atOnce.Argmax, inSteps.Argmax);
+    }
+
+    [Theory]
+    [InlineData("plain")]
+    [InlineData("minus infinity")]
+    public void Slices_out_of_order_or_there_twice_throw_before_anything_is_written(string kind)
+    {
+        (Grid<double> logits, long[] targets) = Example(kind, [40, 30, 50]);
+        float[] values = Floats(logits), all = new float[3 * Tokens * ShardPartials.Count], wrong = new float[all.Length], logProb = [.. Enumerable.Repeat(7f, Tokens)];
+        int size = Tokens * ShardPartials.Count;
+        foreach ((int s, int first, int length) in ((int, int, int)[])[(0, 0, 40), (1, 40, 30), (2, 70, 50)])
+        {
+            VocabularyShards.FromLogits(Device, new() { Logits = TensorView.Of(values, Tokens, 120).Slice(1, first, length), Targets = TensorView.Of(targets) }, new(first, 120),
+                TensorView.Of(all, 3, Tokens, ShardPartials.Count).Select(0, s));
+        }
+        foreach (int[] order in (int[][])[[0, 2, 1], [1, 0, 2], [0, 0, 1], [0, 1, 1], [2, 1, 0]])
+        {
+            for (int s = 0; s < 3; s++)
+                all.AsSpan(order[s] * size, size).CopyTo(wrong.AsSpan(s * size));
+            string message = Assert.Throws<ArgumentException>("partials", () => VocabularyShards.Merge(Device, TensorView.Of(wrong, 3, Tokens, ShardPartials.Count), new() { LogProb = TensorView.Of(logProb) })).Message;
+            Assert.Contains("the slices must stand in the order of the vocabulary, each of them once", message);
+        }
+        // A token that only one slice ignores.
+        all.CopyTo(wrong, 0);
+        wrong.AsSpan(size, ShardPartials.Count).Clear();
+        Assert.StartsWith("partials[1, 0] has its largest logit at 0,",
+            Assert.Throws<ArgumentException>(() => VocabularyShards.Merge(Device, TensorView.Of(wrong, 3, Tokens, ShardPartials.Count), new() { LogProb = TensorView.Of(logProb) })).Message);
+        Assert.All(logProb, x => Assert.Equal(7, x));
     }
 
     [Fact]
@@ -257,11 +348,13 @@ public class VocabularyShardsTests
         Throws("merged and partials share memory.", () => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), default, One()));
         Throws("merged is required.", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), default, default, TensorView.Of(new float[12], 4, 3)));
         Throws("logitsGradient and merged share memory.", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), One(), default, One().Slice(1, 0, 3)));
+        Throws("upstream holds nothing;", () => VocabularyShards.FromLogitsBackward(Device, Problem(), new(0, 8), One(), default, TensorView.Of(new float[12], 4, 3)));
         using var workspace = new Workspace(Device);
         HiddenProblem Hidden() => new() { Hidden = TensorView.Of(logits, 4, 3), Vocabulary = TensorView.Of(new float[15], 5, 3), Targets = TensorView.Of(targets) };
         Throws("shard.First is 4; with", () => VocabularyShards.FromHidden(Device, Hidden(), new(4, 8), One(), workspace));
         Throws("partials and problem.Hidden share memory.", () => VocabularyShards.FromHidden(Device, new() { Hidden = TensorView.Of(partials, 4, 16).Slice(1, 0, 3), Vocabulary = TensorView.Of(new float[15], 5, 3), Targets = TensorView.Of(targets) }, new(0, 8), One(), workspace));
         Throws("gradients.Hidden and merged share memory.", () => VocabularyShards.FromHiddenBackward(Device, Hidden(), new(0, 8), One(), default, new() { Hidden = One().Slice(1, 0, 3) }, workspace));
+        Throws("upstream holds nothing;", () => VocabularyShards.FromHiddenBackward(Device, Hidden(), new(0, 8), One(), default, new() { Hidden = TensorView.Of(new float[12], 4, 3) }, workspace));
         Assert.Equal("The likeliest tokens (outputs.TopLogProbs) aren't merged from shards: partials hold the largest logit only.",
             Assert.Throws<NotSupportedException>(() => VocabularyShards.Merge(Device, TensorView.Of(partials, 2, 4, 8), new() { TopLogProbs = TensorView.Of(out4, 4, 1) })).Message);
 
@@ -279,8 +372,8 @@ public class VocabularyShardsTests
         Lacks(() => VocabularyShards.FromLogits(foreign, Problem(), new(0, 9), At(3, 2, 8)));
         Lacks(() => VocabularyShards.FromHidden(foreign, Hidden(), new(0, 9), At(3, 2, 8), workspace));
         Lacks(() => VocabularyShards.Merge(foreign, At(3, 1, 2, 8), new() { LogProb = At(5, 2) }));
-        Lacks(() => VocabularyShards.FromLogitsBackward(foreign, Problem(), new(0, 9), At(3, 2, 8), default, At(5, 2, 3)));
-        Lacks(() => VocabularyShards.FromHiddenBackward(foreign, Hidden(), new(0, 9), At(3, 2, 8), default, new() { Hidden = At(5, 2, 3) }, workspace));
+        Lacks(() => VocabularyShards.FromLogitsBackward(foreign, Problem(), new(0, 9), At(3, 2, 8), new() { LogProb = At(6, 2) }, At(5, 2, 3)));
+        Lacks(() => VocabularyShards.FromHiddenBackward(foreign, Hidden(), new(0, 9), At(3, 2, 8), new() { LogProb = At(6, 2) }, new() { Hidden = At(5, 2, 3) }, workspace));
 
         static void Lacks(Action call) => Assert.Equal("The device a foreign device doesn't offer shards of a vocabulary yet; use ComputeDevice.Cpu.", Assert.Throws<NotSupportedException>(call).Message);
     }
