@@ -63,7 +63,7 @@ internal unsafe struct RowsAhead(nint queries)
     }
 
     // Not inlined: a product's loop has no register to spare.
-    [MethodImpl(MethodImplOptions.NoInlining)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void Ask(nint row, nint more)
     {
         for (int n = 0; n < count; n++)
