@@ -455,6 +455,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     }
 
     // Whole vectors.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Multiply<V>(float* start, nint floats, float factor) where V : struct, ILanes<V>
     {
         for (nint at = 0; at < floats; at += V.Count)

@@ -71,6 +71,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     }
 
     // The four copies of a line into one.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void SumLine<V>(float* copies, nint line, float* to) where V : struct, ILanes<V>
     {
         nint u = 0;
@@ -136,6 +137,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     }
 
     // Adds a tile's sums of a tensor with a value a head, a query or a key to those of the tiles before.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddSums<V>(int tensor, nint head, nint query, nint key, nint rows, nint tileKeys, float* lanes) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -186,6 +188,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         Accumulate || (batch > 0 && TensorGradients[tensor].IsSharedByBatch(Shape)) || (head > 0 && TensorGradients[tensor].IsSharedByHeads(Shape));
 
     // The gradients of biases that are added to the scores are sums of dz itself.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void AddBiases<V>(in HeadScores scores, nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -218,6 +221,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float SumLanes<V>(float* lanes) where V : struct, ILanes<V>
     {
         V sum = V.Load(lanes);

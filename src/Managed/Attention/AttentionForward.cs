@@ -367,6 +367,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
     }
 
     // What scores are measured from, in place of the tile's maxima: the new maximum, or 0 where a query has seen no key yet; and the factor by which the sums so far shrink to it.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void BeginWeights<V>(float* maximum, float* tileMaximum, float* sum, float* factor) where V : struct, ILanes<V>
     {
         for (nint lane = 0; lane < AttentionTiles.Block<V>(); lane += V.Count)
@@ -414,6 +415,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void Finish<V>(in ForwardBlock at) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), dv = (nint)Shape.ValueSize;

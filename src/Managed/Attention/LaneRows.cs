@@ -40,6 +40,7 @@ internal static unsafe class ScoreLine
     }
 
     /// <summary>line[t] −= slope·|t + offset| for t from .. from+count−1.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static void AddSlope<V>(float slope, nint offset, float* line, nint from, nint count) where V : struct, ILanes<V>
     {
         nint t = from;

@@ -65,7 +65,7 @@ internal unsafe struct RowsAhead(nint queries)
     public void AskForRest() => Ask(Math.Max(0, AttentionTiles.Keys - asked));
 
     // Not inlined: a product's loop has no register to spare.
-    [MethodImpl(MethodImplOptions.NoInlining)]
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private void AskFor(nint more)
     {
         for (int n = 0; n < count; n++)

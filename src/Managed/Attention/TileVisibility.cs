@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 /// <summary>A part of a tile: keys FirstKey .. EndKey−1, and the queries of the block's vectors FirstVector .. EndVector−1.</summary>
@@ -143,6 +145,7 @@ internal readonly unsafe struct TileVisibility
     public static ulong First(nint bits) => bits <= 0 ? 0 : ulong.MaxValue >> (int)Math.Max(AttentionTiles.Keys - bits, 0);
 
     /// <summary>Transposes a matrix of 64 by 64 bits, a word a row: swaps the two blocks beside the diagonal, of 32 by 32 first, then within each block of 32, and so on (Warren, Hacker's Delight, 7-3).</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static void Transpose(ulong* rows)
     {
         ulong left = uint.MaxValue;

@@ -84,6 +84,7 @@ internal static unsafe class MatrixCopy
     }
 
     // A row's end is copied by a vector that lies half over the one before.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Row(float* from, float* to, nint count, bool add)
     {
         nint done = 0;

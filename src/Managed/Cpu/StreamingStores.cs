@@ -60,6 +60,7 @@ internal static unsafe class StreamingStores
             Sse.StoreFence();
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void MultiplyRow(float* from, float* to, nint count, float factor)
     {
         nint done = 0;
