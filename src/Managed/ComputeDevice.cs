@@ -106,7 +106,7 @@ public abstract class ComputeDevice : IDisposable
         TensorView logitsGradient);
 
     /// <summary>The bytes of workspace that <see cref="LogProbsFromHidden"/> takes, within the budget if that suffices at all.</summary>
-    protected internal abstract long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget);
+    protected internal abstract long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget);
 
     /// <summary>Implements <see cref="LogProbs.FromHidden"/>, <see cref="LogProbs.FromHiddenBackward"/> and <see cref="LogProbs.TrainFromHidden"/>; the arguments are checked. Absent outputs and gradients aren't wanted.</summary>
     protected internal abstract void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,

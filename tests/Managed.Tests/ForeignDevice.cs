@@ -33,7 +33,7 @@ public sealed class ForeignDevice : ComputeDevice
     protected internal override void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward) => throw new NotSupportedException();
     protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs) => throw new NotSupportedException();
     protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient) => throw new NotSupportedException();
-    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) => throw new NotSupportedException();
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget) => throw new NotSupportedException();
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients, bool backward, Workspace workspace) => throw new NotSupportedException();
     protected internal override long LossWorkspaceBytes(long rows, long columns) => throw new NotSupportedException();
     protected internal override void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace) => throw new NotSupportedException();

@@ -20,7 +20,7 @@ public sealed partial class GpuDevice
     }
 
     /// <inheritdoc/>
-    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) => throw NotOffered("log-probs from hidden states");
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget) => throw NotOffered("log-probs from hidden states");
 
     /// <inheritdoc/>
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,

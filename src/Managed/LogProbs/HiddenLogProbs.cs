@@ -156,12 +156,13 @@ public static partial class LogProbs
     /// <param name="problem">Only shapes and types count.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
     /// <param name="budget">The workspace's limit. More than 32 MB is never taken unless the least that is needed is more.</param>
+    /// <param name="topTokens">Whether the likeliest tokens are wanted (<see cref="TokenOutputs.TopLogProbs"/>), for which a chunk keeps its logits without gradients too.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
-    public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue)
+    public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue, bool topTokens = false)
     {
         CheckProblem(device, ProblemNames.Problem, problem);
         ArgumentOutOfRangeException.ThrowIfNegative(budget);
-        return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
+        return device.LogProbsFromHiddenWorkspaceBytes(problem, backward, topTokens, budget);
     }
 
     internal static void Check(ComputeDevice device, ProblemNames names, in HiddenProblem problem, Workspace workspace)

@@ -4,8 +4,8 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) =>
-        new HiddenPlan(problem, backward, keeps: backward, budget, Lanes, ThreadCount).Bytes;
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget) =>
+        new HiddenPlan(problem, backward, keeps: backward || topTokens, budget, Lanes, ThreadCount).Bytes;
 
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients, bool backward, Workspace workspace) =>
         FromHidden(problem, null, upstream, outputs, default, default, gradients, backward, workspace);

@@ -4,8 +4,8 @@ internal sealed partial class CpuDevice
 {
     protected internal override long PreferenceLogProbsWorkspaceBytes(in PreferenceProblem problem, bool backward, long budget)
     {
-        long own = AnswerScratch.Bytes(problem), tokens = LogProbsFromHiddenWorkspaceBytes(problem.Policy, backward, budget - own);
-        return own + (backward || !problem.Reference.Hidden.IsPresent ? tokens : Math.Max(tokens, LogProbsFromHiddenWorkspaceBytes(problem.Reference, backward, budget - own)));
+        long own = AnswerScratch.Bytes(problem), tokens = LogProbsFromHiddenWorkspaceBytes(problem.Policy, backward, topTokens: false, budget - own);
+        return own + (backward || !problem.Reference.Hidden.IsPresent ? tokens : Math.Max(tokens, LogProbsFromHiddenWorkspaceBytes(problem.Reference, backward, topTokens: false, budget - own)));
     }
 
     protected internal override unsafe void PreferenceLogProbs(in PreferenceProblem problem, in PreferenceOutputs outputs, Workspace workspace)

@@ -145,7 +145,7 @@ public static class VocabularyShards
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>] as <see cref="Merge"/> wrote it.</param>
     /// <param name="upstream">The gradients that arrive at the results of the whole vocabulary.</param>
     /// <param name="gradients">What to compute and where to put it.</param>
-    /// <param name="workspace">Scratch memory of the device, <see cref="LogProbs.FromHiddenWorkspaceBytes"/>.</param>
+    /// <param name="workspace">Scratch memory of the device, at most <see cref="LogProbs.FromHiddenWorkspaceBytes"/>: with the sums known, no logits are kept.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)

@@ -47,6 +47,33 @@ public class HiddenTopTokensTests
         Assert.Equal(ours, logProb);
     }
 
+    [Theory]
+    [InlineData(40, 700)]
+    [InlineData(512, 32_000)]
+    public void The_bytes_of_workspace_are_those_that_a_call_takes(int tokens, int vocabulary)
+    {
+        float[] hidden = new float[tokens * 8], entries = new float[vocabulary * 8], logProb = new float[tokens], top = new float[5 * tokens], gradient = new float[tokens * 8], merged = new float[tokens * ShardPartials.Count];
+        foreach (long limit in (long[])[long.MaxValue, 3_000_000])
+        {
+            Takes(backward: false, topTokens: false, (problem, workspace) => LogProbs.FromHidden(Device, problem, new() { LogProb = TensorView.Of(logProb) }, workspace));
+            Takes(backward: false, topTokens: true, (problem, workspace) => LogProbs.FromHidden(Device, problem, new() { TopLogProbs = TensorView.Of(top, tokens, 5) }, workspace));
+            Takes(backward: true, topTokens: false, (problem, workspace) => LogProbs.FromHiddenBackward(Device, problem, new() { LogProb = TensorView.Of(logProb) }, new() { Hidden = TensorView.Of(gradient, tokens, 8) }, workspace));
+            Takes(backward: true, topTokens: true, (problem, workspace) =>
+                LogProbs.TrainFromHidden(Device, problem, new() { LogProb = TensorView.Of(new float[tokens]) }, new() { TopLogProbs = TensorView.Of(top, tokens, 5) }, new() { Hidden = TensorView.Of(gradient, tokens, 8) }, workspace));
+            Takes(backward: false, topTokens: false, (problem, workspace) => VocabularyShards.FromHidden(Device, problem, new(0, vocabulary), TensorView.Of(merged, tokens, ShardPartials.Count), workspace));
+
+            void Takes(bool backward, bool topTokens, Call call)
+            {
+                HiddenProblem problem = new() { Hidden = TensorView.Of(hidden, tokens, 8), Vocabulary = TensorView.Of(entries, vocabulary, 8), Targets = TensorView.Of(new int[tokens]) };
+                using var workspace = new Workspace(Device, limit);
+                call(problem, workspace);
+                Assert.Equal(LogProbs.FromHiddenWorkspaceBytes(Device, problem, backward, limit, topTokens), workspace.Bytes);
+            }
+        }
+    }
+
+    private delegate void Call(HiddenProblem problem, Workspace workspace);
+
     [Fact]
     public void Of_equal_logits_the_first_come_first()
     {
