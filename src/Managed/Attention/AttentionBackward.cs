@@ -184,10 +184,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     public bool WantsScoring;
 
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, tileIsFinite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, keySums, valueSums, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
-    private nint headRow, valueRow, batch, chunk, endHead;
+    private nint headRow, valueRow, keySumsRow, valueSumsRow, batch, chunk, endHead;
     private bool? blockIsFinite;
     private double sinkGradient;
 
@@ -237,8 +237,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         }
         tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
         var pairTile = new PairTile { Values = Take(ref scratch, AttentionTiles.Keys * block) };
-        Clear(keyGradient, chunkKeys * headRow);
-        Clear(valueGradient, chunkKeys * valueRow);
+        keySumsRow = LaneSums.Suit<V>(d) ? d * V.Count : headRow;
+        keySums = LaneSums.Suit<V>(d) ? Take(ref scratch, chunkKeys * keySumsRow) : keyGradient;
+        valueSumsRow = LaneSums.Suit<V>(dv) ? dv * V.Count : valueRow;
+        valueSums = LaneSums.Suit<V>(dv) ? Take(ref scratch, chunkKeys * valueSumsRow) : valueGradient;
+        Clear(keySums, chunkKeys * keySumsRow);
+        Clear(valueSums, chunkKeys * valueSumsRow);
 
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
         Clear(tileIsFinite, chunkKeys / AttentionTiles.Keys);
@@ -258,6 +262,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             if (Plan.WantsSinks && chunk == 0)
                 *Plan.SinkPartial(Partials, Shape, batch, head) = sinkGradient;
         }
+        if (LaneSums.Suit<V>(d))
+            LaneSums.AddLanes<V>(keySums, count, d, keyGradient, headRow);
+        if (LaneSums.Suit<V>(dv))
+            LaneSums.AddLanes<V>(valueSums, count, dv, valueGradient, valueRow);
         if (Plan.Parts == 1)
             WriteKeyGradients<V>(keyHead, first, count);
         StreamingStores.Complete();
@@ -305,7 +313,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             valuesAhead.AskForRest();
             gradientsAhead.AskForRest();
             // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
-            bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV, rows);
+            bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV);
             bool refines = first == 0 && end <= AttentionTiles.Keys, keeps = WantsScoring || refines; // dz as it is
             foreach (ref readonly TilePart part in visible.Parts)
             {
@@ -331,24 +339,17 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                     PassThroughRule<V>(tile, part, i0, j0);
             }
             EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
-            float* dK = keyGradient + (j0 - first) * headRow, dV = valueGradient + (j0 - first) * valueRow;
+            float* dK = keySums + (j0 - first) * keySumsRow, dV = valueSums + (j0 - first) * valueSumsRow;
             foreach (ref readonly TilePart part in visible.Parts)
             {
-                nint lane = part.Lane<V>(), start = part.Start<V>(), partKeys = (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), partQueries = Math.Min(rows, part.EndVector * V.Count) - lane;
-                float* partK = tileK + part.FirstKey * Key.Row, partDK = dK + part.FirstKey * headRow, partDV = dV + part.FirstKey * valueRow;
-                float* partQuery = queryRows + lane * headRow, partUpstream = upstreamRows + lane * valueRow, p = s + start, dz = dS + start;
+                nint lane = part.Lane<V>(), start = part.Start<V>();
+                float* partK = tileK + part.FirstKey * Key.Row, p = s + start, dz = dS + start, hidden = skips ? p : null;
+                AddOverQueries<V>(p, part, rows, upstreamColumns, upstreamRows, dv, dV + part.FirstKey * valueSumsRow, hidden);
+                AddOverQueries<V>(dz, part, rows, queryColumns, queryRows, d, dK + part.FirstKey * keySumsRow, hidden);
                 if (skips)
-                {
-                    Product.AddWhereElementsVisible<V>(p, block, 1, part.Keys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow, p);
-                    Product.AddWhereElementsVisible<V>(dz, block, 1, part.Keys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow, p);
                     Product.AddWhereLanesVisible<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block, p);
-                }
                 else
-                {
-                    Product.Add<V>(p, block, 1, partKeys, partUpstream, valueRow, valueRow / V.Count, partQueries, partDV, valueRow);
-                    Product.Add<V>(dz, block, 1, partKeys, partQuery, headRow, headRow / V.Count, partQueries, partDK, headRow);
                     Product.Add<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block);
-                }
             }
         }
         ClearPairs(head, i0, rows, done, first + count); // no further tile reaches these keys
@@ -361,6 +362,18 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             Multiply<V>(queryGradient, d * block, Shape.Scale);
             AttentionTiles.WriteRows<V>(queryGradient, queryColumns, rows, d, QueryGradient.Matrix(batch, head) + i0 * QueryGradient.Row, QueryGradient, Accumulate, Shape.Batch * Shape.Heads * Shape.Queries);
         }
+    }
+
+    // What a part's pairs give to its keys, summed over the queries: in rows of features, or, where these are few, with the queries still in the lanes. Pairs that bear a mark are left out.
+    private static void AddOverQueries<V>(float* weights, in TilePart part, nint queries, float* columns, float* rows, nint features, float* sums, float* hidden) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>(), partQueries = Math.Min(queries, part.EndVector * V.Count) - lane, row = (nint)AttentionTiles.RoundUp(features, V.Count);
+        if (LaneSums.Suit<V>(features))
+            LaneSums.Add<V>(weights, part.Keys, part.Vectors, columns + lane, features, sums, hidden);
+        else if (hidden != null)
+            Product.AddWhereElementsVisible<V>(weights, block, 1, part.Keys, rows + lane * row, row, row / V.Count, partQueries, sums, row, hidden);
+        else
+            Product.Add<V>(weights, block, 1, (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), rows + lane * row, row, row / V.Count, partQueries, sums, row);
     }
 
     // What the item's next block begins with.

@@ -11,9 +11,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
         AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
-        AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
+        if (!LaneSums.Suit<V>(d))
+            AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
         AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
-        AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
+        if (!LaneSums.Suit<V>(dv))
+            AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
         BeginRows<V>(head, i0, rows, dv);
         scores.BeginBlock<V>(Scoring, i0);
         Clear(queryGradient, d * block);
@@ -21,8 +23,9 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     }
 
     // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞. What was found is kept: for the other blocks, for the other tiles.
-    private bool IsFinite<V>(nint j0, nint tile, float* k, float* v, nint rows) where V : struct, ILanes<V>
+    private bool IsFinite<V>(nint j0, nint tile, float* k, float* v) where V : struct, ILanes<V>
     {
+        nint block = AttentionTiles.Block<V>();
         const float yes = 1, no = 2;
         if (tileIsFinite[tile] == 0)
         {
@@ -31,7 +34,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
             tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize)
                 && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize) ? yes : no;
         }
-        blockIsFinite ??= AttentionTiles.IsFinite<V>(queryRows, headRow, 1, rows, headRow) && AttentionTiles.IsFinite<V>(upstreamRows, valueRow, 1, rows, valueRow);
+        blockIsFinite ??= AttentionTiles.IsFinite<V>(queryColumns, block, 1, (nint)Shape.HeadSize, block) && AttentionTiles.IsFinite<V>(upstreamColumns, block, 1, (nint)Shape.ValueSize, block);
         return tileIsFinite[tile] == yes && blockIsFinite.Value;
     }
 

@@ -50,6 +50,10 @@ public unsafe class AttentionVisibilityTests
                     Slopes = biased ? AttentionCase.Numbers(1, 0.2f, 2) : null, DenseBias = biased ? AttentionCase.Numbers(4, 1, 1, 2, queries, keys) : null,
                 }.Check(Device, default(PlainScore));
             }
+            new AttentionCase
+            {
+                Queries = queries, Keys = keys, HeadSize = 3, ValueSize = 2, Causal = causal, Mask = Mask(kind, queries, keys), DenseBias = AttentionCase.Numbers(4, 1, 1, 2, queries, keys), Softcap = queries > 65 ? 2 : null,
+            }.Check(Device, default(PlainScore));
         }
         new AttentionCase
         {
@@ -85,6 +89,17 @@ public unsafe class AttentionVisibilityTests
                     if (i != 40)
                         Assert.Equal(clean.Output[at], results.Output[at]);
                     Assert.True(i == 40 || float.IsFinite(results.Query[at]));
+                }
+            }
+        }
+        for (int j = 0; j < keys; j++)
+        {
+            for (int e = 0; e < 4; e++)
+            {
+                foreach (int head in (int[])[0, 1])
+                {
+                    int at = (head * keys + j) * 4 + e;
+                    Assert.True(mask[0, 0, 40, j] == 1 || (float.IsFinite(results.Key[at]) && float.IsFinite(results.Value[at])));
                 }
             }
         }
