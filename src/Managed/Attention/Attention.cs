@@ -1,6 +1,6 @@
 namespace TransformerKernels;
 
-/// <summary>Exact fused attention with relative bias, forward and backward. Memory beyond inputs and outputs grows with the lengths, not with their product.</summary>
+/// <summary>Exact fused attention with relative bias, forward and backward. Memory beyond inputs and outputs is proportional to the lengths, not to their product.</summary>
 /// <remarks>
 /// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then the softcap, then every bias is added, then hidden pairs are left out;
 /// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ with e^sink in the sum if there is one, outputᵢ = Σⱼ pᵢⱼ vⱼ.
@@ -32,6 +32,7 @@ public static class Attention
     /// <param name="workspace">Scratch memory of the device; <see cref="ForwardWorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
     public static void Forward<TRule>(ComputeDevice device, in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp,
         Workspace workspace) where TRule : unmanaged, IScoreRule
     {
@@ -64,6 +65,7 @@ public static class Attention
     /// <param name="workspace">Scratch memory of the device; <see cref="BackwardWorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
     public static void Backward<TRule>(ComputeDevice device, in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule
     {
@@ -73,14 +75,28 @@ public static class Attention
         device.AttentionBackward(problem, rule, saved, upstream, gradients, workspace);
     }
 
-    /// <summary>The bytes of workspace that <see cref="Forward{TRule}"/> needs.</summary>
+    /// <summary>The bytes of workspace that <see cref="Forward{TRule}"/> needs. On the CPU they grow with its threads and the lengths, not with batch and heads; GPUs need none.</summary>
+    /// <param name="device">Where it is going to run.</param>
+    /// <param name="problem">The problem: of its tensors only types, shapes and strides are looked at.</param>
+    /// <returns>What a <see cref="Workspace"/> grows to, so that <see cref="Workspace.Reserve"/> of as many lets the call allocate nothing.</returns>
+    /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, or on another device; the message names it.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     public static long ForwardWorkspaceBytes(ComputeDevice device, in AttentionProblem problem)
     {
         Check(device, problem);
         return device.AttentionForwardWorkspaceBytes(problem);
     }
 
-    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs for these gradients.</summary>
+    /// <summary>The bytes of workspace that <see cref="Backward{TRule}"/> needs for these gradients. Up to 16 chunks of the keys of a sequence have gradients of all queries of their own: proportional to the lengths,
+    /// once they are long enough for as many chunks as there are ever.</summary>
+    /// <param name="device">Where it is going to run.</param>
+    /// <param name="problem">As in the forward pass: of its tensors only types, shapes and strides are looked at.</param>
+    /// <param name="gradients">Those that are wanted; of these too.</param>
+    /// <returns>What a <see cref="Workspace"/> grows to, so that <see cref="Workspace.Reserve"/> of as many lets the call allocate nothing.</returns>
+    /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, on another device, or overlaps a gradient, or no gradient is wanted; the message names it.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     public static long BackwardWorkspaceBytes(ComputeDevice device, in AttentionProblem problem, in AttentionGradients gradients)
     {
         Check(device, problem);

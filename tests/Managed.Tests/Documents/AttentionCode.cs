@@ -56,6 +56,24 @@ public class AttentionCode
     }
 
     [Fact]
+    public void Workspaces_are_told_by_shapes()
+    {
+        const int heads = 8, length = 2048, headSize = 64;
+        using ComputeDevice device = ComputeDevice.OpenCpu(2);
+        long place = 64;
+        TensorView query = Nowhere(), key = Nowhere(), value = Nowhere(), queryGradient = Nowhere(), keyGradient = Nowhere(), valueGradient = Nowhere();
+        // snippet: attention-memory
+        // query, key, value and their gradients: [1, heads, length, 64]. Of an argument its shape is looked at, nothing is read.
+        var problem = new AttentionProblem { Query = query, Key = key, Value = value };
+        var gradients = new AttentionGradients { Query = queryGradient, Key = keyGradient, Value = valueGradient };
+        long forward = Attention.ForwardWorkspaceBytes(device, problem), backward = Attention.BackwardWorkspaceBytes(device, problem, gradients);
+        // snippet ends
+        Assert.Equal((0.5, 11.4), (Math.Round(forward / 1e6, 1), Math.Round(backward / 1e6, 1)));
+
+        TensorView Nowhere() => TensorView.FromPointer(device, (nint)(place += sizeof(float) * heads * length * headSize), ElementType.Float32, 1, heads, length, headSize);
+    }
+
+    [Fact]
     public void A_window_by_a_wrapping_rule_equals_attention_over_the_keys_inside_it()
     {
         const int tokens = 40, size = 5, headSize = 16;

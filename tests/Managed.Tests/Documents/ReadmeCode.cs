@@ -34,7 +34,7 @@ public class ReadmeCode
         ComputeDevice device = ComputeDevice.Cpu;
         using var workspace = new Workspace(device);
         var random = new Random(1);
-        Console.WriteLine(device.Name);
+        Console.WriteLine(device.Name); // CPU, 2 threads, 512-bit vectors: what the machine has
 
         // Queries and keys get their positions, in place, in one pass.
         using TensorBuffer query = Noise(1, heads, tokens, headSize), key = Noise(1, keyHeads, tokens, headSize), value = Noise(1, keyHeads, tokens, headSize);
@@ -56,7 +56,7 @@ public class ReadmeCode
             new AttentionUpstream { Output = upstream },
             new AttentionGradients { Query = queryGradient, Key = keyGradient, Value = valueGradient, DistanceBias = biasGradient },
             workspace);
-        Console.WriteLine($"bias gradient of head 0 at distance 0: {biasGradient.AsSpan<float>()[tokens - 1]:F4}");
+        Console.WriteLine($"bias gradient of head 0 at distance 0: {biasGradient.AsSpan<float>()[tokens - 1]:F4}"); // 0.1052
 
         // A preference loss over plain arrays: value, gradients and metrics in one pass.
         float[] chosen = [-10f, -12f], rejected = [-11f, -15f], referenceChosen = [-11f, -13f], referenceRejected = [-10.5f, -13f];
@@ -70,7 +70,7 @@ public class ReadmeCode
         };
         PreferenceLoss.Evaluate(device, pairs, new DpoSigmoid(beta: 0.1f),
             new PairOutputs { Loss = TensorView.Of(loss), ChosenGradient = TensorView.Of(gradient) }, TensorView.Of(metrics), workspace);
-        Console.WriteLine($"DPO loss {metrics[PreferenceMetrics.Loss]:F4}, reward margin {metrics[PreferenceMetrics.RewardMargin]:F4}");
+        Console.WriteLine($"DPO loss {metrics[PreferenceMetrics.Loss]:F4}, reward margin {metrics[PreferenceMetrics.RewardMargin]:F4}"); // 0.5877, 0.2250
 
         TensorBuffer Zeros(params ReadOnlySpan<long> shape) => device.Allocate(ElementType.Float32, shape);
 
@@ -88,7 +88,7 @@ public class ReadmeCode
         Assert.Equal(0.225, metrics[PreferenceMetrics.RewardMargin], 1e-6);
         // A softmax doesn't notice a constant: the gradient of a head's bias sums to zero.
         Assert.Equal(0, biasGradient.AsSpan<float>()[..(2 * tokens - 1)].ToArray().Sum(x => (double)x), 1e-3);
-        Assert.Contains(biasGradient.ToArray<float>(), x => Math.Abs(x) > 1e-3);
+        Assert.Equal(0.1052, biasGradient.AsSpan<float>()[tokens - 1], 5e-5);
     }
 
     [Fact]
