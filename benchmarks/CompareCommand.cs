@@ -12,7 +12,6 @@ internal static class CompareCommand
 
     // Many short problems: what matters is that none is far off.
     private const int SweepRounds = 5;
-    private const double SweepWarmSeconds = 0.3;
 
     /// <summary>Reads the arguments and runs; the exit code is 1 if a case is wrong or fails.</summary>
     public static int Run(string[] args)
@@ -62,7 +61,7 @@ internal static class CompareCommand
         json?.Directory?.Create();
         markdown?.Directory?.Create();
         using StreamWriter? lines = json is null ? null : new StreamWriter(json.FullName) { AutoFlush = true };
-        var comparison = new Comparison(device, limits, whyNoPeer, rounds, isSweep ? SweepWarmSeconds : Comparison.WarmSeconds);
+        var comparison = new Comparison(device, limits, whyNoPeer, rounds);
         var results = new List<Result>();
         var failures = new List<string>();
         foreach (Case @case in cases)

@@ -5,6 +5,8 @@ namespace TransformerKernels.Benchmarks;
 /// <summary>Threads that share out the pieces of a measurement; the time runs from when all stand ready, so waking them costs nothing.</summary>
 internal sealed class Crew : IDisposable
 {
+    private const string Name = "Limits";
+
     private readonly Barrier barrier;
     private readonly Thread[] others;
     private Action<int> piece = _ => { };
@@ -17,7 +19,7 @@ internal sealed class Crew : IDisposable
         others = new Thread[threads - 1];
         for (int i = 0; i < others.Length; i++)
         {
-            others[i] = new Thread(Follow) { IsBackground = true, Name = $"Limits {i + 1}" };
+            others[i] = new Thread(Follow) { IsBackground = true, Name = $"{Name} {i + 1}" };
             others[i].Start();
         }
     }
@@ -30,6 +32,7 @@ internal sealed class Crew : IDisposable
         this.piece = piece;
         count = pieces;
         next = 0;
+        Placement.MakeRoom(Name);
         barrier.SignalAndWait(); // wakes them
         barrier.SignalAndWait(); // all are awake
         long start = Stopwatch.GetTimestamp();

@@ -9,16 +9,14 @@ internal sealed partial class CpuDevice : ComputeDevice
 {
     internal static readonly object HostMemory = new();
 
-    internal static readonly CpuDevice Shared = new(Environment.ProcessorCount);
-
     private readonly CpuThreads threads;
     private readonly CancellationToken cancellation;
     private readonly bool ownsThreads;
 
-    internal CpuDevice(int threads)
+    internal CpuDevice(int threads, bool ownsThreads = true)
     {
         this.threads = new CpuThreads(threads);
-        ownsThreads = true;
+        this.ownsThreads = ownsThreads;
     }
 
     private CpuDevice(CpuDevice device, CancellationToken cancellation)
@@ -26,6 +24,9 @@ internal sealed partial class CpuDevice : ComputeDevice
         threads = device.threads;
         this.cancellation = cancellation;
     }
+
+    /// <summary>A device of all processors, which nobody disposes. Its threads are started when it is first asked for.</summary>
+    internal static CpuDevice Shared => OfAllProcessors.Device;
 
     public override string Name => $"CPU, {threads.Count} {(threads.Count == 1 ? "thread" : "threads")}, {VectorBits}";
 
@@ -46,7 +47,7 @@ internal sealed partial class CpuDevice : ComputeDevice
 
     protected override void Dispose(bool disposing)
     {
-        if (ownsThreads && !ReferenceEquals(this, Shared))
+        if (ownsThreads)
             threads.Dispose();
     }
 
@@ -74,6 +75,11 @@ internal sealed partial class CpuDevice : ComputeDevice
 
     private static unsafe void Item<TWork, TLanes>(void* work, nint item, byte* scratch) where TWork : unmanaged, IWork where TLanes : struct, ILanes<TLanes> =>
         ((TWork*)work)->Run<TLanes>(item, scratch);
+
+    private static class OfAllProcessors
+    {
+        public static readonly CpuDevice Device = new(Environment.ProcessorCount, ownsThreads: false);
+    }
 
     private sealed unsafe class HostBuffer : TensorBuffer
     {
