@@ -158,7 +158,7 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     [Fact]
     public void What_is_not_offered_says_so_with_the_operation_and_the_device()
     {
-        var thrown = Assert.Throws<NotSupportedException>(() => gpu.Device.LogProbsFromHiddenWorkspaceBytes(default, backward: false, budget: 0));
+        var thrown = Assert.Throws<NotSupportedException>(() => gpu.Device.LogProbsFromHiddenWorkspaceBytes(default, backward: false, topTokens: false, budget: 0));
         Assert.Contains("log-probs from hidden states", thrown.Message);
         Assert.Contains(gpu.Device.Name, thrown.Message);
         Assert.Contains("ComputeDevice.Cpu", thrown.Message);

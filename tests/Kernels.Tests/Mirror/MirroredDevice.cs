@@ -127,8 +127,8 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
     protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs) => gpu.RequireOffered(problem, outputs);
 
     // GPUs refuse it; nothing is copied for that.
-    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) =>
-        gpu.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget) =>
+        gpu.LogProbsFromHiddenWorkspaceBytes(problem, backward, topTokens, budget);
 
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
         bool backward, Workspace workspace) => gpu.LogProbsFromHidden(problem, upstream, outputs, gradients, backward, workspace);

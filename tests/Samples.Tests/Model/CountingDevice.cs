@@ -59,8 +59,8 @@ public sealed class CountingDevice : ComputeDevice
         inner.LogProbsFromLogitsBackward(problem, saved, upstream, logitsGradient);
     }
 
-    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, long budget) =>
-        inner.LogProbsFromHiddenWorkspaceBytes(problem, backward, budget);
+    protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget) =>
+        inner.LogProbsFromHiddenWorkspaceBytes(problem, backward, topTokens, budget);
 
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
         bool backward, Workspace workspace)
