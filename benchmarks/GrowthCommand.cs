@@ -16,16 +16,28 @@ internal static class GrowthCommand
 
     private const int Width = 1024, FewTokens = 512, SmallVocabulary = 32_000;
 
-    private static readonly int[] TokenCounts = [256, 512, 1024, 2048], Vocabularies = [32_000, 64_000, 128_256, 256_000];
+    // The fewest logits leave the last cache behind.
+    private static readonly int[] TokenCounts = [256, 512, 1024, 2048], Rows = [512, 1024, 2048, 4096], Vocabularies = [32_000, 64_000, 128_256, 151_936, 256_000];
 
     private static IEnumerable<Size> Sizes =>
     [
-        .. TokenCounts.SelectMany(tokens => Both("tokens", tokens, SmallVocabulary)),
-        .. Vocabularies.SelectMany(vocabulary => Both("vocabulary", FewTokens, vocabulary)),
+        .. Rows.SelectMany(tokens => FromLogits("tokens", tokens, SmallVocabulary)),
+        .. Vocabularies.SelectMany(vocabulary => FromLogits("vocabulary", FewTokens, vocabulary)),
+        .. TokenCounts.SelectMany(tokens => FromHidden("tokens", tokens, SmallVocabulary)),
+        .. Vocabularies.SelectMany(vocabulary => FromHidden("vocabulary", FewTokens, vocabulary)),
     ];
 
-    private static Size[] Both(string what, int tokens, int vocabulary) =>
-        [new($"logprobs/fused-forward/{what}", tokens, vocabulary, Train: false), new($"logprobs/fused-train/{what}", tokens, vocabulary, Train: true)];
+    private static Size[] FromLogits(string what, int tokens, int vocabulary) =>
+    [
+        new($"logprobs/from-logits/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, HasEntropy = true }),
+        new($"logprobs/backward/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Pass = Pass.Backward }),
+    ];
+
+    private static Size[] FromHidden(string what, int tokens, int vocabulary) =>
+    [
+        new($"logprobs/fused-forward/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Width = Width }),
+        new($"logprobs/fused-train/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Width = Width, Pass = Pass.Train }),
+    ];
 
     /// <summary>Reads the arguments and runs.</summary>
     public static int Run(string[] args)
@@ -47,29 +59,31 @@ internal static class GrowthCommand
             return 1;
         }
         using ComputeDevice device = ComputeDevice.OpenCpu(threads);
-        Console.WriteLine($"{device.Name}, width {Width}, float32, medians of {rounds} rounds");
+        Console.WriteLine($"{device.Name}, float32, hidden states of width {Width}, medians of {rounds} rounds");
         Console.WriteLine();
-        Console.WriteLine("| series | tokens | vocabulary | ms | ps per token and entry | memory beside inputs and gradients, MB | the logits would take, MB |");
+        Console.WriteLine("| series | tokens | vocabulary | ms | ps per token and entry | memory beside inputs and gradients, MB | logits, MB |");
         Console.WriteLine("|---|---:|---:|---:|---:|---:|---:|");
         foreach (Size size in sizes)
         {
-            using Contest contest = new FromHiddenContest(device, new() { Tokens = size.Tokens, Vocabulary = size.Vocabulary, Width = Width, Pass = size.Train ? Pass.Train : Pass.Forward });
+            using Contest contest = size.Setup.Contest(device);
             for (int run = 0; run < WarmRuns; run++)
                 contest.Run();
             contest.DropWorkspace();
+            contest.Restore();
             long? extra = ResidentMemory.PeakAbove(contest.Run);
             Samples seconds = new();
             for (int round = 0; round < rounds; round++)
             {
+                contest.Restore();
                 long start = Stopwatch.GetTimestamp();
                 contest.Run();
                 seconds.Add(Stopwatch.GetElapsedTime(start).TotalSeconds);
             }
-            double logits = (double)size.Tokens * size.Vocabulary;
-            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"| {size.Series} | {size.Tokens} | {size.Vocabulary} | {seconds.Median * MsPerSecond:0} | {seconds.Median * PicosecondsPerSecond / logits:0} | {extra / BytesPerMb:0} | {logits * sizeof(float) / BytesPerMb:0} |"));
+            double logits = (double)size.Setup.Tokens * size.Setup.Vocabulary;
+            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"| {size.Series} | {size.Setup.Tokens} | {size.Setup.Vocabulary} | {seconds.Median * MsPerSecond:0.0} | {seconds.Median * PicosecondsPerSecond / logits:0} | {extra / BytesPerMb:0} | {logits * sizeof(float) / BytesPerMb:0} |"));
         }
         return 0;
     }
 
-    private sealed record Size(string Series, int Tokens, int Vocabulary, bool Train);
+    private sealed record Size(string Series, LogProbsSetup Setup);
 }
