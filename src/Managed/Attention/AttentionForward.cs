@@ -348,10 +348,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 }
                 if (typeof(TStep) != typeof(RuleAlone))
                 {
-                    z = Cap.Score(z);
-                    // A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
-                    V b = V.Load(added);
-                    (z, least) = (V.SelectEqual(z, hidden, hidden, z + b), V.SelectEqual(z, hidden, hidden, least));
+                    // A rule hides by −∞ before a score is bounded and any bias added: neither the cap nor ∞ in a bias must bring the pair back.
+                    V ruled = z, b = V.Load(added);
+                    (z, least) = (V.SelectEqual(ruled, hidden, hidden, Cap.Score(ruled) + b), V.SelectEqual(ruled, hidden, hidden, least));
                     if (THiding.Hides)
                         (z, least) = (V.SelectEqual(b, hidden, hidden, z), V.SelectEqual(b, hidden, hidden, least));
                     highest = V.MaxNative(highest, z);

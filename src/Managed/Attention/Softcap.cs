@@ -8,10 +8,10 @@ internal interface ICap
     /// <summary>Whether it does anything.</summary>
     static abstract bool Caps { get; }
 
-    /// <summary>The bounded score. −∞ stays −∞, for it hides the pair.</summary>
+    /// <summary>The bounded score. Of −∞, which hides the pair, it may be anything.</summary>
     T Score<T>(T score) where T : struct, IReal<T>;
 
-    /// <summary>The bounded score, and its derivative by what the rule says.</summary>
+    /// <summary>The bounded score, where −∞ stays −∞, and its derivative by what the rule says.</summary>
     T Score<T>(T score, out T slope) where T : struct, IReal<T>;
 }
 
@@ -44,11 +44,7 @@ internal readonly struct Softcapped(float cap, float scale) : ICap
     public static Softcapped After<TRule>(float cap, in AttentionShape shape) where TRule : unmanaged, IScoreRule => new(cap, typeof(TRule) == typeof(PlainScore) ? shape.Scale : 1);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public T Score<T>(T score) where T : struct, IReal<T>
-    {
-        T none = T.From(float.NegativeInfinity);
-        return T.SelectEqual(score, none, none, cap * T.Tanh(score * factor));
-    }
+    public T Score<T>(T score) where T : struct, IReal<T> => cap * T.Tanh(score * factor);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public T Score<T>(T score, out T slope) where T : struct, IReal<T>
@@ -64,5 +60,9 @@ internal readonly struct SoftcappedScore<TRule>(float cap, TRule inner) : IScore
     private readonly Softcapped softcap = new(cap, 1);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T> => softcap.Score(inner.Score(score, at));
+    public T Score<T>(T score, in ScorePlace<T> at) where T : struct, IReal<T>
+    {
+        T ruled = inner.Score(score, at), none = T.From(float.NegativeInfinity);
+        return T.SelectEqual(ruled, none, none, softcap.Score(ruled));
+    }
 }
