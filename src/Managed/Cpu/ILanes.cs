@@ -11,8 +11,6 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     unsafe void Store(float* destination);
     /// <summary>Reads <see cref="Count"/> float16 numbers; every one is a float32.</summary>
     static abstract unsafe T LoadFloat16(ushort* source);
-    /// <summary>Reads <see cref="Count"/> float16 numbers that aren't NaN, times 2⁻¹¹²; infinity as if it were 65536.</summary>
-    static abstract unsafe T LoadScaledFloat16(ushort* source);
     /// <summary>Reads <see cref="Count"/> bfloat16 numbers; every one is a float32.</summary>
     static abstract unsafe T LoadBFloat16(ushort* source);
     /// <summary>Reads 2 · <see cref="Count"/> bfloat16 numbers: those at even and those at odd places, which takes half as many steps as one after the other.</summary>

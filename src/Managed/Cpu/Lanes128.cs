@@ -142,22 +142,13 @@ internal struct Lanes128 : ILanes<Lanes128>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes128 LoadFloat16(ushort* source)
     {
+        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
         Storage16.Load(source, out Vector128<int> wide);
+        Vector128<int> bits = Vector128.ShiftLeft(wide, LanesConstants.HalfShift) & Vector128.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector128<int> number = (Widened(wide).AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector128.Create(LanesConstants.HalfInfinity);
+        Vector128<int> number = (bits.AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector128.Create(LanesConstants.HalfInfinity);
         return new(Vector128.ConditionalSelect(Vector128.Equals(wide & infinity, infinity), number | Vector128.Create(LanesConstants.Infinity), number).AsSingle());
     }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lanes128 LoadScaledFloat16(ushort* source)
-    {
-        Storage16.Load(source, out Vector128<int> wide);
-        return new(Widened(wide).AsSingle());
-    }
-
-    // Of numbers widened with their sign. Shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector128<int> Widened(Vector128<int> wide) => Vector128.ShiftLeft(wide, LanesConstants.HalfShift) & Vector128.Create(LanesConstants.HalfBits);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes128 LoadBFloat16(ushort* source)
@@ -224,7 +215,13 @@ internal struct Lanes128 : ILanes<Lanes128>
     public static Lanes128 MaxNative(Lanes128 a, Lanes128 b) => new(Vector128.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public float Largest() => Halves.Largest(v);
+    public float Largest()
+    {
+        Vector128<float> largest = v;
+        for (int distance = Count / 2; distance > 0; distance /= 2)
+            largest = Vector128.MaxNative(largest, Vector128.Shuffle(largest, Vector128<int>.Indices ^ Vector128.Create(distance)));
+        return largest.ToScalar();
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 Fraction(Lanes128 x, out Lanes128 power)

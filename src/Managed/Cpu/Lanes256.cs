@@ -142,22 +142,13 @@ internal struct Lanes256 : ILanes<Lanes256>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes256 LoadFloat16(ushort* source)
     {
+        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
         Storage16.Load(source, out Vector256<int> wide);
+        Vector256<int> bits = Vector256.ShiftLeft(wide, LanesConstants.HalfShift) & Vector256.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector256<int> number = (Widened(wide).AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector256.Create(LanesConstants.HalfInfinity);
+        Vector256<int> number = (bits.AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector256.Create(LanesConstants.HalfInfinity);
         return new(Vector256.ConditionalSelect(Vector256.Equals(wide & infinity, infinity), number | Vector256.Create(LanesConstants.Infinity), number).AsSingle());
     }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lanes256 LoadScaledFloat16(ushort* source)
-    {
-        Storage16.Load(source, out Vector256<int> wide);
-        return new(Widened(wide).AsSingle());
-    }
-
-    // Of numbers widened with their sign. Shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector256<int> Widened(Vector256<int> wide) => Vector256.ShiftLeft(wide, LanesConstants.HalfShift) & Vector256.Create(LanesConstants.HalfBits);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes256 LoadBFloat16(ushort* source)
@@ -224,7 +215,13 @@ internal struct Lanes256 : ILanes<Lanes256>
     public static Lanes256 MaxNative(Lanes256 a, Lanes256 b) => new(Vector256.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public float Largest() => Halves.Largest(v);
+    public float Largest()
+    {
+        Vector256<float> largest = v;
+        for (int distance = Count / 2; distance > 0; distance /= 2)
+            largest = Vector256.MaxNative(largest, Vector256.Shuffle(largest, Vector256<int>.Indices ^ Vector256.Create(distance)));
+        return largest.ToScalar();
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 Fraction(Lanes256 x, out Lanes256 power)

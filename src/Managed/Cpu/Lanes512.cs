@@ -145,22 +145,13 @@ internal struct Lanes512 : ILanes<Lanes512>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes512 LoadFloat16(ushort* source)
     {
+        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
         Storage16.Load(source, out Vector512<int> wide);
+        Vector512<int> bits = Vector512.ShiftLeft(wide, LanesConstants.HalfShift) & Vector512.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector512<int> number = (Widened(wide).AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector512.Create(LanesConstants.HalfInfinity);
+        Vector512<int> number = (bits.AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector512.Create(LanesConstants.HalfInfinity);
         return new(Vector512.ConditionalSelect(Vector512.Equals(wide & infinity, infinity), number | Vector512.Create(LanesConstants.Infinity), number).AsSingle());
     }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lanes512 LoadScaledFloat16(ushort* source)
-    {
-        Storage16.Load(source, out Vector512<int> wide);
-        return new(Widened(wide).AsSingle());
-    }
-
-    // Of numbers widened with their sign. Shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector512<int> Widened(Vector512<int> wide) => Vector512.ShiftLeft(wide, LanesConstants.HalfShift) & Vector512.Create(LanesConstants.HalfBits);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes512 LoadBFloat16(ushort* source)
@@ -227,7 +218,13 @@ internal struct Lanes512 : ILanes<Lanes512>
     public static Lanes512 MaxNative(Lanes512 a, Lanes512 b) => new(Vector512.MaxNative(a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public float Largest() => Halves.Largest(v);
+    public float Largest()
+    {
+        Vector512<float> largest = v;
+        for (int distance = Count / 2; distance > 0; distance /= 2)
+            largest = Vector512.MaxNative(largest, Vector512.Shuffle(largest, Vector512<int>.Indices ^ Vector512.Create(distance)));
+        return largest.ToScalar();
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 Fraction(Lanes512 x, out Lanes512 power)

@@ -202,9 +202,6 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static unsafe Lockstep<V> LoadFloat16(ushort* source) => new(V.LoadFloat16(source), V.LoadFloat16(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Lockstep<V> LoadScaledFloat16(ushort* source) => new(V.LoadScaledFloat16(source), V.LoadScaledFloat16(source + V.Count));
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lockstep<V> LoadBFloat16(ushort* source) => new(V.LoadBFloat16(source), V.LoadBFloat16(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

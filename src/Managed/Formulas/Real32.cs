@@ -234,9 +234,6 @@ public readonly struct Real32 : ILanes<Real32>
     static unsafe Real32 ILanes<Real32>.LoadFloat16(ushort* source) => new((float)BitConverter.UInt16BitsToHalf(*source));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static unsafe Real32 ILanes<Real32>.LoadScaledFloat16(ushort* source) => new((float)BitConverter.UInt16BitsToHalf(*source) * ScaledFloat16Storage.Unit);
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static unsafe Real32 ILanes<Real32>.LoadBFloat16(ushort* source) => new(BitConverter.Int32BitsToSingle(*source << 16));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -62,7 +62,7 @@ internal sealed partial class CpuDevice
                 Gradient.Clear(row, 0, Rows.Vocabulary + Rows.Tail);
                 return;
             }
-            int length = Rows.Block<TLanes>();
+            int length = LogitSums<TLanes>.Block;
             float* block = stackalloc float[2 * length], slopes = block + length;
             Arriving arriving = Upstream[row];
             nint column = Rows.Column(target);
@@ -91,7 +91,7 @@ internal sealed partial class CpuDevice
 
             // What can be read where it lies and written where it belongs is one piece.
             nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
-            nint length = Rows.IsPlain && Gradient.IsFloat32 && ofMean == 0 && whole > 0 ? whole : Rows.Block<TLanes>();
+            nint length = Rows.IsPlain && Gradient.IsFloat32 && ofMean == 0 && whole > 0 ? whole : LogitSums<TLanes>.Block;
             bool asksAhead = goesOn && Rows.Vocabulary * Rows.Type.Size() <= PrefetchedBytes;
             for (nint start = 0; start < Rows.Vocabulary; start += length)
             {
@@ -119,7 +119,7 @@ internal sealed partial class CpuDevice
         {
             float* gradient = Gradient.Row(row);
             RowSums near = RowSums.Anchored(Rows.Shape.Scale, LogSumExp[row], 0, 0, 0);
-            nint length = Rows.Block<TLanes>(), last = 0;
+            nint length = LogitSums<TLanes>.Block, last = 0;
             // Each block has a sum of its own, so that few numbers of very different size meet.
             double sum = Math.Exp(logit - near.Shift);
             for (nint start = 0; start < Rows.Vocabulary; start += length)

@@ -56,7 +56,7 @@ internal sealed partial class CpuDevice
 
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {
-            float* block = stackalloc float[Rows.Block<TLanes>()];
+            float* block = stackalloc float[LogitSums<TLanes>.Block];
             nint rows = RowsPerItem(Rows.Count);
             for (nint row = item * rows; row < Math.Min((item + 1) * rows, Rows.Count); row++)
                 Reduce<TLanes>(row, block);
@@ -100,7 +100,7 @@ internal sealed partial class CpuDevice
             bool anywhere = !double.IsFinite(sums.Sum) || sums.Sum == 0;
             if (!anywhere)
             {
-                nint count = Math.Min(Rows.Block<TLanes>(), Rows.Vocabulary - sums.LargestBlock);
+                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - sums.LargestBlock);
                 Rows.Prepare<TLanes>(row, sums.LargestBlock, count, block);
                 nint at = 0;
                 while (at + TLanes.Count < count && !TLanes.AnyEqual(TLanes.From(sums.Anchor), TLanes.Load(block + at)))
@@ -111,9 +111,9 @@ internal sealed partial class CpuDevice
             }
             float largest = float.NegativeInfinity;
             nint found = 0;
-            for (nint start = 0; start < Rows.Vocabulary; start += Rows.Block<TLanes>())
+            for (nint start = 0; start < Rows.Vocabulary; start += LogitSums<TLanes>.Block)
             {
-                nint count = Math.Min(Rows.Block<TLanes>(), Rows.Vocabulary - start);
+                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - start);
                 Rows.Prepare<TLanes>(row, start, count, block);
                 for (nint i = 0; i < count; i++)
                 {

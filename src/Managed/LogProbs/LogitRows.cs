@@ -54,9 +54,6 @@ internal sealed partial class CpuDevice
 
         public LogitShape Shape => shape;
 
-        /// <summary>How many logits are taken at a time. Of capped ones in a long row twice as many: they are passed over more often, and every pass takes a while to fill the processor.</summary>
-        public int Block<V>() where V : struct, ILanes<V> => shape.IsCapped && Vocabulary > 8 * LogitSums<V>.Block ? 2 * LogitSums<V>.Block : LogitSums<V>.Block;
-
         public byte* Row(nint row) => logits + row * rowStride;
 
         public long Target(nint row) => targetsAreLong ? ((long*)targets)[row * targetStride] : ((int*)targets)[row * targetStride];
@@ -100,7 +97,6 @@ internal sealed partial class CpuDevice
         {
             ElementType.Float32 => Prepare<V, Float32Storage>(source, offset, count, prepared),
             ElementType.BFloat16 => Prepare<V, BFloat16Storage>(source, offset, count, prepared),
-            _ when offset == null && shape.TakesUnits && !Storage16.AnyNaN((ushort*)source, count) => Prepare<V, ScaledFloat16Storage, No, Yes>(source, offset, shape.OfUnits, count, prepared),
             _ => Prepare<V, Float16Storage>(source, offset, count, prepared),
         };
 
@@ -120,29 +116,6 @@ internal sealed partial class CpuDevice
             nint w = V.Count, step = w * TStorage.Size;
             V largest = V.From(float.NegativeInfinity);
             float* end = prepared + count;
-            for (; TCapped.Taken && HasManyRegisters && prepared <= end - 8 * w; prepared += 8 * w, source += 8 * step)
-            {
-                V u0 = TStorage.Load<V>(source), u1 = TStorage.Load<V>(source + step), u2 = TStorage.Load<V>(source + 2 * step), u3 = TStorage.Load<V>(source + 3 * step);
-                V u4 = TStorage.Load<V>(source + 4 * step), u5 = TStorage.Load<V>(source + 5 * step), u6 = TStorage.Load<V>(source + 6 * step), u7 = TStorage.Load<V>(source + 7 * step);
-                if (TBias.Taken)
-                {
-                    u0 += V.Load(offset); u1 += V.Load(offset + w); u2 += V.Load(offset + 2 * w); u3 += V.Load(offset + 3 * w);
-                    u4 += V.Load(offset + 4 * w); u5 += V.Load(offset + 5 * w); u6 += V.Load(offset + 6 * w); u7 += V.Load(offset + 7 * w);
-                    offset += 8 * w;
-                }
-                shape.Cap(ref u0, ref u1, ref u2, ref u3, ref u4, ref u5, ref u6, ref u7);
-                u0.Store(prepared);
-                u1.Store(prepared + w);
-                u2.Store(prepared + 2 * w);
-                u3.Store(prepared + 3 * w);
-                u4.Store(prepared + 4 * w);
-                u5.Store(prepared + 5 * w);
-                u6.Store(prepared + 6 * w);
-                u7.Store(prepared + 7 * w);
-                u0 = V.MaxNative(V.MaxNative(u0, u1), V.MaxNative(u2, u3));
-                u4 = V.MaxNative(V.MaxNative(u4, u5), V.MaxNative(u6, u7));
-                largest = V.MaxNative(largest, V.MaxNative(u0, u4));
-            }
             for (; TCapped.Taken && prepared <= end - 4 * w; prepared += 4 * w, source += 4 * step)
             {
                 V u0 = TStorage.Load<V>(source), u1 = TStorage.Load<V>(source + step), u2 = TStorage.Load<V>(source + 2 * step), u3 = TStorage.Load<V>(source + 3 * step);
@@ -178,9 +151,9 @@ internal sealed partial class CpuDevice
         public double Total<V>(nint row, float* block) where V : struct, ILanes<V>
         {
             double total = 0;
-            for (nint start = 0, length = Block<V>(); start < Vocabulary; start += length)
+            for (nint start = 0; start < Vocabulary; start += LogitSums<V>.Block)
             {
-                nint count = Math.Min(length, Vocabulary - start), whole = count - count % V.Count;
+                nint count = Math.Min(LogitSums<V>.Block, Vocabulary - start), whole = count - count % V.Count;
                 Prepare<V>(row, start, count, block);
                 float* weights = MeanWeights + start;
                 V sum = V.Zero;
@@ -232,16 +205,9 @@ internal sealed partial class CpuDevice
     /// <summary>The softcap c (0 for none) and the temperature T of logits: z = c tanh(x / c) / T is scale · u, with u = tanh(x / c) and the scale c / T; without a softcap u = x and the scale is 1 / T.</summary>
     private readonly unsafe struct LogitShape(float softcap, float temperature)
     {
-        private float PerSoftcap { get; init; } = softcap == 0 ? 0 : Unit / softcap;
-        private readonly float scale = (float)((softcap == 0 ? 1.0 : softcap) / temperature);
+        private readonly float perSoftcap = softcap == 0 ? 0 : 1 / softcap, scale = (float)((softcap == 0 ? 1.0 : softcap) / temperature);
 
         public bool IsCapped => softcap != 0;
-
-        /// <summary>Whether a softcap is so usual that <see cref="OfUnits"/> has a finite factor and float16's infinity, read as the number that comes after the largest, is beyond the bound.</summary>
-        public bool TakesUnits => PerSoftcap * ScaledFloat16Storage.Infinity >= Bound && PerSoftcap / ScaledFloat16Storage.Unit <= float.MaxValue;
-
-        /// <summary>The same softcap for logits that are multiples of <see cref="ScaledFloat16Storage.Unit"/>: the same u, for a power of two rounds nothing.</summary>
-        public LogitShape OfUnits => this with { PerSoftcap = PerSoftcap / ScaledFloat16Storage.Unit };
 
         /// <summary>Whether it does anything.</summary>
         public bool Bends => softcap != 0 || temperature != 1;
@@ -254,66 +220,48 @@ internal sealed partial class CpuDevice
         /// <summary>∂z/∂x of a small x: 1 / T.</summary>
         public double Steepest => 1.0 / temperature;
 
-        // n = v P(v²) and q = Q(v²) make tanh(v / 2) of n / q, and 2 n q / (n² + q²) is tanh v then: an error of the half counts for the less the nearer it is to 1, so that three and four coefficients are
-        // enough for a minimax fit to 7·10⁻⁹. In units in which both begin with 1: v stands for Unit · v. At the bound u is rounded to 1, with and without fused multiply-adds: beyond, nothing is left of a gradient.
-        private const float Unit = 0.02156184f, Bound = 0.187588f, P1 = 0.12094295f, P0 = 0.001887836f, Q2 = 0.4548668f, Q1 = 0.019807914f, Q0 = 8.1410435e-5f;
+        // tanh v = v P(v²) / Q(v²), a minimax fit to 1.3·10⁻⁸ up to here, where it is rounded to 1, with and without fused multiply-adds: beyond, nothing is left of a gradient.
+        private const float Bound = 8.700003f, P4 = 1.3832270e-8f, P3 = 2.0935187e-5f, P2 = 3.5146707e-3f, P1 = 1.3396856e-1f, P0 = 9.9999994e-1f;
+        private const float Q4 = 7.9663950e-7f, Q3 = 3.3173490e-4f, Q2 = 2.5948848e-2f, Q1 = 4.6730164e-1f;
 
-        /// <summary>u = tanh(x / c), to 4·10⁻⁷ of it with all roundings, however small it is.</summary>
+        /// <summary>u = tanh(x / c), to 4·10⁻⁷ with all roundings (3 where multiply-adds are fused). An error of u counts as it is, however small u is, for z is an exponent: half the steps of the general function are enough.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public V Cap<V>(V x) where V : struct, ILanes<V>
         {
-            V v = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x * PerSoftcap)), square = v * v;
-            V n = v * V.MultiplyAdd(square + V.From(P1), square, V.From(P0));
-            V q = V.MultiplyAdd(V.MultiplyAdd(square + V.From(Q2), square, V.From(Q1)), square, V.From(Q0));
-            return n * ((q + q) / V.MultiplyAdd(n, n, q * q));
+            V v = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x * perSoftcap)), square = v * v;
+            V p = V.MultiplyAdd(V.From(P4), square, V.From(P3)), q = V.MultiplyAdd(V.From(Q4), square, V.From(Q3));
+            p = V.MultiplyAdd(p, square, V.From(P2));
+            q = V.MultiplyAdd(q, square, V.From(Q2));
+            p = V.MultiplyAdd(p, square, V.From(P1));
+            q = V.MultiplyAdd(q, square, V.From(Q1));
+            return v * V.MultiplyAdd(p, square, V.From(P0)) / V.MultiplyAdd(q, square, V.One);
         }
 
-        /// <summary>The same of four, step by step side by side, which share the reading of constants.</summary>
+        /// <summary>The same of four, which share the reading of constants: it was half of the time.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public void Cap<V>(ref V x0, ref V x1, ref V x2, ref V x3) where V : struct, ILanes<V>
         {
-            V a = V.From(PerSoftcap);
-            x0 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x0 * a)); x1 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x1 * a));
-            x2 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x2 * a)); x3 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x3 * a));
-            V s0 = x0 * x0, s1 = x1 * x1, s2 = x2 * x2, s3 = x3 * x3;
-            a = V.From(Q2);
-            V b = V.From(Q1);
-            V q0 = V.MultiplyAdd(s0 + a, s0, b), q1 = V.MultiplyAdd(s1 + a, s1, b), q2 = V.MultiplyAdd(s2 + a, s2, b), q3 = V.MultiplyAdd(s3 + a, s3, b);
-            a = V.From(P1);
-            b = V.From(P0);
-            x0 *= V.MultiplyAdd(s0 + a, s0, b); x1 *= V.MultiplyAdd(s1 + a, s1, b); x2 *= V.MultiplyAdd(s2 + a, s2, b); x3 *= V.MultiplyAdd(s3 + a, s3, b);
-            a = V.From(Q0);
-            q0 = V.MultiplyAdd(q0, s0, a); q1 = V.MultiplyAdd(q1, s1, a); q2 = V.MultiplyAdd(q2, s2, a); q3 = V.MultiplyAdd(q3, s3, a);
-            s0 = V.MultiplyAdd(x0, x0, q0 * q0); s1 = V.MultiplyAdd(x1, x1, q1 * q1); s2 = V.MultiplyAdd(x2, x2, q2 * q2); s3 = V.MultiplyAdd(x3, x3, q3 * q3);
-            x0 *= (q0 + q0) / s0; x1 *= (q1 + q1) / s1; x2 *= (q2 + q2) / s2; x3 *= (q3 + q3) / s3;
-        }
-
-        /// <summary>The same of eight: for processors with 32 vector registers.</summary>
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public void Cap<V>(ref V x0, ref V x1, ref V x2, ref V x3, ref V x4, ref V x5, ref V x6, ref V x7) where V : struct, ILanes<V>
-        {
-            V a = V.From(PerSoftcap);
-            x0 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x0 * a)); x1 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x1 * a));
-            x2 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x2 * a)); x3 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x3 * a));
-            x4 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x4 * a)); x5 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x5 * a));
-            x6 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x6 * a)); x7 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x7 * a));
-            V s0 = x0 * x0, s1 = x1 * x1, s2 = x2 * x2, s3 = x3 * x3;
-            V s4 = x4 * x4, s5 = x5 * x5, s6 = x6 * x6, s7 = x7 * x7;
-            a = V.From(Q2);
-            V b = V.From(Q1);
-            V q0 = V.MultiplyAdd(s0 + a, s0, b), q1 = V.MultiplyAdd(s1 + a, s1, b), q2 = V.MultiplyAdd(s2 + a, s2, b), q3 = V.MultiplyAdd(s3 + a, s3, b);
-            V q4 = V.MultiplyAdd(s4 + a, s4, b), q5 = V.MultiplyAdd(s5 + a, s5, b), q6 = V.MultiplyAdd(s6 + a, s6, b), q7 = V.MultiplyAdd(s7 + a, s7, b);
-            a = V.From(P1);
-            b = V.From(P0);
-            x0 *= V.MultiplyAdd(s0 + a, s0, b); x1 *= V.MultiplyAdd(s1 + a, s1, b); x2 *= V.MultiplyAdd(s2 + a, s2, b); x3 *= V.MultiplyAdd(s3 + a, s3, b);
-            x4 *= V.MultiplyAdd(s4 + a, s4, b); x5 *= V.MultiplyAdd(s5 + a, s5, b); x6 *= V.MultiplyAdd(s6 + a, s6, b); x7 *= V.MultiplyAdd(s7 + a, s7, b);
-            a = V.From(Q0);
-            q0 = V.MultiplyAdd(q0, s0, a); q1 = V.MultiplyAdd(q1, s1, a); q2 = V.MultiplyAdd(q2, s2, a); q3 = V.MultiplyAdd(q3, s3, a);
-            q4 = V.MultiplyAdd(q4, s4, a); q5 = V.MultiplyAdd(q5, s5, a); q6 = V.MultiplyAdd(q6, s6, a); q7 = V.MultiplyAdd(q7, s7, a);
-            s0 = V.MultiplyAdd(x0, x0, q0 * q0); s1 = V.MultiplyAdd(x1, x1, q1 * q1); s2 = V.MultiplyAdd(x2, x2, q2 * q2); s3 = V.MultiplyAdd(x3, x3, q3 * q3);
-            s4 = V.MultiplyAdd(x4, x4, q4 * q4); s5 = V.MultiplyAdd(x5, x5, q5 * q5); s6 = V.MultiplyAdd(x6, x6, q6 * q6); s7 = V.MultiplyAdd(x7, x7, q7 * q7);
-            x0 *= (q0 + q0) / s0; x1 *= (q1 + q1) / s1; x2 *= (q2 + q2) / s2; x3 *= (q3 + q3) / s3;
-            x4 *= (q4 + q4) / s4; x5 *= (q5 + q5) / s5; x6 *= (q6 + q6) / s6; x7 *= (q7 + q7) / s7;
+            V c = V.From(perSoftcap);
+            x0 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x0 * c)); x1 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x1 * c));
+            x2 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x2 * c)); x3 = V.MaxKeepingNaN(-Bound, V.MinKeepingNaN(Bound, x3 * c));
+            V s0 = x0 * x0, s1 = x1 * x1, s2 = x2 * x2, s3 = x3 * x3, first = V.From(P4);
+            c = V.From(P3);
+            V p0 = V.MultiplyAdd(first, s0, c), p1 = V.MultiplyAdd(first, s1, c), p2 = V.MultiplyAdd(first, s2, c), p3 = V.MultiplyAdd(first, s3, c);
+            first = V.From(Q4);
+            c = V.From(Q3);
+            V q0 = V.MultiplyAdd(first, s0, c), q1 = V.MultiplyAdd(first, s1, c), q2 = V.MultiplyAdd(first, s2, c), q3 = V.MultiplyAdd(first, s3, c);
+            c = V.From(P2);
+            p0 = V.MultiplyAdd(p0, s0, c); p1 = V.MultiplyAdd(p1, s1, c); p2 = V.MultiplyAdd(p2, s2, c); p3 = V.MultiplyAdd(p3, s3, c);
+            c = V.From(Q2);
+            q0 = V.MultiplyAdd(q0, s0, c); q1 = V.MultiplyAdd(q1, s1, c); q2 = V.MultiplyAdd(q2, s2, c); q3 = V.MultiplyAdd(q3, s3, c);
+            c = V.From(P1);
+            p0 = V.MultiplyAdd(p0, s0, c); p1 = V.MultiplyAdd(p1, s1, c); p2 = V.MultiplyAdd(p2, s2, c); p3 = V.MultiplyAdd(p3, s3, c);
+            c = V.From(Q1);
+            q0 = V.MultiplyAdd(q0, s0, c); q1 = V.MultiplyAdd(q1, s1, c); q2 = V.MultiplyAdd(q2, s2, c); q3 = V.MultiplyAdd(q3, s3, c);
+            c = V.From(P0);
+            x0 *= V.MultiplyAdd(p0, s0, c); x1 *= V.MultiplyAdd(p1, s1, c); x2 *= V.MultiplyAdd(p2, s2, c); x3 *= V.MultiplyAdd(p3, s3, c);
+            c = V.One;
+            x0 /= V.MultiplyAdd(q0, s0, c); x1 /= V.MultiplyAdd(q1, s1, c); x2 /= V.MultiplyAdd(q2, s2, c); x3 /= V.MultiplyAdd(q3, s3, c);
         }
 
         /// <summary>z.</summary>

@@ -65,14 +65,14 @@ internal sealed partial class CpuDevice
         private byte* next;
         private nint nextStep;
 
-        /// <summary>How many logits of a row that is read where it lies are taken at a time.</summary>
+        /// <summary>The floats of scratch that a row which isn't plain needs.</summary>
         public static int Block => BlockVectors * V.Count;
 
         /// <summary>The sums of a row.</summary>
         /// <param name="rows">The rows.</param>
         /// <param name="row">Which one.</param>
         /// <param name="sought">Which sums.</param>
-        /// <param name="scratch">A block of <paramref name="rows"/>.</param>
+        /// <param name="scratch"><see cref="Block"/> floats.</param>
         /// <param name="top">Takes the likeliest tokens; null if nobody asks.</param>
         /// <param name="kept">Where u is left, but for the last block if that isn't whole; null for nowhere.</param>
         public static RowSums Of(in LogitRows rows, nint row, Sought sought, float* scratch, TopRows.List* top = null, float* kept = null)
@@ -129,7 +129,7 @@ internal sealed partial class CpuDevice
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private void AddPrepared(in LogitRows rows, nint row, nint start, float* scratch, TopRows.List* top, float* kept)
         {
-            for (nint block = rows.Block<V>(); start < rows.Vocabulary; start += block)
+            for (nint block = Block; start < rows.Vocabulary; start += block)
             {
                 nint length = Math.Min(block, rows.Vocabulary - start);
                 float* prepared = kept != null && length == block ? kept + start : scratch;
@@ -345,7 +345,7 @@ internal sealed partial class CpuDevice
                 sum += ((e0 + e1) + (e2 + e3)) + ((e4 + e5) + (e6 + e7));
             }
             to.next = next;
-            float largest = TGuess.Taken ? V.MaxNative(largest0, largest1).Largest() : float.NaN;
+            float largest = V.MaxNative(largest0, largest1).Largest();
             if (TGuess.Taken && !(largest <= to.max))
                 return largest;
             to.sum += sum;
