@@ -43,6 +43,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     }
 
     /// <summary>Values by key, of rows whose lanes are all the same.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static Strip<V> Keys(float* start, nint step)
     {
         StripValues* values = StripMemory.Current->TakeGiven(Spread.ByKey);
@@ -55,6 +56,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
 
     /// <summary>Values by distance, copied from a <see cref="ScoreLine"/>. Of what follows its last value nothing is read.</summary>
     /// <param name="start">Where the lanes of the first row begin.</param>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static Strip<V> Line(float* start)
     {
         StripValues* values = StripMemory.Current->TakeGiven(Spread.ByDistance);
@@ -66,6 +68,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     }
 
     /// <summary>Positions of keys or queries, which count up from the first: their difference is <see cref="Spread.ByDistance"/>.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static Strip<V> Positions(Spread spread, float first)
     {
         StripValues* values = StripMemory.Current->Take(spread);
@@ -97,6 +100,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     }
 
     // Where an operation over rows begins. Values by key are written out for it, once.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static float* RowsOf(StripValues* values)
     {
         if (values->Rows != null)
@@ -109,6 +113,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
 
     private static StripValues* Given(StripValues* values) => values != null ? values : Constant(0);
 
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static StripValues* Constant(float number)
     {
         StripValues* values = StripMemory.Current->Take(Spread.Constant);
@@ -246,6 +251,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     private static StripValues* Divide(StripValues* a, StripValues* b) => a == null ? null : Take<Quotient>(a, Given(b));
 
     // Row r and lane l stand at rows − 1 − r + l of a line, so the first pair at rows − 1. From there on the distance to a query falls, that from a query rises.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static StripValues* Distances(StripValues* a, StripValues* b)
     {
         StripValues* taken = a->Memory->Take(Spread.ByDistance);

@@ -99,6 +99,7 @@ internal unsafe struct StripMemory
     /// <param name="memory">Of <see cref="FloatsOf"/> floats.</param>
     /// <param name="rows">The rows.</param>
     /// <param name="lanes">Whole pairs of vectors.</param>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static void Begin<V>(StripMemory* place, float* memory, nint rows, nint lanes) where V : struct, ILanes<V>
     {
         nint pair = 2 * V.Count;
@@ -149,6 +150,7 @@ internal unsafe struct StripMemory
     }
 
     /// <summary>Values that lie in memory.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public StripValues* Place(float* start, Spread spread)
     {
         ref readonly Way way = ref ways[(int)spread];
