@@ -318,11 +318,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 if (ruled && !keeps)
-                    Differentiate<V, SomeHidden, Yes>(bias, part, skips ? -1f : 0f);
+                    Differentiate<V, Yes, Yes>(bias, part, skips ? -1f : 0f);
                 else if (hides || ruled)
-                    Differentiate<V, SomeHidden, No>(bias, part, skips ? -1f : 0f);
+                    Differentiate<V, Yes, No>(bias, part, skips ? -1f : 0f);
                 else
-                    Differentiate<V, NoneHidden, No>(bias, part, 0f);
+                    Differentiate<V, No, No>(bias, part, 0f);
             }
             // What is summed takes four keys at a time; what stands for missing ones must add nothing to the keys that follow.
             nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
@@ -393,7 +393,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     // of four.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void Differentiate<V, THiding, TSlopes>(LaneRows bias, in TilePart part, float hiddenWeight)
-        where V : struct, ILanes<V> where THiding : struct, IHiding where TSlopes : struct, IChoice
+        where V : struct, ILanes<V> where THiding : struct, IChoice where TSlopes : struct, IChoice
     {
         nint step = AttentionTiles.Block<V>(), first = part.Lane<V>(), end = part.EndVector * V.Count, keys = part.Keys;
         V scale = V.From(Shape.Scale);
@@ -411,7 +411,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                 Exponential.Precise(V.MaxNative(lowest, t0), V.MaxNative(lowest, t1), V.MaxNative(lowest, t2), V.MaxNative(lowest, t3), out V p0, out V p1, out V p2, out V p3);
                 (p0, p1, p2, p3) = (PutBack(p0, z0, t0, l, rest), PutBack(p1, z1, t1, l, rest), PutBack(p2, z2, t2, l, rest), PutBack(p3, z3, t3, l, rest));
                 V dz0 = p0 * (V.Load(gradients) - d), dz1 = p1 * (V.Load(gradients + step) - d), dz2 = p2 * (V.Load(gradients + 2 * step) - d), dz3 = p3 * (V.Load(gradients + 3 * step) - d);
-                if (THiding.Hides)
+                if (THiding.Taken)
                 {
                     V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
                     (p0, p1, p2, p3) = (V.SelectEqual(z0, none, hidden, p0), V.SelectEqual(z1, none, hidden, p1), V.SelectEqual(z2, none, hidden, p2), V.SelectEqual(z3, none, hidden, p3));
@@ -436,10 +436,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
 
     // The final score: of q·k, or of what a rule says. A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V Score<V, THiding>(V value, V scale, V bias) where V : struct, ILanes<V> where THiding : struct, IHiding
+    private static V Score<V, THiding>(V value, V scale, V bias) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         V none = V.From(float.NegativeInfinity), z = IsRuled ? V.SelectEqual(value, none, none, value + bias) : V.MultiplyAdd(value, scale, bias);
-        return THiding.Hides ? V.SelectEqual(bias, none, none, z) : z;
+        return THiding.Taken ? V.SelectEqual(bias, none, none, z) : z;
     }
 
     // A weight e^t with what was rounded away when L was subtracted from z, t being the difference, and e^−remainder − 1 of L.

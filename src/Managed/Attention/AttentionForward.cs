@@ -200,9 +200,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 if (hides)
-                    Score<V, SomeHidden>(tileKeys, q, d, part, bias, s, tileMaximum, &ahead);
+                    Score<V, Yes>(tileKeys, q, d, part, bias, s, tileMaximum, &ahead);
                 else
-                    Score<V, NoneHidden>(tileKeys, q, d, part, bias, s, tileMaximum, &ahead);
+                    Score<V, No>(tileKeys, q, d, part, bias, s, tileMaximum, &ahead);
             }
         }
         else
@@ -213,7 +213,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>());
-                hides |= mayHide ? ApplyRule<V, SomeHidden>(tile, part, bias, s, tileMaximum) : ApplyRule<V, NoneHidden>(tile, part, bias, s, tileMaximum);
+                hides |= mayHide ? ApplyRule<V, Yes>(tile, part, bias, s, tileMaximum) : ApplyRule<V, No>(tile, part, bias, s, tileMaximum);
             }
         }
         ahead.AskForRest();
@@ -228,13 +228,13 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             float* partValues = tileValues + part.FirstKey * Value.Row, weights = s + part.Start<V>();
             if (skipsHere)
             {
-                Weigh<V, SomeHidden>(weights, part, tileMaximum + lane, sum + lane);
+                Weigh<V, Yes>(weights, part, tileMaximum + lane, sum + lane);
                 Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, 0, o + lane, block, factor + lane);
                 Product.AddWhereLanesVisible<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, weights);
             }
             else
             {
-                Weigh<V, NoneHidden>(weights, part, tileMaximum + lane, sum + lane);
+                Weigh<V, No>(weights, part, tileMaximum + lane, sum + lane);
                 Product.AddScaled<V>(partValues, Value.Column, Value.Row, dv, weights, block, part.Vectors, part.Keys, o + lane, block, factor + lane);
             }
             new Span<float>(factor + lane, (int)(part.Vectors * V.Count)).Fill(1); // a further part adds to what is scaled already
@@ -250,7 +250,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
 
     // Final scores of a part without a rule, and the maxima.
     private readonly void Score<V, THiding>(float* tileKeys, float* q, nint d, in TilePart part, LaneRows bias, float* s, float* maximum, RowsAhead* ahead)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+        where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>();
         var scored = new ScoreTile<THiding> { Scale = Shape.Scale, Bias = new() { Start = bias.At(part.FirstKey) + lane, Step = bias.Step }, Rows = part.Keys, Maximum = maximum + lane, Ahead = ahead };
@@ -259,7 +259,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
 
     // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden. A long rule, and one under a softcap, is a pass of its own: each pass is a chain of instructions that
     // wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
-    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IHiding
+    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>();
         if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && !Length.IsLong)
@@ -270,9 +270,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         if (Length.IsLong)
             RuleStrips<V>(tile, part, s);
         else if (typeof(TRule) != typeof(PlainScore) && Length.IsShort)
-            ScoreLanes<Lockstep<V>, NoneHidden, RuleAlone>(tile, part.OfPairs, block, bias, s, maximum);
+            ScoreLanes<Lockstep<V>, No, RuleAlone>(tile, part.OfPairs, block, bias, s, maximum);
         else if (typeof(TRule) != typeof(PlainScore))
-            ScoreLanes<V, NoneHidden, RuleAlone>(tile, part, block, bias, s, maximum);
+            ScoreLanes<V, No, RuleAlone>(tile, part, block, bias, s, maximum);
         return ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, part.OfPairs, block, bias, s, maximum);
     }
 
@@ -314,7 +314,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
     // The rule, and what comes after it: the softcap, the bias, the maxima. Types are compared in place of a property, which the JIT sees too late: it has spent what it inlines on the branch not taken.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly bool ScoreLanes<V, THiding, TStep>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
-        where V : struct, ILanes<V> where THiding : struct, IHiding where TStep : struct, IScoreStep
+        where V : struct, ILanes<V> where THiding : struct, IChoice where TStep : struct, IScoreStep
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
         V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
@@ -351,7 +351,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                     // A rule hides by −∞ before a score is bounded and any bias added: neither the cap nor ∞ in a bias must bring the pair back.
                     V ruled = z, b = V.Load(added);
                     (z, least) = (V.SelectEqual(ruled, hidden, hidden, Cap.Score(ruled) + b), V.SelectEqual(ruled, hidden, hidden, least));
-                    if (THiding.Hides)
+                    if (THiding.Taken)
                         (z, least) = (V.SelectEqual(b, hidden, hidden, z), V.SelectEqual(b, hidden, hidden, least));
                     highest = V.MaxNative(highest, z);
                     added += bias.Step;
@@ -384,7 +384,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
     // if some are to be left out.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static void Weigh<V, THiding>(float* s, in TilePart part, float* reference, float* sum)
-        where V : struct, ILanes<V> where THiding : struct, IHiding
+        where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint step = AttentionTiles.Block<V>(), lanes = part.Vectors * V.Count, keys = part.Keys;
         V lowest = V.From(Exponential.Lowest);
@@ -397,7 +397,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 V z0 = V.Load(at), z1 = V.Load(at + step), z2 = V.Load(at + 2 * step), z3 = V.Load(at + 3 * step);
                 Exponential.Precise(V.MaxNative(lowest, z0 - r), V.MaxNative(lowest, z1 - r), V.MaxNative(lowest, z2 - r), V.MaxNative(lowest, z3 - r), out V p0, out V p1, out V p2, out V p3);
                 (sum0, sum1, sum2, sum3) = (sum0 + p0, sum1 + p1, sum2 + p2, sum3 + p3);
-                if (THiding.Hides)
+                if (THiding.Taken)
                 {
                     V none = V.From(float.NegativeInfinity), mark = V.From(-1f);
                     p0 = V.SelectEqual(z0, none, mark, p0);

@@ -3,7 +3,8 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <summary>Final scores of a part of a tile, and their maxima, straight from the registers of the product.</summary>
-internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHiding
+/// <typeparam name="THiding">Whether pairs of the part may be hidden.</typeparam>
+internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IChoice
 {
     public float Scale;
     public LaneRows Bias;
@@ -37,24 +38,8 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, IHi
     private static V Score<V>(V product, V scale, V bias) where V : struct, ILanes<V>
     {
         V score = V.MultiplyAdd(product, scale, bias), hidden = V.From(float.NegativeInfinity);
-        return THiding.Hides ? V.SelectEqual(bias, hidden, hidden, score) : score;
+        return THiding.Taken ? V.SelectEqual(bias, hidden, hidden, score) : score;
     }
-}
-
-/// <summary>Whether pairs of a tile may be hidden: a kernel's loop has one form for each answer.</summary>
-internal interface IHiding
-{
-    static abstract bool Hides { get; }
-}
-
-internal readonly struct SomeHidden : IHiding
-{
-    public static bool Hides => true;
-}
-
-internal readonly struct NoneHidden : IHiding
-{
-    public static bool Hides => false;
 }
 
 /// <summary>What a pass over a tile does to scores: the rule, what comes after it, or both.</summary>

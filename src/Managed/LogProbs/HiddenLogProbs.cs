@@ -23,7 +23,7 @@ public ref struct HiddenProblem
     /// <summary>The target that marks a token to ignore, −100 unless set: nothing is computed of it, its outputs and gradients are 0, and it adds nothing to any other's.</summary>
     public long IgnoreTarget
     {
-        readonly get => ignoreTarget ?? -100;
+        readonly get => ignoreTarget ?? LogProbs.UsualIgnoreTarget;
         set => ignoreTarget = value;
     }
 

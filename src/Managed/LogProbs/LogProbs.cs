@@ -17,7 +17,7 @@ public ref struct LogitsProblem
     /// <summary>The target that marks a token to ignore, −100 unless set: its outputs are 0 and its gradient is 0, whatever its logits are.</summary>
     public long IgnoreTarget
     {
-        readonly get => ignoreTarget ?? -100;
+        readonly get => ignoreTarget ?? LogProbs.UsualIgnoreTarget;
         set => ignoreTarget = value;
     }
 
@@ -225,6 +225,9 @@ public ref struct TokenUpstream
 /// <summary>Token log-probabilities, log-sum-exp and entropy, and their gradients: the reduction under every alignment loss.</summary>
 public static partial class LogProbs
 {
+    // As in PyTorch.
+    internal const long UsualIgnoreTarget = -100;
+
     /// <summary>Reads every logit once and writes what is asked for.</summary>
     /// <remarks>
     /// Logits of −∞ have probability 0. If all of a row are −∞, its log-sum-exp is −∞ and the others are NaN; with a logit of ∞ the log-sum-exp is ∞ and the
@@ -341,8 +344,6 @@ public static partial class LogProbs
         CheckShaping(device, ProblemNames.Problem, vocabulary, problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }
 
-    private const float SmallestNormal = 1.17549435e-38f;
-
     internal static void CheckShaping(ComputeDevice device, ProblemNames names, long vocabulary, in TensorView bias, in TensorView meanWeights, float? softcap, float temperature, long? validVocabulary)
     {
         Require.OptionalInput(device, bias, names.Bias, vocabulary);
@@ -353,8 +354,8 @@ public static partial class LogProbs
             throw new ArgumentException($"{names.MeanWeights} has the stride {meanWeights.Stride(0)}; it must be 1.", names.MeanWeights);
         if (softcap is { } cap && !(cap > 0 && cap <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Softcap, cap, $"{names.Softcap} is {cap}; it must be a positive number, or absent.");
-        if (softcap < SmallestNormal)
-            throw new ArgumentOutOfRangeException(names.Softcap, softcap, $"{names.Softcap} is {softcap}; it must be at least 2⁻¹²⁶, for logits are multiplied by its reciprocal.");
+        if (softcap is { } small && !float.IsNormal(small))
+            throw new ArgumentOutOfRangeException(names.Softcap, small, $"{names.Softcap} is {small}; it must be at least 2⁻¹²⁶, for logits are multiplied by its reciprocal.");
         if (!(temperature > 0 && temperature <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be a positive number.");
         if (!float.IsFinite(1 / temperature))

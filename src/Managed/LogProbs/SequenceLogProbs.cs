@@ -18,7 +18,7 @@ public ref struct SequenceLayout
     /// <summary>See <see cref="Targets"/>; −100 unless set.</summary>
     public long IgnoreTarget
     {
-        readonly get => ignoreTarget ?? -100;
+        readonly get => ignoreTarget ?? LogProbs.UsualIgnoreTarget;
         set => ignoreTarget = value;
     }
 

@@ -5,8 +5,8 @@ internal sealed partial class CpuDevice
     /// <summary>What a part of the vocabulary says of a token, with t = z − max: max, Σ e^t, Σ e^t t, Σ e^2t, Σ z by some count, the target's z or −∞, and the entry of the maximum.</summary>
     private readonly record struct VocabularySums(double Max, double Sum, double Weighted, double Squares, double Logits, double TargetLogit, long Argmax)
     {
-        // Up to the first, powers of e change little if a row is taken relative to the nearest float32; up to the second, sums that are moved by what rounding takes stay within float32.
-        private const double LargestNear = 1 << 24, LargestMoved = 1 << 28;
+        // Up to here sums that are moved by what rounding takes stay within float32.
+        private const double LargestMoved = 1 << 28;
 
         /// <summary>As sums over a row: shifted by the maximum unless that is infinite.</summary>
         public RowSums Row => new((float)Shift, Shift, Sum, Weighted, Squares, 0);
@@ -22,8 +22,8 @@ internal sealed partial class CpuDevice
             return slice with { Sum = Sum * factor, Weighted = (Weighted + Sum * moved) * factor, Squares = Squares * factor * factor };
         }
 
-        /// <summary>Whether the first will do.</summary>
-        public bool IsNear => Math.Abs(Shift) <= LargestNear;
+        /// <summary>Whether powers of e change little if a row is taken relative to the nearest float32.</summary>
+        public bool IsNear => Math.Abs(Shift) <= LogSumExpVector.LargestNear;
 
         /// <summary>What a largest logit counts as among partials: itself, or the float32 next to it where its sums can't be moved there.</summary>
         public static double Counted(double max) => Math.Abs(max) <= LargestMoved || !double.IsFinite(max) ? max : Rounded(max);
