@@ -62,6 +62,23 @@ public unsafe class AttentionVisibilityTests
         }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 20)), new GainedTemperatureFormula(0.25f, 20));
     }
 
+    // Sums over queries with few features keep the queries in the lanes, with more the features: both leave out what is hidden.
+    [Theory]
+    [InlineData(2)]
+    [InlineData(4)]
+    [InlineData(20)]
+    public void A_query_of_NaN_reaches_the_gradients_of_the_keys_that_it_sees_only(int headSize)
+    {
+        const int queries = 70, keys = 133, poisoned = 40;
+        foreach (string kind in Shown.Keys)
+        {
+            Grid<double> mask = Mask(kind, queries, keys);
+            AttentionCase.Results results = new AttentionCase { Queries = queries, Keys = keys, HeadSize = headSize, Mask = mask, Prepare = (q, _, _) => q[0, 0, poisoned, 1] = float.NaN }.Run(Device, default(PlainScore));
+            for (int j = 0; j < keys; j++)
+                Assert.Equal(mask[0, 0, poisoned, j] == 1, float.IsNaN(results.Key[j * headSize + 1]));
+        }
+    }
+
     [Theory]
     [MemberData(nameof(Kinds))]
     public void What_a_mask_of_any_shape_hides_contributes_nothing_whatever_it_holds(string kind)
