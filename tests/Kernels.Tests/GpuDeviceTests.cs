@@ -187,6 +187,23 @@ public class GpuDeviceTests(GpuUnderTest gpu)
     }
 
     [Fact]
+    public void A_struct_with_a_field_that_is_no_number_is_refused_and_the_device_stays_usable()
+    {
+        using var workspace = new Workspace(gpu.Device);
+        using TensorBuffer chosen = gpu.Device.Upload<float>([1, 2]), rejected = gpu.Device.Upload<float>([2, 1]), losses = gpu.Device.Allocate(ElementType.Float32, 2);
+        var thrown = Assert.Throws<NotSupportedException>(() => Evaluate(new FlaggedLoss(0.5f, true)));
+        Assert.Contains("FlaggedLoss has a bool as a field (", thrown.Message);
+        thrown = Assert.Throws<NotSupportedException>(() => Evaluate(new LetteredLoss { Inner = new() { Letter = 'a' } }));
+        Assert.Contains("Inscription has a char as a field (Letter)", thrown.Message);
+        Assert.Equal(new float[2], losses.ToArray<float>());
+        Evaluate(new ReferenceFreeLoss());
+        Assert.DoesNotContain(0f, losses.ToArray<float>());
+
+        void Evaluate<TLoss>(TLoss loss) where TLoss : unmanaged, IPairLoss =>
+            PreferenceLoss.Evaluate(gpu.Device, new PairBatch { Chosen = chosen, Rejected = rejected }, loss, new PairOutputs { Loss = losses }, default, workspace);
+    }
+
+    [Fact]
     public void A_struct_that_does_not_compile_is_named()
     {
         using GpuDevice device = GpuUnderTest.OpenSimulator();
@@ -215,6 +232,27 @@ public class GpuDeviceTests(GpuUnderTest gpu)
 
         public T Loss<T>(in PairInputs<T> pair) where T : struct, IReal<T> => pair.Margin;
     }
+}
+
+public readonly struct FlaggedLoss(float scale, bool negated) : IPairLoss
+{
+    public float RewardScale => scale;
+
+    public T Loss<T>(in PairInputs<T> pair) where T : struct, IReal<T> => negated ? -pair.Margin : pair.Margin;
+}
+
+public struct LetteredLoss : IPairLoss
+{
+    public Inscription Inner;
+
+    public readonly float RewardScale => Inner.Letter;
+
+    public readonly T Loss<T>(in PairInputs<T> pair) where T : struct, IReal<T> => pair.Margin;
+}
+
+public struct Inscription
+{
+    public char Letter;
 }
 
 public readonly struct AllocatingLoss : IPairLoss
