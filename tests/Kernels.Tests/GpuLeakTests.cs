@@ -51,15 +51,23 @@ public class GpuLeakTests(GpuUnderTest gpu)
         });
     }
 
+    // A leak is there every time; what the runtime, the compiler and the driver's heap take for themselves comes and goes.
     private static void LeakNothing(GpuDevice device, int warmUp, int times, Action<int> call)
     {
+        const int tries = 4;
         call(warmUp);
         GpuMemory before = device.Memory;
-        long managed = GC.GetTotalMemory(forceFullCollection: true), resident = Resident();
-        call(times);
-        Assert.Equal(before, device.Memory);
-        Assert.InRange(GC.GetTotalMemory(forceFullCollection: true) - managed, long.MinValue, 1 << 20);
-        Assert.InRange(Resident() - resident, long.MinValue, 8 << 20);
+        List<(long Managed, long Resident)> grown = [];
+        while (grown.Count < tries)
+        {
+            (long managed, long resident) = (GC.GetTotalMemory(forceFullCollection: true), Resident());
+            call(times);
+            Assert.Equal(before, device.Memory);
+            grown.Add((GC.GetTotalMemory(forceFullCollection: true) - managed, Resident() - resident));
+            if (grown[^1] is { Managed: <= 1 << 20, Resident: <= 8 << 20 })
+                return;
+        }
+        Assert.Fail($"{times} times leave managed and resident bytes behind each time: {string.Join(", ", grown)}.");
 
         static long Resident()
         {
