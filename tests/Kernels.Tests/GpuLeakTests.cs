@@ -62,7 +62,7 @@ public class GpuLeakTests(GpuUnderTest gpu)
         for (int part = 0; part <= parts; part++)
         {
             if (part > 0)
-                call(times / parts);
+                call((times + parts - 1) / parts);
             GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive, blocking: true, compacting: true);
             using var process = Process.GetCurrentProcess();
             sizes[part] = (GC.GetTotalMemory(forceFullCollection: true), process.WorkingSet64);
