@@ -214,7 +214,7 @@ internal static class TokenLossKernels
     {
         ArrayView<float> sums = SharedMemory.Allocate<float>(GroupSize);
         float tokens = a.Grid.Groups > 0 && a.Mask.IsPresent ? a.Floats[a.Weight + 1] : a.Grid.Count;
-        for (int metric = 0; metric < SummedMetrics; metric++)
+        for (int metric = SummedMetrics - 1; metric >= 0; metric--) // down, as the loops of the mask
         {
             float sum = 0f;
             for (int group = Group.IdxX; group < a.Grid.Groups; group += GroupSize)

@@ -4,6 +4,7 @@ using ILGPU;
 namespace TransformerKernels;
 
 /// <summary>The mask of a batch of tokens, or none. Where it lies dense in memory a thread reads four neighbouring flags at once: a warp a line, as with floats.</summary>
+/// <remarks>Loops count down: in some compilations PoCL 6 mistakes what a thread sums up for a counter from 0 upwards, which is one value of all threads (docs/design.md).</remarks>
 internal readonly struct TokenMask
 {
     private const int WordFlags = sizeof(int), FlagBits = 8, Flag = 0xff, AllKept = 0x01010101;
@@ -41,10 +42,10 @@ internal readonly struct TokenMask
         shared[Group.IdxX] = Word(grid, block);
         Group.Barrier();
         int kept = 0;
-        for (int number = 0; number < TokenGrid.ThreadTokens; number++)
+        for (int number = TokenGrid.ThreadTokens - 1; number >= 0; number--)
         {
             int at = TokenGrid.InBlock(number);
-            kept |= (shared[at / WordFlags] >> at % WordFlags * FlagBits & Flag) != 0 ? 1 << number : 0;
+            kept = kept << 1 | ((shared[at / WordFlags] >> at % WordFlags * FlagBits & Flag) != 0 ? 1 : 0);
         }
         Group.Barrier(); // the next block replaces them
         return kept;
@@ -79,11 +80,12 @@ internal readonly struct TokenMask
         if (isDense != 0 && first + WordFlags <= grid.Count)
             return IsPresent ? words[firstWord + first / WordFlags] : AllKept;
         int word = 0;
-        for (int i = 0; i < WordFlags; i++)
+        for (int i = WordFlags - 1; i >= 0; i--)
         {
             TokenPlace at = grid.Place(first + i);
+            word <<= FlagBits;
             if (grid.Has(at))
-                word |= (IsPresent ? flags[at.Sequence, at.Token] : 1) << i * FlagBits;
+                word |= IsPresent ? flags[at.Sequence, at.Token] : 1;
         }
         return word;
     }
@@ -92,7 +94,7 @@ internal readonly struct TokenMask
     private static int Count(int word)
     {
         int count = 0;
-        for (int i = 0; i < WordFlags; i++)
+        for (int i = WordFlags - 1; i >= 0; i--)
             count += (word >> i * FlagBits & Flag) != 0 ? 1 : 0;
         return count;
     }
