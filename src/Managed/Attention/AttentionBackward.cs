@@ -184,10 +184,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     public bool WantsScoring;
 
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, keySums, valueSums, tileIsFinite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, keyLanes, valueLanes, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
-    private nint headRow, valueRow, keySumsRow, valueSumsRow, batch, chunk, endHead;
+    private nint headRow, valueRow, batch, chunk, endHead;
     private bool? blockIsFinite;
     private double sinkGradient;
 
@@ -237,12 +237,13 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         }
         tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
         var pairTile = new PairTile { Values = Take(ref scratch, AttentionTiles.Keys * block) };
-        keySumsRow = LaneSums.Suit<V>(d) ? d * V.Count : headRow;
-        keySums = LaneSums.Suit<V>(d) ? Take(ref scratch, chunkKeys * keySumsRow) : keyGradient;
-        valueSumsRow = LaneSums.Suit<V>(dv) ? dv * V.Count : valueRow;
-        valueSums = LaneSums.Suit<V>(dv) ? Take(ref scratch, chunkKeys * valueSumsRow) : valueGradient;
-        Clear(keySums, chunkKeys * keySumsRow);
-        Clear(valueSums, chunkKeys * valueSumsRow);
+        nint keyLaneFloats = LaneSums.Features<V>(d) > 0 ? chunkKeys * V.Count : 0, valueLaneFloats = LaneSums.Features<V>(dv) > 0 ? chunkKeys * V.Count : 0;
+        keyLanes = Take(ref scratch, keyLaneFloats);
+        valueLanes = Take(ref scratch, valueLaneFloats);
+        Clear(keyGradient, chunkKeys * headRow);
+        Clear(valueGradient, chunkKeys * valueRow);
+        Clear(keyLanes, keyLaneFloats);
+        Clear(valueLanes, valueLaneFloats);
 
         float* k = Key.Matrix(batch, keyHead), v = Value.Matrix(batch, keyHead);
         Clear(tileIsFinite, chunkKeys / AttentionTiles.Keys);
@@ -262,10 +263,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             if (Plan.WantsSinks && chunk == 0)
                 *Plan.SinkPartial(Partials, Shape, batch, head) = sinkGradient;
         }
-        if (LaneSums.Suit<V>(d))
-            LaneSums.AddLanes<V>(keySums, count, d, keyGradient, headRow);
-        if (LaneSums.Suit<V>(dv))
-            LaneSums.AddLanes<V>(valueSums, count, dv, valueGradient, valueRow);
+        LaneSums.AddLanes<V>(keyLanes, count, d, keyGradient, headRow);
+        LaneSums.AddLanes<V>(valueLanes, count, dv, valueGradient, valueRow);
         if (Plan.Parts == 1)
             WriteKeyGradients<V>(keyHead, first, count);
         StreamingStores.Complete();
@@ -339,13 +338,13 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                     PassThroughRule<V>(tile, part, i0, j0);
             }
             EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
-            float* dK = keySums + (j0 - first) * keySumsRow, dV = valueSums + (j0 - first) * valueSumsRow;
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
                 float* partK = tileK + part.FirstKey * Key.Row, p = s + start, dz = dS + start, hidden = skips ? p : null;
-                AddOverQueries<V>(p, part, rows, upstreamColumns, upstreamRows, dv, dV + part.FirstKey * valueSumsRow, hidden);
-                AddOverQueries<V>(dz, part, rows, queryColumns, queryRows, d, dK + part.FirstKey * keySumsRow, hidden);
+                nint key = j0 - first + part.FirstKey;
+                AddOverQueries<V>(p, part, rows, upstreamColumns, upstreamRows, dv, key, valueGradient, valueLanes, hidden);
+                AddOverQueries<V>(dz, part, rows, queryColumns, queryRows, d, key, keyGradient, keyLanes, hidden);
                 if (skips)
                     Product.AddWhereLanesVisible<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block, p);
                 else
@@ -364,16 +363,18 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         }
     }
 
-    // What a part's pairs give to its keys, summed over the queries: in rows of features, or, where these are few, with the queries still in the lanes. Pairs that bear a mark are left out.
-    private static void AddOverQueries<V>(float* weights, in TilePart part, nint queries, float* columns, float* rows, nint features, float* sums, float* hidden) where V : struct, ILanes<V>
+    // What a part's pairs give to its keys, summed over the queries: in rows of features, but for those that would fill no vector with the queries still in the lanes. Pairs that bear a mark are left out.
+    private static void AddOverQueries<V>(float* weights, in TilePart part, nint queries, float* columns, float* rows, nint features, nint key, float* sums, float* laneSums, float* hidden) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), lane = part.Lane<V>(), partQueries = Math.Min(queries, part.EndVector * V.Count) - lane, row = (nint)AttentionTiles.RoundUp(features, V.Count);
-        if (LaneSums.Suit<V>(features))
-            LaneSums.Add<V>(weights, part.Keys, part.Vectors, columns + lane, features, sums, hidden);
-        else if (hidden != null)
-            Product.AddWhereElementsVisible<V>(weights, block, 1, part.Keys, rows + lane * row, row, row / V.Count, partQueries, sums, row, hidden);
-        else
-            Product.Add<V>(weights, block, 1, (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), rows + lane * row, row, row / V.Count, partQueries, sums, row);
+        nint few = LaneSums.Features<V>(features), vectors = (nint)AttentionTiles.RoundUp(features - few, V.Count) / V.Count;
+        sums += key * row;
+        if (vectors > 0 && hidden != null)
+            Product.AddWhereElementsVisible<V>(weights, block, 1, part.Keys, rows + lane * row, row, vectors, partQueries, sums, row, hidden);
+        else if (vectors > 0)
+            Product.Add<V>(weights, block, 1, (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), rows + lane * row, row, vectors, partQueries, sums, row);
+        if (few > 0)
+            LaneSums.Add<V>(weights, part.Keys, part.Vectors, columns + (features - few) * block + lane, few, laneSums + key * V.Count, hidden);
     }
 
     // What the item's next block begins with.

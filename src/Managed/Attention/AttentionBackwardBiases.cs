@@ -208,17 +208,25 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                     break;
                 default:
                     float* sums = capturedGradient[c].Start;
-                    for (nint lane = 0; lane < block; lane += V.Count)
-                    {
-                        V sum = V.Zero;
-                        for (nint row = 0; row < tileKeys; row++)
-                            sum += V.Load(dS + row * block + lane);
-                        sum.Store(sums + lane);
-                    }
+                    SumKeys<V>(dS, tileKeys, sums);
                     AddSums<V>(c, head, i0, j0 - first, rows, tileKeys, sums);
                     break;
             }
         }
+    }
+
+    // Of each query: its vectors side by side, so that none waits for its own sum.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void SumKeys<V>(float* dz, nint keys, float* sums) where V : struct, ILanes<V>
+    {
+        nint w = V.Count, block = AttentionTiles.Block<V>();
+        V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
+        for (nint row = 0; row < keys; row++, dz += block)
+            (s0, s1, s2, s3) = (s0 + V.Load(dz), s1 + V.Load(dz + w), s2 + V.Load(dz + 2 * w), s3 + V.Load(dz + 3 * w));
+        s0.Store(sums);
+        s1.Store(sums + w);
+        s2.Store(sums + 2 * w);
+        s3.Store(sums + 3 * w);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

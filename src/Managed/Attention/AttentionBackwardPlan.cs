@@ -82,7 +82,7 @@ internal struct AttentionBackwardPlan
         const long block = AttentionTiles.WidestBlock;
         long row = KeyRow(shape) + ValueRow(shape);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * row + QueryRow(shape) * block
-            + 6 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.WidestFloats(shape.HeadSize) + LaneSums.WidestFloats(shape.ValueSize)) + chunk / AttentionTiles.Keys
+            + 6 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.MostFloats(shape.HeadSize) + LaneSums.MostFloats(shape.ValueSize)) + chunk / AttentionTiles.Keys
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;

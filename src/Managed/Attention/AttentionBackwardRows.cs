@@ -11,10 +11,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         nint block = AttentionTiles.Block<V>(), d = (nint)Shape.HeadSize, dv = (nint)Shape.ValueSize;
         float* query = Query.Matrix(batch, head) + i0 * Query.Row, upstream = UpstreamOutput.Matrix(batch, head) + i0 * UpstreamOutput.Row;
         AttentionTiles.PackColumns<V>(query, Query.Row, Query.Column, rows, d, queryColumns);
-        if (!LaneSums.Suit<V>(d))
+        if (LaneSums.Features<V>(d) < d)
             AttentionTiles.PackRows(query, Query.Row, Query.Column, rows, d, queryRows, headRow);
         AttentionTiles.PackColumns<V>(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamColumns);
-        if (!LaneSums.Suit<V>(dv))
+        if (LaneSums.Features<V>(dv) < dv)
             AttentionTiles.PackRows(upstream, UpstreamOutput.Row, UpstreamOutput.Column, rows, dv, upstreamRows, valueRow);
         BeginRows<V>(head, i0, rows, dv);
         scores.BeginBlock<V>(Scoring, i0);

@@ -197,7 +197,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                 continue;
             if (HasBothSlopes)
             {
-                MultiplyByBothSlopes<V>(part, gradient, TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0);
+                if (gradient.Step == 0)
+                    MultiplyByBothSlopes<V>(part, gradient);
+                else
+                    MultiplyByBothSlopes<V>(part, gradient, TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0);
                 return;
             }
             if (Length.IsLong)
@@ -239,6 +242,26 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                 Multiply(dz, slopes + lane).Store(gradients + lane);
                 (V.Load(to + lane) + Multiply(dz, byCaptured + lane)).Store(to + lane);
             }
+        }
+    }
+
+    // The same where all keys add to one line of sums: they stay in registers.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void MultiplyByBothSlopes<V>(in TilePart part, LaneRows gradient) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), end = part.Keys * block;
+        for (nint lane = 0; lane < part.Vectors * V.Count; lane += V.Count)
+        {
+            nint start = part.Start<V>() + lane;
+            float* gradients = dS + start, slopes = slope + start, byCaptured = scaled + start, sums = gradient.Start + part.Lane<V>() + lane;
+            V sum = V.Load(sums);
+            for (nint at = 0; at < end; at += block)
+            {
+                V dz = V.Load(gradients + at);
+                Multiply(dz, slopes + at).Store(gradients + at);
+                sum += Multiply(dz, byCaptured + at);
+            }
+            sum.Store(sums);
         }
     }
 

@@ -2,59 +2,111 @@ using System.Runtime.CompilerServices;
 
 namespace TransformerKernels;
 
-/// <summary>Sums over queries of features that would fill no vector: the queries stay in the lanes, block after block, and lanes are added up at the end.</summary>
-/// <remarks>A product with two features in sixteen lanes takes 9 cycles a vector of pairs, this takes 1.5.</remarks>
+/// <summary>Sums over queries of a head's last features, where these would fill a fourth of a vector at most: the queries stay in the lanes.</summary>
+/// <remarks>
+/// Of a key the lanes of several features are folded into one vector, block after block, and added up to one number a feature at the end. Of a head of 20 features, in vectors of 16, the gradients of
+/// keys and values take 0.85 of the time that two vectors a key take.
+/// </remarks>
 internal static unsafe class LaneSums
 {
-    // Features in the lanes, a vector of pairs takes as many multiply-adds as it has lanes; queries in the lanes, as many as there are features, and a fourth of a load and a store each.
-    private const int Share = 4;
+    // Features in the lanes, a vector of pairs takes as many multiply-adds as it has lanes; queries in the lanes, as many as there are features, and what folds them.
+    private const int Most = 4;
 
-    /// <summary>Whether features are so few.</summary>
-    public static bool Suit<V>(nint features) where V : struct, ILanes<V> => features * Share <= V.Count;
+    /// <summary>How many of a head's features are summed so.</summary>
+    public static nint Features<V>(nint features) where V : struct, ILanes<V> => (nint)Features(features, V.Count);
 
-    /// <summary>The floats of the sums of one key, of the widest vectors.</summary>
-    public static long WidestFloats(long features)
+    private static long Features(long features, int lanes) => features % lanes <= lanes / Most ? features % lanes : 0;
+
+    /// <summary>The floats of the sums of one key, at most.</summary>
+    public static long MostFloats(long features)
     {
-        const int widest = AttentionTiles.WidestBlock / AttentionTiles.Vectors;
-        return features * Share <= widest ? features * widest : 0;
+        int lanes = AttentionTiles.WidestBlock / AttentionTiles.Vectors;
+        while (lanes > 1 && Features(features, lanes) == 0)
+            lanes /= 2;
+        return lanes > 1 ? lanes : 0;
     }
 
-    /// <summary>sums[key, feature, lane] += Σ weight[key, query] · column[feature, query] over the queries that have the lane.</summary>
+    /// <summary>sums[key] += Σ weight[key, query] · column[feature, query] over some of the queries each, the feature being the lane mod 1, 2 or 4, as many as there are.</summary>
     /// <param name="weights">Of pairs, rows of lanes.</param>
     /// <param name="keys">The keys.</param>
     /// <param name="vectors">The vectors of queries.</param>
     /// <param name="columns">Features of queries, rows of lanes.</param>
     /// <param name="features">The features.</param>
-    /// <param name="sums">The sums.</param>
+    /// <param name="sums">The sums, a vector a key.</param>
     /// <param name="hidden">Laid out as the weights: negative where a pair is left out, of which the feature may be NaN. Null if none is.</param>
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static void Add<V>(float* weights, nint keys, nint vectors, float* columns, nint features, float* sums, float* hidden) where V : struct, ILanes<V>
     {
-        nint block = AttentionTiles.Block<V>(), lanes = vectors * V.Count, marks = hidden == null ? 0 : (nint)(hidden - weights);
-        for (nint key = 0; key < keys; key++, weights += block)
+        if (hidden != null)
+            Add<V, Yes>(weights, keys, vectors * V.Count, columns, features, sums, hidden);
+        else
+            Add<V, No>(weights, keys, vectors * V.Count, columns, features, sums, weights);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void Add<V, THiding>(float* weights, nint keys, nint lanes, float* columns, nint features, float* sums, float* hidden) where V : struct, ILanes<V> where THiding : struct, IChoice
+    {
+        nint block = AttentionTiles.Block<V>();
+        float* c0 = columns, c1 = features > 1 ? c0 + block : c0, c2 = features > 2 ? c1 + block : c1, c3 = features > 3 ? c2 + block : c2;
+        for (nint key = 0; key < keys; key++, weights += block, hidden += block, sums += V.Count)
         {
-            float* column = columns;
-            for (nint feature = 0; feature < features; feature++, column += block, sums += V.Count)
+            V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
+            if (features == 1)
             {
-                V sum = V.Load(sums);
+                for (nint lane = 0; lane < lanes; lane += V.Count)
+                    AddProduct<V, THiding>(ref s0, V.Load(weights + lane), c0 + lane, hidden + lane);
+            }
+            else if (features == 2)
+            {
                 for (nint lane = 0; lane < lanes; lane += V.Count)
                 {
-                    V added = V.MultiplyAdd(V.Load(weights + lane), V.Load(column + lane), sum);
-                    sum = hidden == null ? added : V.SelectLess(V.Load(weights + marks + lane), V.Zero, sum, added);
+                    V weight = V.Load(weights + lane);
+                    AddProduct<V, THiding>(ref s0, weight, c0 + lane, hidden + lane);
+                    AddProduct<V, THiding>(ref s1, weight, c1 + lane, hidden + lane);
                 }
-                sum.Store(sums);
+                s0 = V.Fold(s0, s1, 1);
             }
+            else
+            {
+                for (nint lane = 0; lane < lanes; lane += V.Count)
+                {
+                    V weight = V.Load(weights + lane);
+                    AddProduct<V, THiding>(ref s0, weight, c0 + lane, hidden + lane);
+                    AddProduct<V, THiding>(ref s1, weight, c1 + lane, hidden + lane);
+                    AddProduct<V, THiding>(ref s2, weight, c2 + lane, hidden + lane);
+                    AddProduct<V, THiding>(ref s3, weight, c3 + lane, hidden + lane);
+                }
+                s0 = V.Fold(V.Fold(s0, s1, 1), V.Fold(s2, s3, 1), 2);
+            }
+            (V.Load(sums) + s0).Store(sums);
         }
     }
 
-    /// <summary>to[key·step + feature] = the sum of the lanes.</summary>
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    public static void AddLanes<V>(float* sums, nint keys, nint features, float* to, nint step) where V : struct, ILanes<V>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddProduct<V, THiding>(ref V sum, V weight, float* column, float* hidden) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
-        for (nint key = 0; key < keys; key++, to += step)
+        if (THiding.Taken)
+            sum = V.SelectLess(V.Load(hidden), V.Zero, sum, V.MultiplyAdd(weight, V.Load(column), sum));
+        else
+            V.AddProduct(ref sum, weight, V.Load(column));
+    }
+
+    /// <summary>The sums of each key's features, the last ones of a row.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    public static void AddLanes<V>(float* sums, nint keys, nint features, float* rows, nint row) where V : struct, ILanes<V>
+    {
+        nint few = Features<V>(features), step = few > 2 ? Most : few;
+        if (few == 0)
+            return;
+        rows += features - few;
+        for (nint key = 0; key < keys; key++, sums += V.Count, rows += row)
         {
-            for (nint feature = 0; feature < features; feature++, sums += V.Count)
-                to[feature] = V.Load(sums).Sum();
+            for (nint feature = 0; feature < few; feature++)
+            {
+                float sum = 0;
+                for (nint lane = feature; lane < V.Count; lane += step)
+                    sum += sums[lane];
+                rows[feature] = sum;
+            }
         }
     }
 }

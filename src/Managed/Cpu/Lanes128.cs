@@ -253,6 +253,14 @@ internal struct Lanes128 : ILanes<Lanes128>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 Fold(Lanes128 a, Lanes128 b, int distance)
+    {
+        Vector128<int> bit = Vector128.Create(distance);
+        Vector128<float> isOfB = Vector128.Equals(Vector128<int>.Indices & bit, bit).AsSingle();
+        return new(Vector128.ConditionalSelect(isOfB, b.v, a.v) + Vector128.Shuffle(Vector128.ConditionalSelect(isOfB, a.v, b.v), Vector128<int>.Indices ^ bit));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes128 a, Lanes128 b, out Lanes128 even, out Lanes128 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -253,6 +253,14 @@ internal struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 Fold(Lanes256 a, Lanes256 b, int distance)
+    {
+        Vector256<int> bit = Vector256.Create(distance);
+        Vector256<float> isOfB = Vector256.Equals(Vector256<int>.Indices & bit, bit).AsSingle();
+        return new(Vector256.ConditionalSelect(isOfB, b.v, a.v) + Vector256.Shuffle(Vector256.ConditionalSelect(isOfB, a.v, b.v), Vector256<int>.Indices ^ bit));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes256 a, Lanes256 b, out Lanes256 even, out Lanes256 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -267,6 +267,14 @@ internal struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 Fold(Lanes512 a, Lanes512 b, int distance)
+    {
+        Vector512<int> bit = Vector512.Create(distance);
+        Vector512<float> isOfB = Vector512.Equals(Vector512<int>.Indices & bit, bit).AsSingle();
+        return new(Vector512.ConditionalSelect(isOfB, b.v, a.v) + Vector512.Shuffle(Vector512.ConditionalSelect(isOfB, a.v, b.v), Vector512<int>.Indices ^ bit));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lanes512 a, Lanes512 b, out Lanes512 even, out Lanes512 odd)
     {
         // An index outside the vector gives 0: a fills the lower half, b the upper one.

@@ -294,6 +294,10 @@ public readonly struct Real32 : ILanes<Real32>
 
     static float ILanes<Real32>.LowestPower => LanesConstants.LowestExponent;
 
+    // There is no second lane.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.Fold(Real32 a, Real32 b, int distance) => a;
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static void ILanes<Real32>.Unzip(Real32 a, Real32 b, out Real32 even, out Real32 odd)
     {

@@ -58,6 +58,12 @@ public partial class LanesTests
                 low.Store(to);
                 high.Store(to + n);
                 Assert.Equal(numbers, result);
+                for (int distance = 1; distance < n; distance *= 2)
+                {
+                    T.Fold(a, b, distance).Store(to);
+                    for (int i = 0; i < n; i++)
+                        Assert.Equal((i & distance) == 0 ? numbers[i] + numbers[i + distance] : numbers[n + i] + numbers[n + i - distance], result[i]);
+                }
                 T.MaxNative(a, b).Store(to);
                 for (int i = 0; i < n; i++)
                     Assert.Equal(Math.Max(numbers[i], numbers[n + i]), result[i]);
