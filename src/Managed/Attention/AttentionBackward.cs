@@ -278,7 +278,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         if (Plan is { WantsQuery: true, Chunks: > 1 })
             queryGradient = Partials + Plan.QueryPartial(Shape, batch, head, chunk) + i0 * (nint)AttentionBackwardPlan.QueryRow(Shape);
         if (end > first)
+        {
             scores.ReadMask<V>(Scoring, i0, rows, end);
+            scores.Ahead<V>(Scoring, i0, first, end).AskForRest();
+        }
         nint done = first; // the pairs of the keys before have their gradients
         bool begun = false; // a block of which the chunk's keys are all hidden is never transposed
         for (nint j0 = first; j0 < end; j0 += AttentionTiles.Keys)
@@ -298,16 +301,16 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             if (visible.LeavesOut(tileKeys))
                 Clear(dS, tileKeys * block);
             bool ruled = IsRuled;
-            RuleTile tile = ruled ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
+            RuleTile tile = typeof(TRule) != typeof(PlainScore) ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
             RowsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
             AddNextBlock<V>(ref valuesAhead, ref gradientsAhead, head, i0, (end - 1 - j0) / AttentionTiles.Keys);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
-                valuesAhead.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part, queryColumns + lane, d, s + start);
-                gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start);
+                valuesAhead.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part, queryColumns + lane, d, s + start, TCap.Caps);
+                gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start, TCap.Caps);
                 if (ruled)
-                    ApplyRule<V>(tile, part);
+                    ApplyRule<V>(tile, part, ref valuesAhead, ref gradientsAhead);
             }
             valuesAhead.AskForRest();
             gradientsAhead.AskForRest();

@@ -11,7 +11,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     // Whether something changes scores but scale and biases.
     private static bool IsRuled => typeof(TRule) != typeof(PlainScore) || TCap.Caps;
 
-    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
+    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part, ref RowsAhead ahead, ref RowsAhead then) where V : struct, ILanes<V>
     {
         if (typeof(TRule) != typeof(PlainScore))
         {
@@ -24,10 +24,17 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
             else
                 ApplyLanes<V, Yes>(tile, part);
         }
-        if (TCap.Caps && HasBothSlopes)
-            ApplyCap<Lockstep<V>, Yes>(part.OfPairs, AttentionTiles.Block<V>());
-        else if (TCap.Caps)
-            ApplyCap<Lockstep<V>, No>(part.OfPairs, AttentionTiles.Block<V>());
+        for (TilePart rest = part; TCap.Caps && rest.Keys > 0;)
+        {
+            TilePart piece = ahead.Piece(rest);
+            if (HasBothSlopes)
+                ApplyCap<Lockstep<V>, Yes>(piece.OfPairs, AttentionTiles.Block<V>());
+            else
+                ApplyCap<Lockstep<V>, No>(piece.OfPairs, AttentionTiles.Block<V>());
+            ahead.Ask(part.Vectors);
+            then.Ask(part.Vectors);
+            rest.FirstKey = piece.EndKey;
+        }
     }
 
     // The softcap on what the rule says, or on q·k, in a pass of its own: one formula after the other is a shorter chain of instructions that wait for each other. The rule's slopes become those of both.

@@ -163,14 +163,15 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             Maximum = Take(ref scratch, block),
             Sum = Take(ref scratch, block),
         };
-        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, at.Q);
-        Clear<V>(at);
         if (at.End > 0)
         {
             at.Scores.Begin<V>(Scoring, Shape, batch, head, i0, rows, 0, at.End, pairs, ref scratch);
             at.Scores.BeginBlock<V>(Scoring, i0);
             at.Scores.ReadMask<V>(Scoring, i0, rows, at.End);
+            at.Scores.Ahead<V>(Scoring, i0, 0, at.End).AskForRest();
         }
+        AttentionTiles.PackColumns<V>(Query.Matrix(batch, head) + i0 * Query.Row, Query.Row, Query.Column, rows, d, at.Q);
+        Clear<V>(at);
     }
 
     private readonly void Clear<V>(in ForwardBlock at) where V : struct, ILanes<V>
@@ -207,13 +208,13 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
         else
         {
-            RuleTile tile = at.Scores.BeginTile<V>(Scoring, at.Batch, at.Head, i0, j0, count);
+            RuleTile tile = typeof(TRule) == typeof(PlainScore) ? default : at.Scores.BeginTile<V>(Scoring, at.Batch, at.Head, i0, j0, count);
             bool mayHide = hides;
             hides = false;
             foreach (ref readonly TilePart part in visible.Parts)
             {
-                ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>());
-                hides |= mayHide ? ApplyRule<V, Yes>(tile, part, bias, s, tileMaximum) : ApplyRule<V, No>(tile, part, bias, s, tileMaximum);
+                ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>(), TCap.Caps);
+                hides |= mayHide ? ApplyRule<V, Yes>(tile, part, bias, s, tileMaximum, ref ahead) : ApplyRule<V, No>(tile, part, bias, s, tileMaximum, ref ahead);
             }
         }
         ahead.AskForRest();
@@ -259,7 +260,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
 
     // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden. A long rule, and one under a softcap, is a pass of its own: each pass is a chain of instructions that
     // wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
-    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IChoice
+    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>();
         if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && !Length.IsLong)
@@ -273,7 +274,15 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             ScoreLanes<Lockstep<V>, No, RuleAlone>(tile, part.OfPairs, block, bias, s, maximum);
         else if (typeof(TRule) != typeof(PlainScore))
             ScoreLanes<V, No, RuleAlone>(tile, part, block, bias, s, maximum);
-        return ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, part.OfPairs, block, bias, s, maximum);
+        bool hides = false;
+        for (TilePart rest = part; rest.Keys > 0;)
+        {
+            TilePart piece = ahead.Piece(rest);
+            hides |= ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, piece.OfPairs, block, bias, s, maximum);
+            ahead.Ask(part.Vectors);
+            rest.FirstKey = piece.EndKey;
+        }
+        return hides;
     }
 
     // A long rule alone. It takes pairs of vectors: lanes that it has more are hidden.

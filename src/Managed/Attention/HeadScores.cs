@@ -229,9 +229,10 @@ internal unsafe struct HeadScores
         LaneRows rows = Line == null ? new() { Start = zeros } : new() { Start = Line + i0 - j0, Step = -1 };
         LaneRows written = new() { Start = tile, Step = AttentionTiles.Block<V>() };
         hides = visible.HidesPairs || LineHides;
+        bool areHidden = false;
         if (addsPairs || addsQueries || addsKeys)
-            rows = Add<V>(scoring, rows, i0, j0, keyCount, visible, ref hides);
-        if (!visible.HidesPairs)
+            rows = Add<V>(scoring, rows, i0, j0, keyCount, visible, ref hides, out areHidden);
+        if (!visible.HidesPairs || areHidden)
             return rows;
         Hide<V>(rows, visible.Bounds<V>(keyCount), visible.ByKey());
         return written;
@@ -251,15 +252,16 @@ internal unsafe struct HeadScores
         }
     }
 
-    // The sum of all biases of a tile: what the queries alone have, or the pairs alone, as it is; anything else is written out.
-    private readonly LaneRows Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount, in TileVisibility visible, ref bool hides) where V : struct, ILanes<V>
+    // The sum of all biases of a tile: what the queries alone have, or the pairs alone, as it is; anything else is written out. Says too whether hidden pairs have −∞ already.
+    private readonly LaneRows Add<V>(in AttentionScoring scoring, LaneRows line, nint i0, nint j0, nint keyCount, in TileVisibility visible, ref bool hides, out bool areHidden) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         LaneRows sums = new() { Start = tile, Step = block }, ofPairs = new() { Start = zeros };
         bool isOne = Line == null && !addsKeys && !(addsPairs && addsQueries);
+        areHidden = false;
         if (addsPairs)
         {
-            hides |= ReadAddedPairs<V>(scoring, i0, j0, keyCount, visible, isOne);
+            hides |= ReadAddedPairs<V>(scoring, i0, j0, keyCount, visible, isOne, out areHidden);
             ofPairs = new() { Start = pairs->Values, Step = block };
         }
         if (isOne)
@@ -284,16 +286,26 @@ internal unsafe struct HeadScores
     }
 
     // Lays out the values a pair of the dense bias and of the table by two coordinates, summed: of pairs of which some are visible, if nothing else is added and nobody shares them. Returns whether
-    // some are −∞, unless that is known.
-    private readonly bool ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, in TileVisibility visible, bool isOne) where V : struct, ILanes<V>
+    // some are −∞, unless that is known, and whether all hidden pairs are.
+    private readonly bool ReadAddedPairs<V>(in AttentionScoring scoring, nint i0, nint j0, nint keyCount, in TileVisibility visible, bool isOne, out bool areHidden) where V : struct, ILanes<V>
     {
-        if (pairs->FirstKey == j0 && pairs->Keys == keyCount)
-            return pairs->Hides;
+        areHidden = false;
         nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
         float* lanes = pairs->Values;
         ref readonly Captured dense = ref scoring.Tensors[PairTensors.DenseBias];
         bool hasDense = dense.IsPresent && dense.Structure == CapturedStructure.Dense;
-        if (isOne && hasDense && !scoring.Grid.IsPresent && !pairs->IsShared && visible.HidesPairs)
+        bool isAlone = isOne && hasDense && !scoring.Grid.IsPresent && !pairs->IsShared && visible.HidesPairs;
+        if (isAlone && MatrixCopy.HidesColumns(dense.KeyStep))
+        {
+            TilePart bounds = visible.Bounds<V>(keyCount);
+            nint lane = bounds.Lane<V>();
+            MatrixCopy.TransposeShown(dense.At(batch, head, i0 + lane, j0, 0), dense.QueryStep, visible.ByQuery + lane, lanes + lane, block, bounds.EndVector * V.Count - lane, bounds.FirstKey, bounds.EndKey);
+            pairs->FirstKey = PairTile.None;
+            return areHidden = true;
+        }
+        if (pairs->FirstKey == j0 && pairs->Keys == keyCount)
+            return pairs->Hides;
+        if (isAlone)
         {
             TilePart bounds = visible.Bounds<V>(keyCount);
             ReadPairs(dense, i0 + bounds.Lane<V>(), Math.Min(count, bounds.EndVector * V.Count) - bounds.Lane<V>(), j0 + bounds.FirstKey, bounds.Keys, lanes + bounds.Start<V>(), block);

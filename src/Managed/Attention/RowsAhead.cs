@@ -3,8 +3,15 @@ using System.Runtime.CompilerServices;
 namespace TransformerKernels;
 
 /// <summary>Rows that will be read or written soon: of a tile's pairs, of a block's queries. They lie far apart, where the processor's own prefetching doesn't follow: a product asks for them one by one while it runs.</summary>
+/// <remarks>
+/// A processor that waits for as many lines as it can forgets what else it is asked for. On Zen 5 half of a tile's loads from memory still waited where its 256 lines had been asked for at once, a fifth where
+/// they had been asked for in 16 parts 250 cycles apart.
+/// </remarks>
 internal unsafe struct RowsAhead(nint queries)
 {
+    // A register tile of a product that is shorter takes less than 250 cycles.
+    private const int LeastDepth = 32;
+
     private RowsOfTensors rows;
     private int count;
     private nint asked;
@@ -40,13 +47,13 @@ internal unsafe struct RowsAhead(nint queries)
             rows[count++] = new() { Start = start, Step = matrix.Row, Count = Math.Min(length, AttentionTiles.Keys), Features = features };
     }
 
-    /// <summary>c = a·b of a part of a tile of keys and a block of queries.</summary>
-    public void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c) where V : struct, ILanes<V>
+    /// <summary>c = a·b of a part of a tile of keys and a block of queries; where a pass over them follows that asks too, a short product leaves it to that.</summary>
+    public void Set<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c, bool passFollows) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         fixed (RowsAhead* ahead = &this)
         {
-            if (count > 0)
+            if (count > 0 && (depth >= LeastDepth || !passFollows))
                 Product.SetThen<V, AskingTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new AskingTile { Ahead = ahead });
             else
                 Product.Set<V>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block);
@@ -60,6 +67,9 @@ internal unsafe struct RowsAhead(nint queries)
         if (count > 0)
             AskFor(vectors);
     }
+
+    /// <summary>The piece of a part, from its first key on, that a pass had better take before it asks for the next rows: all of it where none are left.</summary>
+    public readonly TilePart Piece(in TilePart part) => part with { EndKey = count > 0 && asked < AttentionTiles.Keys ? Math.Min(part.FirstKey + Product.Rows, part.EndKey) : part.EndKey };
 
     /// <summary>Asks for what is left after a tile that isn't seen whole.</summary>
     public void AskForRest() => Ask(Math.Max(0, AttentionTiles.Keys - asked));

@@ -133,6 +133,9 @@ internal readonly unsafe struct TileVisibility
     /// <summary>Whether the parts are less than the tile.</summary>
     public bool LeavesOut(nint keys) => count != 1 || parts[0].Keys != keys || parts[0].Vectors != AttentionTiles.Vectors;
 
+    /// <summary>A word for each query of a tile that isn't seen whole, of which bit j says whether the query sees key j.</summary>
+    public ulong* ByQuery => seen;
+
     /// <summary>Turns the words around: one for each key, of which bit i says whether query i sees it.</summary>
     public ulong* ByKey()
     {

@@ -51,6 +51,27 @@ internal static unsafe class MatrixCopy
         return Vector512.EqualsAny(least, Vector512.Create(float.NegativeInfinity));
     }
 
+    /// <summary>Whether <see cref="TransposeShown"/> can copy a matrix.</summary>
+    public static bool HidesColumns(nint fromColumn) => Avx512F.IsSupported && fromColumn == 1;
+
+    /// <summary>to[row + column·toColumn] = from[row·fromRow + column] of what is shown, −∞ elsewhere: nothing else is read. Of rows and columns the squares that hold them are written.</summary>
+    /// <param name="from">The matrix.</param>
+    /// <param name="fromRow">The distance of its rows.</param>
+    /// <param name="shown">A word a row, of which bit c says whether column c is shown; of a square's rows and columns beyond the matrix none is.</param>
+    /// <param name="to">The transposed matrix.</param>
+    /// <param name="toColumn">The distance of its rows.</param>
+    /// <param name="rows">The rows.</param>
+    /// <param name="first">The first column.</param>
+    /// <param name="end">The columns end here.</param>
+    public static void TransposeShown(float* from, nint fromRow, ulong* shown, float* to, nint toColumn, nint rows, nint first, nint end)
+    {
+        for (nint row = 0; row < rows; row += Vector512<float>.Count)
+        {
+            for (nint column = first / Vector512<float>.Count * Vector512<float>.Count; column < end; column += Vector512<float>.Count)
+                TransposeShown16(from + row * fromRow + column, fromRow, shown + row, (int)column, to + row + column * toColumn, toColumn);
+        }
+    }
+
     // In squares as far as they reach. What is left over is copied by squares that lie half over others; where something is added, which must happen once, by smaller ones.
     private static void Transpose(int side, float* from, nint fromRow, float* to, nint toColumn, nint rows, nint columns, bool add)
     {
@@ -206,12 +227,43 @@ internal static unsafe class MatrixCopy
         Vector512<float> r0 = Vector512.Load(from), r1 = Vector512.Load(from + step), r2 = Vector512.Load(from + 2 * step), r3 = Vector512.Load(from + 3 * step);
         // Beside a NaN the second operand is taken. The units that compare have nothing else to do here.
         least = Avx512F.Min(r3, Avx512F.Min(r2, Avx512F.Min(r1, Avx512F.Min(r0, least))));
+        Transpose4(r0, r1, r2, r3, out c0, out c1, out c2, out c3);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Transpose4(Vector512<float> r0, Vector512<float> r1, Vector512<float> r2, Vector512<float> r3, out Vector512<float> c0, out Vector512<float> c1, out Vector512<float> c2, out Vector512<float> c3)
+    {
         Vector512<double> low01 = Avx512F.UnpackLow(r0, r1).AsDouble(), low23 = Avx512F.UnpackLow(r2, r3).AsDouble();
         Vector512<double> high01 = Avx512F.UnpackHigh(r0, r1).AsDouble(), high23 = Avx512F.UnpackHigh(r2, r3).AsDouble();
         c0 = Avx512F.UnpackLow(low01, low23).AsSingle();
         c1 = Avx512F.UnpackHigh(low01, low23).AsSingle();
         c2 = Avx512F.UnpackLow(high01, high23).AsSingle();
         c3 = Avx512F.UnpackHigh(high01, high23).AsSingle();
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void TransposeShown16(float* from, nint fromStep, ulong* shown, int column, float* to, nint toStep)
+    {
+        TransposeShown4(from, fromStep, shown, column, out Vector512<float> a0, out Vector512<float> b0, out Vector512<float> c0, out Vector512<float> d0);
+        TransposeShown4(from + 4 * fromStep, fromStep, shown + 4, column, out Vector512<float> a1, out Vector512<float> b1, out Vector512<float> c1, out Vector512<float> d1);
+        TransposeShown4(from + 8 * fromStep, fromStep, shown + 8, column, out Vector512<float> a2, out Vector512<float> b2, out Vector512<float> c2, out Vector512<float> d2);
+        TransposeShown4(from + 12 * fromStep, fromStep, shown + 12, column, out Vector512<float> a3, out Vector512<float> b3, out Vector512<float> c3, out Vector512<float> d3);
+        Store(a0, a1, a2, a3, to, 4 * toStep, add: false);
+        Store(b0, b1, b2, b3, to + toStep, 4 * toStep, add: false);
+        Store(c0, c1, c2, c3, to + 2 * toStep, 4 * toStep, add: false);
+        Store(d0, d1, d2, d3, to + 3 * toStep, 4 * toStep, add: false);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void TransposeShown4(float* from, nint step, ulong* shown, int column, out Vector512<float> c0, out Vector512<float> c1, out Vector512<float> c2, out Vector512<float> c3) =>
+        Transpose4(LoadShown(from, shown[0] >> column), LoadShown(from + step, shown[1] >> column), LoadShown(from + 2 * step, shown[2] >> column), LoadShown(from + 3 * step, shown[3] >> column),
+            out c0, out c1, out c2, out c3);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<float> LoadShown(float* from, ulong shown)
+    {
+        Vector512<int> bits = Vector512.Create(LanesConstants.Bits);
+        return Avx512F.MaskLoad(from, Vector512.Equals(Vector512.Create((int)shown) & bits, bits).AsSingle(), Vector512.Create(float.NegativeInfinity));
     }
 
     // Four columns, each four columns from the one before, of which a to d hold four rows each.
