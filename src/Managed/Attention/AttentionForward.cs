@@ -209,13 +209,15 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         else
         {
             RuleTile tile = typeof(TRule) == typeof(PlainScore) ? default : at.Scores.BeginTile<V>(Scoring, at.Batch, at.Head, i0, j0, count);
-            bool mayHide = hides;
-            hides = false;
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>(), TCap.Caps);
-                hides |= mayHide ? ApplyRule<V, Yes>(tile, part, bias, s, tileMaximum, ref ahead) : ApplyRule<V, No>(tile, part, bias, s, tileMaximum, ref ahead);
+                if (hides)
+                    ApplyRule<V, Yes>(tile, part, bias, adds: true, s, tileMaximum, ref ahead);
+                else
+                    ApplyRule<V, No>(tile, part, bias, !at.Scores.IsNone(bias), s, tileMaximum, ref ahead);
             }
+            hides = true; // perhaps: it isn't looked for unless something isn't finite
         }
         ahead.AskForRest();
         // Weights are computed of four keys at a time; what stands for missing ones weighs nothing.
@@ -258,34 +260,44 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
-    // Turns a part's q·k into final scores and raises the maxima; returns whether some pair is hidden. A long rule, and one under a softcap, is a pass of its own: each pass is a chain of instructions that
-    // wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
-    private readonly bool ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
+    // Turns a part's q·k into final scores, which adds a bias or doesn't, and raises the maxima. Only a brief rule and what comes after it are one pass: each pass is a chain of instructions that wait for each other, and the processor sees
+    // the more vectors' chains at a time the shorter they are.
+    private readonly void ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, bool adds, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>();
-        if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && !Length.IsLong)
+        if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && Length.IsBrief)
         {
-            return Length.IsShort ? ScoreLanes<Lockstep<V>, THiding, RuleAndEnd>(tile, part.OfPairs, block, bias, s, maximum)
-                : ScoreLanes<V, THiding, RuleAndEnd>(tile, part, block, bias, s, maximum);
+            ScoreLanes<Lockstep<V>, THiding, RuleAndEnd>(tile, part.OfPairs, block, bias, s, maximum);
+            return;
         }
-        if (Length.IsLong)
-            RuleStrips<V>(tile, part, s);
-        else if (typeof(TRule) != typeof(PlainScore) && Length.IsShort)
-            ScoreLanes<Lockstep<V>, No, RuleAlone>(tile, part.OfPairs, block, bias, s, maximum);
-        else if (typeof(TRule) != typeof(PlainScore))
-            ScoreLanes<V, No, RuleAlone>(tile, part, block, bias, s, maximum);
-        bool hides = false;
+        ApplyRule<V>(tile, part, s);
         for (TilePart rest = part; rest.Keys > 0;)
         {
             TilePart piece = ahead.Piece(rest);
-            hides |= ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, piece.OfPairs, block, bias, s, maximum);
+            if (adds || TCap.Caps)
+                ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, piece.OfPairs, block, bias, s, maximum);
+            else
+                RaiseMaxima<Lockstep<V>>(piece.OfPairs, block, s, maximum);
             ahead.Ask(part.Vectors);
             rest.FirstKey = piece.EndKey;
         }
-        return hides;
     }
 
-    // A long rule alone. It takes pairs of vectors: lanes that it has more are hidden.
+    // The rule alone.
+    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part, float* s) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        if (typeof(TRule) == typeof(PlainScore))
+            return;
+        if (Length.IsLong)
+            RuleStrips<V>(tile, part, s);
+        else if (Length.IsShort)
+            ScoreLanes<Lockstep<V>, No, RuleAlone>(tile, part.OfPairs, block, default, s, null);
+        else
+            ScoreLanes<V, No, RuleAlone>(tile, part, block, default, s, null);
+    }
+
+    // It takes pairs of vectors: lanes that it has more are hidden.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void RuleStrips<V>(in RuleTile tile, in TilePart part, float* s) where V : struct, ILanes<V>
@@ -322,17 +334,19 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
 
     // The rule, and what comes after it: the softcap, the bias, the maxima. Types are compared in place of a property, which the JIT sees too late: it has spent what it inlines on the branch not taken.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly bool ScoreLanes<V, THiding, TStep>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
+    private readonly void ScoreLanes<V, THiding, TStep>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
         where V : struct, ILanes<V> where THiding : struct, IChoice where TStep : struct, IScoreStep
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
-        V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity), least = V.From(float.PositiveInfinity);
+        V scale = V.From(Shape.Scale), hidden = V.From(float.NegativeInfinity);
         V head = V.From(tile.Head), sequence = V.From(tile.Batch);
         for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
-            V highest = V.Load(maximum + lane), position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
+            V highest = hidden, position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
             float* at = s + first * block + lane, added = bias.At(first) + lane;
             float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
+            if (typeof(TStep) != typeof(RuleAlone))
+                highest = V.Load(maximum + lane);
             for (nint row = 0; row < keys; row++)
             {
                 V z = V.Load(at);
@@ -358,10 +372,8 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 if (typeof(TStep) != typeof(RuleAlone))
                 {
                     // A rule hides by −∞ before a score is bounded and any bias added: neither the cap nor ∞ in a bias must bring the pair back.
-                    V ruled = z, b = V.Load(added);
-                    (z, least) = (V.SelectEqual(ruled, hidden, hidden, Cap.Score(ruled) + b), V.SelectEqual(ruled, hidden, hidden, least));
-                    if (THiding.Taken)
-                        (z, least) = (V.SelectEqual(b, hidden, hidden, z), V.SelectEqual(b, hidden, hidden, least));
+                    V b = V.Load(added), ended = V.SelectEqual(z, hidden, hidden, Cap.Score(z) + b);
+                    z = THiding.Taken ? V.SelectEqual(b, hidden, hidden, ended) : ended;
                     highest = V.MaxNative(highest, z);
                     added += bias.Step;
                 }
@@ -371,7 +383,19 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             if (typeof(TStep) != typeof(RuleAlone))
                 highest.Store(maximum + lane);
         }
-        return V.AnyEqual(least, hidden);
+    }
+
+    // The maxima of what needs no end.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void RaiseMaxima<V>(in TilePart part, nint block, float* s, float* maximum) where V : struct, ILanes<V>
+    {
+        for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+        {
+            V highest = V.Load(maximum + lane);
+            for (nint row = part.FirstKey; row < part.EndKey; row++)
+                highest = V.MaxNative(highest, V.Load(s + row * block + lane));
+            highest.Store(maximum + lane);
+        }
     }
 
     // What scores are measured from, in place of the tile's maxima: the new maximum, or 0 where a query has seen no key yet; and the factor by which the sums so far shrink to it.

@@ -22,7 +22,7 @@ internal unsafe struct ForwardBlock
     public float* Q, O, Maximum, Sum;
     public HeadScores Scores;
 
-    /// <summary>Whether pairs of the tiles so far are hidden.</summary>
+    /// <summary>Whether pairs of the tiles so far may be hidden.</summary>
     public bool HidesPairs;
 }
 

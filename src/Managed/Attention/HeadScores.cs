@@ -238,6 +238,9 @@ internal unsafe struct HeadScores
         return written;
     }
 
+    /// <summary>Whether <see cref="Bias"/> says that nothing is added.</summary>
+    public readonly bool IsNone(LaneRows bias) => bias.Start == zeros;
+
     // Writes biases with −∞ for the hidden pairs out, as far as some are visible.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void Hide<V>(LaneRows bias, in TilePart bounds, ulong* seen) where V : struct, ILanes<V>

@@ -8,13 +8,16 @@ namespace TransformerKernels;
 /// </remarks>
 internal readonly struct RuleLength
 {
-    /// <summary>The most steps in lockstep, without derivatives and with them, and vector by vector.</summary>
-    public const int Short = 60, ShortDerivative = 40, Middle = 100;
+    /// <summary>The most steps in one pass with what comes after the rule, in lockstep, without derivatives and with them, and vector by vector.</summary>
+    public const int Brief = 14, Short = 60, ShortDerivative = 40, Middle = 100;
 
     // What a thread's stack has room for, and the second-level cache. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
     private const int MostBytes = 256 * 1024, MostOfOperation = 16, MostOperations = 64, LeastRows = 4;
 
     private readonly SpreadSet<int> strips;
+
+    /// <summary>Whether it is without elementary functions, or as good as: one chain with what comes after it costs less than a pass of its own.</summary>
+    public bool IsBrief { get; }
 
     /// <summary>Whether the JIT inlines it whole for two vectors in lockstep.</summary>
     public bool IsShort { get; }
@@ -25,7 +28,11 @@ internal readonly struct RuleLength
     /// <summary>Whether one evaluation gives its slopes by the score and by a captured tensor, of so many whose gradients are wanted.</summary>
     public bool HasBothSlopes(int wanted) => wanted == 1 && (IsShort || IsLong);
 
-    private RuleLength(bool isShort) => IsShort = isShort;
+    private RuleLength(int steps, int most)
+    {
+        IsBrief = steps <= Brief;
+        IsShort = steps <= most;
+    }
 
     private RuleLength(in SpreadSet<int> strips)
     {
@@ -41,7 +48,7 @@ internal readonly struct RuleLength
     private static RuleLength Of<TRule>(TRule rule, int most, bool withDerivatives) where TRule : unmanaged, IScoreRule
     {
         int steps = FormulaLength.Of(rule, out int operations);
-        return steps <= Middle || operations > MostOperations ? new(steps <= most) : new(StripsOf(rule, operations, withDerivatives));
+        return steps <= Middle || operations > MostOperations ? new(steps, most) : new(StripsOf(rule, operations, withDerivatives));
     }
 
     /// <summary>The most rows of a tile whose strips have room, and the floats that they take.</summary>
