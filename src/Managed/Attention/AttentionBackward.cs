@@ -187,6 +187,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, keyLanes, valueLanes, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
+    private PairStreamSet streams;
     private nint headRow, valueRow, batch, chunk, endHead;
     private bool? blockIsFinite;
     private double sinkGradient;
@@ -290,7 +291,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             TileVisibility visible = scores.Look<V>(Scoring, i0, rows, j0, tileKeys, Shape.Causal);
             if (visible.Parts.IsEmpty)
                 continue;
-            ClearPairs(head, i0, rows, done, j0);
+            ClearPairs(head, i0, rows, done, j0, first, count);
             done = j0 + tileKeys;
             if (!begun)
                 BeginBlock<V>(scores, head, i0, rows);
@@ -334,13 +335,13 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                 Refine<V>(visible, head, i0, rows);
             if (Plan.WantsLine)
                 AddToLine<V>(i0, j0, tileKeys, first);
-            AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first);
+            AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first, count);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 if (ruled && keeps)
                     PassThroughRule<V>(tile, part, i0, j0);
             }
-            EndTileGradients<V>(head, i0, j0, rows, tileKeys, first);
+            EndTileGradients<V>(head, i0, j0, rows, tileKeys, first, count);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
@@ -354,7 +355,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                     Product.Add<V>(partK, Key.Column, Key.Row, d, dz, block, part.Vectors, part.Keys, queryGradient + lane, block);
             }
         }
-        ClearPairs(head, i0, rows, done, first + count); // no further tile reaches these keys
+        ClearPairs(head, i0, rows, done, first + count, first, count); // no further tile reaches these keys
         if (Plan.WantsSinks && chunk == 0)
             AddToSink<V>(begun, head, i0, rows);
         if (!begun)

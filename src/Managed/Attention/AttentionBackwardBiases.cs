@@ -37,6 +37,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         for (int c = 0; c < PairTensors.Count; c++)
         {
             capturedGradient[c] = default;
+            if (c <= PairTensors.DenseBias)
+                streams[c] = default;
             if (!TensorGradients[c].IsPresent)
                 continue;
             if (TensorGradients[c].IsByDistance)
@@ -50,6 +52,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                 bool perPair = TensorGradients[c].Structure is CapturedStructure.PerKey or CapturedStructure.Dense;
                 nint floats = AttentionTiles.Block<V>() * (perPair ? AttentionTiles.Keys : 1);
                 capturedGradient[c] = new() { Start = Take(ref scratch, floats), Step = perPair ? AttentionTiles.Block<V>() : 0 };
+                if (Streams(c, head))
+                    streams[c] = new(Take(ref scratch, (nint)PairStream.Floats(AttentionTiles.Block<V>())));
                 Clear(capturedGradient[c].Start, floats);
                 Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.CapturedLength(Shape, c));
             }
@@ -82,17 +86,17 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     }
 
     // Of pairs that nothing is computed of: the gradients of tensors with a value a pair, which are written in place.
-    private readonly void ClearPairs(nint head, nint i0, nint rows, nint from, nint end)
+    private readonly void ClearPairs(nint head, nint i0, nint rows, nint from, nint end, nint first, nint count)
     {
-        for (int c = 0; c < PairTensors.Count && from < end; c++)
+        for (int c = 0; c <= PairTensors.DenseBias && from < end; c++)
         {
             ref readonly Captured gradient = ref TensorGradients[c];
             if (!gradient.IsPresent || gradient.Structure != CapturedStructure.Dense || AddsTo(c, head))
                 continue;
             float* start = gradient.At(batch, head, i0, from, 0);
-            if (gradient.KeyStep == 1 && StreamingStores.Suit(gradient.Batches * gradient.Heads * Shape.Queries * Shape.Keys))
+            if (streams[c].IsPresent)
             {
-                StreamingStores.Clear(start, gradient.QueryStep, rows, end - from);
+                streams[c].Clear(start, gradient.QueryStep, rows, end - from, from - first, end == first + count);
                 continue;
             }
             nint step = gradient.KeyStep;
@@ -120,7 +124,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     }
 
     // Gives the sums of a tile to where they belong, and clears them. Those of distances stay where they are.
-    private readonly void EndTileGradients<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    private readonly void EndTileGradients<V>(nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first, nint count) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         for (int c = 0; c < CapturedSet.Count; c++)
@@ -129,7 +133,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                 continue;
             float* tile = capturedGradient[c].Start;
             if (TensorGradients[c].Structure == CapturedStructure.Dense)
-                WritePairs<V>(c, head, i0, j0, rows, tileKeys, tile);
+                WritePairs<V>(c, head, i0, j0, rows, tileKeys, first, count, tile);
             else
                 AddSums<V>(c, head, i0, j0 - first, rows, tileKeys, tile);
             Clear(tile, capturedGradient[c].Step == 0 ? block : tileKeys * block);
@@ -162,18 +166,27 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     {
         var ahead = new RowsAhead(rows);
         for (int c = 0; c <= PairTensors.DenseBias; c++)
-            ahead.Add(TensorGradients[c], batch, head, i0, j0);
+        {
+            if (!streams[c].IsPresent)
+                ahead.Add(TensorGradients[c], batch, head, i0, j0);
+        }
         return ahead;
     }
 
     // Writes or adds a tile's gradients of pairs. Keys side by side are written a query after the other: then neighbouring stores don't fall on the same place of the cache where queries lie
     // a multiple of 4 KB apart.
-    private readonly void WritePairs<V>(int tensor, nint head, nint i0, nint j0, nint rows, nint tileKeys, float* lanes) where V : struct, ILanes<V>
+    private readonly void WritePairs<V>(int tensor, nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first, nint count, float* lanes) where V : struct, ILanes<V>
     {
         ref readonly Captured gradient = ref TensorGradients[tensor];
         nint block = AttentionTiles.Block<V>();
         bool add = AddsTo(tensor, head);
         float* to = gradient.At(batch, head, i0, j0, 0);
+        if (streams[tensor].IsPresent)
+        {
+            MatrixCopy.Run(lanes, 1, block, streams[tensor].Tile, PairStream.Step, 1, rows, tileKeys);
+            streams[tensor].Write(to, gradient.QueryStep, rows, tileKeys, j0 - first, j0 + tileKeys == first + count);
+            return;
+        }
         if (gradient.KeyStep != 1)
         {
             MatrixCopy.Run(lanes, 1, block, to, gradient.QueryStep, gradient.KeyStep, rows, tileKeys, add);
@@ -183,13 +196,21 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         MatrixCopy.Run(pairs, AttentionTiles.Keys, 1, to, gradient.QueryStep, 1, rows, tileKeys, add);
     }
 
+    // Whether the gradient of a tensor with a value a pair is written past the caches.
+    private readonly bool Streams(int tensor, nint head)
+    {
+        ref readonly Captured gradient = ref TensorGradients[tensor];
+        return gradient.Structure == CapturedStructure.Dense && gradient.KeyStep == 1 && !AddsTo(tensor, head) && PairStream.Suits(gradient.At(batch, head, 0, 0, 0))
+            && StreamingStores.Suit(gradient.Batches * gradient.Heads * Shape.Queries * Shape.Keys);
+    }
+
     // Whether the gradient of a dense tensor holds something to add to: the caller's, or that of a sequence or head before.
     private readonly bool AddsTo(int tensor, nint head) =>
         Accumulate || (batch > 0 && TensorGradients[tensor].IsSharedByBatch(Shape)) || (head > 0 && TensorGradients[tensor].IsSharedByHeads(Shape));
 
     // The gradients of biases that are added to the scores are sums of dz itself.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void AddBiases<V>(in HeadScores scores, nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first) where V : struct, ILanes<V>
+    private readonly void AddBiases<V>(in HeadScores scores, nint head, nint i0, nint j0, nint rows, nint tileKeys, nint first, nint count) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         if (Plan.WantsGrid)
@@ -201,7 +222,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
             switch (TensorGradients[c].Structure)
             {
                 case CapturedStructure.Dense:
-                    WritePairs<V>(c, head, i0, j0, rows, tileKeys, dS);
+                    WritePairs<V>(c, head, i0, j0, rows, tileKeys, first, count, dS);
                     break;
                 case CapturedStructure.PerKey:
                     AddSums<V>(c, head, i0, j0 - first, rows, tileKeys, dS);

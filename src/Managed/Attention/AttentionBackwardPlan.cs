@@ -73,8 +73,13 @@ internal struct AttentionBackwardPlan
         plan.keyFloats = parts > 1 ? shape.Batch * shape.KeyHeads * parts * plan.KeyRows * (KeyRow(shape) + ValueRow(shape)) : 0;
         plan.lineFloats = plan.WantsLine ? perHeadAndChunk * plan.LineLength : 0;
         plan.gridFloats = plan.WantsGrid ? perHeadAndChunk * shape.GridCells : 0;
+        long streams = 0;
         for (int c = 0; c < PairTensors.Count; c++)
-            plan.capturedFloats[c] = perHeadAndChunk * Partial(Gradient(problem, gradients, c), shape, plan);
+        {
+            Captured gradient = Gradient(problem, gradients, c);
+            plan.capturedFloats[c] = perHeadAndChunk * Partial(gradient, shape, plan);
+            streams += gradient.IsPresent && gradient.Structure == CapturedStructure.Dense ? 1 : 0;
+        }
 
         plan.sinkDoubles = plan.WantsSinks ? shape.Batch * shape.Heads : 0;
         plan.logSumExpFloats = 2 * shape.Batch * shape.Heads * shape.Queries;
@@ -83,7 +88,7 @@ internal struct AttentionBackwardPlan
         long row = KeyRow(shape) + ValueRow(shape);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * row + QueryRow(shape) * block
             + 6 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.MostFloats(shape.HeadSize) + LaneSums.MostFloats(shape.ValueSize)) + chunk / AttentionTiles.Keys
-            + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile);
+            + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile) + streams * PairStream.Floats(AttentionTiles.WidestBlock);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
 

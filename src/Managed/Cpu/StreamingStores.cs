@@ -14,30 +14,8 @@ internal static unsafe class StreamingStores
     // A smaller tensor may stay in a second-level cache until it is read.
     private const long LeastBytes = 1 << 21;
 
-    // Rows.
-    private const int Ahead = 16;
-
     /// <summary>Whether a tensor of so many floats had better be written so.</summary>
     public static bool Suit(long floats) => floats * sizeof(float) >= LeastBytes;
-
-    /// <summary>to[row·step + column] = 0.</summary>
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    public static void Clear(float* to, nint step, nint rows, nint columns)
-    {
-        for (nint row = 0; row < rows; row++, to += step)
-        {
-            if (Sse.IsSupported && row + Ahead < rows)
-            {
-                Sse.Prefetch0(to + Ahead * step);
-                Sse.Prefetch0(to + Ahead * step + columns - 1);
-            }
-            nint done = BeforeLine(to, columns);
-            new Span<float>(to, (int)done).Clear();
-            for (; done + Vector512<float>.Count <= columns; done += Vector512<float>.Count)
-                Vector512<float>.Zero.StoreAlignedNonTemporal(to + done);
-            new Span<float>(to + done, (int)(columns - done)).Clear();
-        }
-    }
 
     /// <summary>to[row·toStep + column] = factor · from[row·fromStep + column].</summary>
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]

@@ -368,6 +368,22 @@ public class AttentionBiasTests
     }
 
     [Fact]
+    public void A_large_gradient_of_a_dense_bias_is_written_everywhere_and_is_what_is_added_to_ones()
+    {
+        // Large enough to be written past the caches; rows begin at all places of a line.
+        foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(131, 4111, false), (727, 731, true)])
+        {
+            var problem = new AttentionCase
+            {
+                Batch = 2, Heads = 1, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 2, ValueSize = 3, Causal = causal, KeyLengths = [keys, keys * 2 / 3],
+                DenseBias = AttentionCase.Numbers(4, 1, 2, 1, queries, keys), Mask = RandomMask(0.03f, 1, 1, queries, keys), Softcap = causal ? 5 : null,
+            };
+            float[] fresh = problem.Run(Device, default(PlainScore)).DenseBias, added = problem.Run(Device, default(PlainScore), accumulate: true).DenseBias;
+            Assert.Equal(fresh.Select(g => 1 + g), added);
+        }
+    }
+
+    [Fact]
     public void A_dense_bias_and_its_gradient_have_any_strides()
     {
         const int queries = 70, keys = 66;
