@@ -10,12 +10,12 @@ namespace TransformerKernels;
 internal static unsafe class LaneSums
 {
     // Features in the lanes, a vector of pairs takes as many multiply-adds as it has lanes; queries in the lanes, as many as there are features, and what folds them.
-    private const int Most = 4;
+    private const int Share = 4;
 
     /// <summary>How many of a head's features are summed so.</summary>
     public static nint Features<V>(nint features) where V : struct, ILanes<V> => (nint)Features(features, V.Count);
 
-    private static long Features(long features, int lanes) => features % lanes <= lanes / Most ? features % lanes : 0;
+    private static long Features(long features, int lanes) => features % lanes <= lanes / Share ? features % lanes : 0;
 
     /// <summary>The floats of the sums of one key, at most.</summary>
     public static long MostFloats(long features)
@@ -26,7 +26,7 @@ internal static unsafe class LaneSums
         return lanes > 1 ? lanes : 0;
     }
 
-    /// <summary>sums[key] += Σ weight[key, query] · column[feature, query] over some of the queries each, the feature being the lane mod 1, 2 or 4, as many as there are.</summary>
+    /// <summary>sums[key] += Σ weight[key, query] · column[feature, query] over some of the queries each, the feature being the lane mod 2, or mod 4 where there are more than two.</summary>
     /// <param name="weights">Of pairs, rows of lanes.</param>
     /// <param name="keys">The keys.</param>
     /// <param name="vectors">The vectors of queries.</param>
@@ -37,47 +37,74 @@ internal static unsafe class LaneSums
     public static void Add<V>(float* weights, nint keys, nint vectors, float* columns, nint features, float* sums, float* hidden) where V : struct, ILanes<V>
     {
         if (hidden != null)
-            Add<V, Yes>(weights, keys, vectors * V.Count, columns, features, sums, hidden);
+            AddSome<V, Yes>(weights, keys, vectors * V.Count, columns, features, sums, hidden);
+        else if (vectors < AttentionTiles.Vectors)
+            AddSome<V, No>(weights, keys, vectors * V.Count, columns, features, sums, weights);
+        else if (features > 2)
+            AddFour<V>(weights, keys, columns, features, sums);
         else
-            Add<V, No>(weights, keys, vectors * V.Count, columns, features, sums, weights);
+            AddTwo<V>(weights, keys, columns, features, sums);
     }
 
+    // The columns stay in registers, and each weight is read once for all.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void Add<V, THiding>(float* weights, nint keys, nint lanes, float* columns, nint features, float* sums, float* hidden) where V : struct, ILanes<V> where THiding : struct, IChoice
+    private static void AddTwo<V>(float* weights, nint keys, float* columns, nint features, float* sums) where V : struct, ILanes<V>
+    {
+        nint w = V.Count, block = AttentionTiles.Block<V>();
+        float* second = features > 1 ? columns + block : columns;
+        V a0 = V.Load(columns), a1 = V.Load(columns + w), a2 = V.Load(columns + 2 * w), a3 = V.Load(columns + 3 * w);
+        V b0 = V.Load(second), b1 = V.Load(second + w), b2 = V.Load(second + 2 * w), b3 = V.Load(second + 3 * w);
+        for (nint key = 0; key < keys; key++, weights += block, sums += w)
+        {
+            V w0 = V.Load(weights), w1 = V.Load(weights + w), w2 = V.Load(weights + 2 * w), w3 = V.Load(weights + 3 * w);
+            (V.Load(sums) + V.Fold(Dot(w0, w1, w2, w3, a0, a1, a2, a3), Dot(w0, w1, w2, w3, b0, b1, b2, b3), 1)).Store(sums);
+        }
+    }
+
+    // Three or four features are a fourth of vectors of 16 lanes alone, and where these are there are registers for all columns.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void AddFour<V>(float* weights, nint keys, float* columns, nint features, float* sums) where V : struct, ILanes<V>
+    {
+        nint w = V.Count, block = AttentionTiles.Block<V>();
+        float* second = columns + block, third = second + block, fourth = features > 3 ? third + block : third;
+        V a0 = V.Load(columns), a1 = V.Load(columns + w), a2 = V.Load(columns + 2 * w), a3 = V.Load(columns + 3 * w);
+        V b0 = V.Load(second), b1 = V.Load(second + w), b2 = V.Load(second + 2 * w), b3 = V.Load(second + 3 * w);
+        V c0 = V.Load(third), c1 = V.Load(third + w), c2 = V.Load(third + 2 * w), c3 = V.Load(third + 3 * w);
+        V d0 = V.Load(fourth), d1 = V.Load(fourth + w), d2 = V.Load(fourth + 2 * w), d3 = V.Load(fourth + 3 * w);
+        for (nint key = 0; key < keys; key++, weights += block, sums += w)
+        {
+            V w0 = V.Load(weights), w1 = V.Load(weights + w), w2 = V.Load(weights + 2 * w), w3 = V.Load(weights + 3 * w);
+            V ab = V.Fold(Dot(w0, w1, w2, w3, a0, a1, a2, a3), Dot(w0, w1, w2, w3, b0, b1, b2, b3), 1);
+            V cd = V.Fold(Dot(w0, w1, w2, w3, c0, c1, c2, c3), Dot(w0, w1, w2, w3, d0, d1, d2, d3), 1);
+            (V.Load(sums) + V.Fold(ab, cd, 2)).Store(sums);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Dot<V>(V w0, V w1, V w2, V w3, V c0, V c1, V c2, V c3) where V : struct, ILanes<V> =>
+        V.MultiplyAdd(w3, c3, V.MultiplyAdd(w2, c2, V.MultiplyAdd(w1, c1, w0 * c0)));
+
+    // Of some of a block's queries, or where pairs are left out.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void AddSome<V, THiding>(float* weights, nint keys, nint lanes, float* columns, nint features, float* sums, float* hidden) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>();
         float* c0 = columns, c1 = features > 1 ? c0 + block : c0, c2 = features > 2 ? c1 + block : c1, c3 = features > 3 ? c2 + block : c2;
         for (nint key = 0; key < keys; key++, weights += block, hidden += block, sums += V.Count)
         {
             V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
-            if (features == 1)
+            for (nint lane = 0; lane < lanes; lane += V.Count)
             {
-                for (nint lane = 0; lane < lanes; lane += V.Count)
-                    AddProduct<V, THiding>(ref s0, V.Load(weights + lane), c0 + lane, hidden + lane);
+                V weight = V.Load(weights + lane);
+                AddProduct<V, THiding>(ref s0, weight, c0 + lane, hidden + lane);
+                AddProduct<V, THiding>(ref s1, weight, c1 + lane, hidden + lane);
+                if (features <= 2)
+                    continue;
+                AddProduct<V, THiding>(ref s2, weight, c2 + lane, hidden + lane);
+                AddProduct<V, THiding>(ref s3, weight, c3 + lane, hidden + lane);
             }
-            else if (features == 2)
-            {
-                for (nint lane = 0; lane < lanes; lane += V.Count)
-                {
-                    V weight = V.Load(weights + lane);
-                    AddProduct<V, THiding>(ref s0, weight, c0 + lane, hidden + lane);
-                    AddProduct<V, THiding>(ref s1, weight, c1 + lane, hidden + lane);
-                }
-                s0 = V.Fold(s0, s1, 1);
-            }
-            else
-            {
-                for (nint lane = 0; lane < lanes; lane += V.Count)
-                {
-                    V weight = V.Load(weights + lane);
-                    AddProduct<V, THiding>(ref s0, weight, c0 + lane, hidden + lane);
-                    AddProduct<V, THiding>(ref s1, weight, c1 + lane, hidden + lane);
-                    AddProduct<V, THiding>(ref s2, weight, c2 + lane, hidden + lane);
-                    AddProduct<V, THiding>(ref s3, weight, c3 + lane, hidden + lane);
-                }
-                s0 = V.Fold(V.Fold(s0, s1, 1), V.Fold(s2, s3, 1), 2);
-            }
-            (V.Load(sums) + s0).Store(sums);
+            V folded = V.Fold(s0, s1, 1);
+            (V.Load(sums) + (features > 2 ? V.Fold(folded, V.Fold(s2, s3, 1), 2) : folded)).Store(sums);
         }
     }
 
@@ -94,7 +121,7 @@ internal static unsafe class LaneSums
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static void AddLanes<V>(float* sums, nint keys, nint features, float* rows, nint row) where V : struct, ILanes<V>
     {
-        nint few = Features<V>(features), step = few > 2 ? Most : few;
+        nint few = Features<V>(features), step = few > 2 ? 4 : 2;
         if (few == 0)
             return;
         rows += features - few;
