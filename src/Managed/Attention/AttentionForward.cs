@@ -211,7 +211,11 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             RuleTile tile = typeof(TRule) == typeof(PlainScore) ? default : at.Scores.BeginTile<V>(Scoring, at.Batch, at.Head, i0, j0, count);
             foreach (ref readonly TilePart part in visible.Parts)
             {
-                ahead.Set<V>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>(), TCap.Caps);
+                float* partKeys = tileKeys + part.FirstKey * Key.Row;
+                if (Length.IsLong)
+                    Product.SetThen<V, ScaledTile>(partKeys, Key.Row, Key.Column, part.Keys, q + part.Lane<V>(), block, part.Vectors, d, s + part.Start<V>(), block, new() { Scale = Shape.Scale, Ahead = &ahead });
+                else
+                    ahead.Set<V>(partKeys, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>(), TCap.Caps);
                 if (hides)
                     ApplyRule<V, Yes>(tile, part, bias, adds: true, s, tileMaximum, ref ahead);
                 else
@@ -260,8 +264,8 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
-    // Turns a part's q·k into final scores, which adds a bias or doesn't, and raises the maxima. Only a brief rule and what comes after it are one pass: each pass is a chain of instructions that wait for each other, and the processor sees
-    // the more vectors' chains at a time the shorter they are.
+    // Turns a part's q·k, scaled for a long rule, into final scores, which adds a bias or doesn't, and raises the maxima. Only a brief rule and what comes after it are one pass: each pass is a chain of
+    // instructions that wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
     private readonly void ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, bool adds, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>();
@@ -307,16 +311,10 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         (nint most, int floats) = Length.Memory<V>();
         float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
-        V scale = V.From(Shape.Scale);
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
             StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
             float* scores = s + row * block + first;
-            for (nint key = 0; key < evaluation.Rows; key++)
-            {
-                for (nint lane = key * block; lane < key * block + lanes; lane += V.Count)
-                    (V.Load(scores + lane) * scale).Store(scores + lane);
-            }
             var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
             Rule.Score(Strip<V>.Rows(scores, block), new ScorePlace<Strip<V>>
             {

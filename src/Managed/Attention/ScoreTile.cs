@@ -42,6 +42,20 @@ internal unsafe struct ScoreTile<THiding> : ITileEnd where THiding : struct, ICh
     }
 }
 
+/// <summary>Stores a product's sums times a number, and asks for what lies ahead.</summary>
+internal unsafe struct ScaledTile : ITileEnd
+{
+    public float Scale;
+    public RowsAhead* Ahead;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Column<V>(V s0, V s1, V s2, V s3, nint row, nint lane, float* c, nint cStep) where V : struct, ILanes<V> =>
+        default(StoreTile).Column(s0 * Scale, s1 * Scale, s2 * Scale, s3 * Scale, row, lane, c, cStep);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly void Done<V>(nint row, nint lane, nint vectors) where V : struct, ILanes<V> => Ahead->Ask(vectors);
+}
+
 /// <summary>What a pass over a tile does to scores: the rule, what comes after it, or both.</summary>
 internal interface IScoreStep;
 
