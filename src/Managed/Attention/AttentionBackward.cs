@@ -302,7 +302,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             if (visible.LeavesOut(tileKeys))
                 Clear(dS, tileKeys * block);
             bool ruled = IsRuled;
-            RuleTile tile = typeof(TRule) != typeof(PlainScore) ? scores.BeginTile<V>(Scoring, batch, head, i0, j0, tileKeys) : default;
+            RuleTile tile = typeof(TRule) != typeof(PlainScore) ? scores.BeginTile<V>(Scoring, i0, j0, tileKeys, wantsKeys: !Length.IsLong) : default;
             RowsAhead valuesAhead = scores.Ahead<V>(Scoring, i0, j0 + tileKeys, end), gradientsAhead = GradientsAhead(head, i0, rows, j0);
             AddNextBlock<V>(ref valuesAhead, ref gradientsAhead, head, i0, (end - 1 - j0) / AttentionTiles.Keys);
             foreach (ref readonly TilePart part in visible.Parts)

@@ -208,7 +208,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
         else
         {
-            RuleTile tile = typeof(TRule) == typeof(PlainScore) ? default : at.Scores.BeginTile<V>(Scoring, at.Batch, at.Head, i0, j0, count);
+            RuleTile tile = typeof(TRule) == typeof(PlainScore) ? default : at.Scores.BeginTile<V>(Scoring, i0, j0, count, wantsKeys: !Length.IsLong);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 float* partKeys = tileKeys + part.FirstKey * Key.Row;

@@ -124,21 +124,21 @@ internal unsafe struct HeadScores
         }
     }
 
-    /// <summary>Fetches the captured values of a tile.</summary>
-    public readonly RuleTile BeginTile<V>(in AttentionScoring scoring, nint batch, nint head, nint i0, nint j0, nint rows) where V : struct, ILanes<V> => new()
+    /// <summary>Fetches the captured values of a tile; those by key only if they are wanted in lanes.</summary>
+    public readonly RuleTile BeginTile<V>(in AttentionScoring scoring, nint i0, nint j0, nint rows, bool wantsKeys) where V : struct, ILanes<V> => new()
     {
         Batch = batch,
         Head = head,
         FirstQuery = i0 + offset,
         FirstKey = j0,
-        Captured0 = BeginTile<V>(scoring, 0, i0, j0, rows),
-        Captured1 = BeginTile<V>(scoring, 1, i0, j0, rows),
-        Captured2 = BeginTile<V>(scoring, 2, i0, j0, rows),
-        Captured3 = BeginTile<V>(scoring, 3, i0, j0, rows),
+        Captured0 = BeginTile<V>(scoring, 0, i0, j0, rows, wantsKeys),
+        Captured1 = BeginTile<V>(scoring, 1, i0, j0, rows, wantsKeys),
+        Captured2 = BeginTile<V>(scoring, 2, i0, j0, rows, wantsKeys),
+        Captured3 = BeginTile<V>(scoring, 3, i0, j0, rows, wantsKeys),
     };
 
     // Fetches the values of one captured tensor, and says where its rows of lanes begin.
-    private readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows) where V : struct, ILanes<V>
+    private readonly LaneRows BeginTile<V>(in AttentionScoring scoring, int capture, nint i0, nint j0, nint rows, bool wantsKeys) where V : struct, ILanes<V>
     {
         ref readonly Captured captured = ref scoring.Tensors[capture];
         LaneRows lanes = Captures[capture];
@@ -149,8 +149,8 @@ internal unsafe struct HeadScores
         nint block = AttentionTiles.Block<V>();
         if (captured.Structure == CapturedStructure.PerKey)
         {
-            for (nint row = 0; row < rows; row++)
-                new Span<float>(lanes.Start + row * block, (int)block).Fill(*captured.At(batch, head, 0, j0 + row, 0));
+            if (wantsKeys)
+                FillKeys<V>(captured.At(batch, head, 0, j0, 0), captured.KeyStep, lanes.Start, rows);
             return lanes;
         }
         nint count = Math.Min(block, queries - i0);
@@ -159,6 +159,18 @@ internal unsafe struct HeadScores
         for (nint row = 0; row < rows && count < block; row++)
             new Span<float>(lanes.Start + row * block + count, (int)(block - count)).Fill(lanes.Start[row * block + count - 1]);
         return lanes;
+    }
+
+    // Writes the values of a tile's keys to all lanes.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void FillKeys<V>(float* from, nint step, float* lanes, nint rows) where V : struct, ILanes<V>
+    {
+        for (nint row = 0; row < rows; row++, from += step)
+        {
+            V value = V.From(*from);
+            for (nint vector = 0; vector < AttentionTiles.Vectors; vector++, lanes += V.Count)
+                value.Store(lanes);
+        }
     }
 
     // Copies the values of a tile's pairs into rows of lanes.

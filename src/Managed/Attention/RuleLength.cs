@@ -100,7 +100,7 @@ internal readonly unsafe ref struct PlaceStrips<V> where V : struct, ILanes<V>
     public readonly Strip<V> QueryPosition, KeyPosition, Head, Batch, Captured0, Captured1, Captured2, Captured3;
 
     /// <summary>Of as many rows and lanes as the evaluation has that was begun.</summary>
-    /// <param name="tensors">How the captured values lie.</param>
+    /// <param name="tensors">The captured values.</param>
     /// <param name="tile">The tile.</param>
     /// <param name="row">The first key, counted from the tile's.</param>
     /// <param name="lane">The first query, counted from the block's.</param>
@@ -110,20 +110,20 @@ internal readonly unsafe ref struct PlaceStrips<V> where V : struct, ILanes<V>
         KeyPosition = Strip<V>.Positions(Spread.ByKey, tile.FirstKey + row);
         Head = Strip<V>.From(tile.Head);
         Batch = Strip<V>.From(tile.Batch);
-        Captured0 = Values(tensors[0], tile.Captured0, row, lane);
-        Captured1 = Values(tensors[1], tile.Captured1, row, lane);
-        Captured2 = Values(tensors[2], tile.Captured2, row, lane);
-        Captured3 = Values(tensors[3], tile.Captured3, row, lane);
+        Captured0 = Values(tensors[0], tile, tile.Captured0, row, lane);
+        Captured1 = Values(tensors[1], tile, tile.Captured1, row, lane);
+        Captured2 = Values(tensors[2], tile, tile.Captured2, row, lane);
+        Captured3 = Values(tensors[3], tile, tile.Captured3, row, lane);
     }
 
-    private static Strip<V> Values(in Captured tensor, LaneRows lanes, nint row, nint lane)
+    private static Strip<V> Values(in Captured tensor, in RuleTile tile, LaneRows lanes, nint row, nint lane)
     {
         float* from = lanes.At(row) + lane;
         return !tensor.IsPresent ? Strip<V>.From(0) : tensor.Structure switch
         {
             CapturedStructure.PerHead => Strip<V>.From(*from),
             CapturedStructure.PerQuery => Strip<V>.At(from, Spread.ByQuery),
-            CapturedStructure.PerKey => Strip<V>.Keys(from, lanes.Step),
+            CapturedStructure.PerKey => Strip<V>.Keys(tensor.At(tile.Batch, tile.Head, 0, tile.FirstKey + row, 0), tensor.KeyStep),
             CapturedStructure.Dense => Strip<V>.Rows(from, lanes.Step),
             _ => Strip<V>.Line(from),
         };

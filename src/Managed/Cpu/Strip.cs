@@ -42,15 +42,16 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
         return new(values);
     }
 
-    /// <summary>Values by key, of rows whose lanes are all the same.</summary>
+    /// <summary>Values by key, copied from where they lie so far from each other.</summary>
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public static Strip<V> Keys(float* start, nint step)
     {
         StripValues* values = StripMemory.Current->TakeGiven(Spread.ByKey);
-        for (nint at = 0, last = StripMemory.Current->Rows - 1; at < StripMemory.Current->Floats(Spread.ByKey); at++)
-            values->Start[at] = start[Math.Min(at, last) * step];
-        values->Rows = start;
-        values->RowStep = step;
+        nint rows = StripMemory.Current->Rows, floats = StripMemory.Current->Floats(Spread.ByKey);
+        for (nint row = 0; row < rows; row++)
+            values->Start[row] = start[row * step];
+        for (nint row = rows; row < floats; row++)
+            values->Start[row] = values->Start[rows - 1];
         return new(values);
     }
 

@@ -66,9 +66,6 @@ internal unsafe struct StripMemory
 
     private static int ValuesFloats => sizeof(StripValues) / sizeof(float);
 
-    // The score, and captured values: at most a line or a value a key each.
-    private const int Given = 1 + CapturedSet.Count;
-
     [ThreadStatic]
     private static StripMemory* current;
 
@@ -76,10 +73,11 @@ internal unsafe struct StripMemory
     private SpreadSet<Way> ways;
     private SpreadSet<int> taken;
 
-    // How the values of a spread lie.
+    // How the values of a spread lie: what every strip of it begins as.
     private struct Way
     {
-        public nint Floats, WrittenOut, FirstRow, FlatStep, Step, RowStep;
+        public nint Floats, WrittenOut, FirstRow;
+        public StripValues Values;
     }
 
     /// <summary>The evaluation that runs on this thread.</summary>
@@ -104,12 +102,21 @@ internal unsafe struct StripMemory
     {
         nint pair = 2 * V.Count;
         *place = new() { next = memory, Rows = rows, Lanes = lanes };
-        place->ways[(int)Spread.Constant] = new() { Floats = pair };
-        place->ways[(int)Spread.ByKey] = new() { Floats = (nint)AttentionTiles.RoundUp(rows, pair), WrittenOut = rows * pair, FlatStep = pair, RowStep = pair };
-        place->ways[(int)Spread.ByQuery] = new() { Floats = lanes, FlatStep = pair, Step = pair, RowStep = -lanes };
-        place->ways[(int)Spread.ByDistance] = new() { Floats = (nint)AttentionTiles.RoundUp(lanes + rows - 1, pair), FirstRow = rows - 1, FlatStep = pair, Step = pair, RowStep = -lanes - 1 };
-        place->ways[(int)Spread.ByPair] = new() { Floats = rows * lanes, FlatStep = pair, Step = pair };
+        Lay(place, Spread.Constant, pair, 0, 0, 0);
+        Lay(place, Spread.ByKey, (nint)AttentionTiles.RoundUp(rows, pair), pair, 0, pair);
+        Lay(place, Spread.ByQuery, lanes, pair, pair, -lanes);
+        Lay(place, Spread.ByDistance, (nint)AttentionTiles.RoundUp(lanes + rows - 1, pair), pair, pair, -lanes - 1);
+        Lay(place, Spread.ByPair, rows * lanes, pair, pair, 0);
+        place->ways[(int)Spread.ByKey].WrittenOut = rows * pair;
+        place->ways[(int)Spread.ByDistance].FirstRow = rows - 1;
         current = place;
+    }
+
+    private static void Lay(StripMemory* place, Spread spread, nint floats, nint flatStep, nint step, nint rowStep)
+    {
+        ref Way way = ref place->ways[(int)spread];
+        way.Floats = floats;
+        way.Values = new() { Memory = place, FlatStep = flatStep, Step = step, RowStep = rowStep, Spread = spread, IsPacked = true };
     }
 
     /// <summary>The floats of memory that so many strips of so many rows take at most.</summary>
@@ -117,11 +124,14 @@ internal unsafe struct StripMemory
     {
         StripMemory place;
         Begin<V>(&place, null, rows, AttentionTiles.Block<V>());
-        nint floats = Given * (ValuesFloats + Math.Max(place.Floats(Spread.ByKey), place.Floats(Spread.ByDistance)));
+        // The score, and captured values: at most a line or a value a key each.
+        nint floats = ValuesFloats + CapturedSet.Count * Math.Max(place.FloatsOf(Spread.ByKey), place.FloatsOf(Spread.ByDistance));
         for (int spread = 0; spread <= (int)Spread.ByPair; spread++)
-            floats += strips[spread] * (ValuesFloats + place.ways[spread].Floats + place.ways[spread].WrittenOut);
+            floats += strips[spread] * place.FloatsOf((Spread)spread);
         return floats;
     }
+
+    private readonly nint FloatsOf(Spread spread) => ValuesFloats + ways[(int)spread].Floats + ways[(int)spread].WrittenOut;
 
     /// <summary>So many floats, and room to move them to where <see cref="Align"/> says: two vectors then lie in as few cache lines as they can.</summary>
     public static int Aligned(int floats) => floats + Line;
@@ -133,40 +143,36 @@ internal unsafe struct StripMemory
     public readonly nint Floats(Spread spread) => ways[(int)spread].Floats;
 
     /// <summary>Room for a strip.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     public StripValues* Take(Spread spread)
     {
-        StripValues* values = TakeGiven(spread);
-        next += ways[(int)spread].WrittenOut;
         taken[(int)spread]++;
-        return values;
+        return TakeNext(spread);
     }
 
     /// <summary>Room for what is given to a formula.</summary>
-    public StripValues* TakeGiven(Spread spread)
-    {
-        StripValues* values = Place(next + ValuesFloats, spread);
-        next += ways[(int)spread].Floats;
-        return values;
-    }
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    public StripValues* TakeGiven(Spread spread) => TakeNext(spread);
 
     /// <summary>Values that lie in memory.</summary>
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public StripValues* Place(float* start, Spread spread)
     {
         ref readonly Way way = ref ways[(int)spread];
         var values = (StripValues*)next;
         next += ValuesFloats;
-        *values = new()
-        {
-            Memory = (StripMemory*)Unsafe.AsPointer(ref this),
-            Start = start,
-            Rows = spread == Spread.ByKey ? null : start + way.FirstRow,
-            FlatStep = way.FlatStep,
-            Step = way.Step,
-            RowStep = way.RowStep,
-            Spread = spread,
-            IsPacked = true,
-        };
+        *values = way.Values;
+        values->Start = start;
+        if (spread != Spread.ByKey)
+            values->Rows = start + way.FirstRow;
+        return values;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private StripValues* TakeNext(Spread spread)
+    {
+        StripValues* values = Place(next + ValuesFloats, spread);
+        next += ways[(int)spread].Floats + ways[(int)spread].WrittenOut;
         return values;
     }
 }
