@@ -308,7 +308,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
-                valuesAhead.Set<V>(tileK + part.FirstKey * Key.Row, Key.Row, Key.Column, part, queryColumns + lane, d, s + start, TCap.Caps);
+                float* partK = tileK + part.FirstKey * Key.Row;
+                if (Length.IsLong)
+                    valuesAhead.SetScaled<V>(partK, Key.Row, Key.Column, part, queryColumns + lane, d, StripScores + start, Shape.Scale);
+                else
+                    valuesAhead.Set<V>(partK, Key.Row, Key.Column, part, queryColumns + lane, d, s + start, TCap.Caps);
                 gradientsAhead.Set<V>(tileV + part.FirstKey * Value.Row, Value.Row, Value.Column, part, upstreamColumns + lane, dv, dS + start, TCap.Caps);
                 if (ruled)
                     ApplyRule<V>(tile, part, ref valuesAhead, ref gradientsAhead);

@@ -8,6 +8,9 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     // Whether one evaluation gives the rule's slopes by the score and by a captured tensor: where the gradient of one is wanted. The slopes by it lie in place of the scaled scores then.
     private readonly bool HasBothSlopes => Length.HasBothSlopes(WantedCaptures);
 
+    // Where a long rule's scaled scores lie, which it may take again.
+    private readonly float* StripScores => HasBothSlopes || WantedCaptures == 0 ? s : scaled;
+
     // Whether something changes scores but scale and biases.
     private static bool IsRuled => typeof(TRule) != typeof(PlainScore) || TCap.Caps;
 
@@ -149,7 +152,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
 
     private readonly float Seed(int capture) => TensorGradients[capture].IsPresent ? 1 : 0;
 
-    // The same for a long rule. Where the gradient of one captured tensor is wanted, the slopes by it lie in place of the scaled scores: the rule needn't be evaluated again.
+    // The same for a long rule, on scaled scores. Where the gradient of one captured tensor is wanted, the slopes by it lie in place of the scaled scores: the rule needn't be evaluated again.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private readonly void ApplyStrips<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
@@ -157,23 +160,16 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
         bool both = HasBothSlopes;
-        (nint most, int floats) = Length.Memory<V>();
-        float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
+        nint most = Length.StripRows;
+        float* space = stackalloc float[StripMemory.Aligned(Length.StripFloats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
-        V scale = V.From(Shape.Scale);
-        float* scores = both || WantedCaptures == 0 ? s : scaled;
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
             StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
             nint start = row * block + first;
-            for (nint at = start; at < start + evaluation.Rows * block; at += block)
-            {
-                for (nint lane = 0; lane < lanes; lane += V.Count)
-                    (V.Load(s + at + lane) * scale).Store(scores + at + lane);
-            }
             Strip<V> none = Strip<V>.Zero, one = Strip<V>.One, byScore = both ? Strip<V>.Both(one, none) : one, byCaptured = both ? Strip<V>.Both(none, one) : none;
             var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(scores + start, block), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
+            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(StripScores + start, block), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
             ruled.Value.CopyTo(s + start, block);
             ruled.Derivative.CopyTo(slope + start, block);
             if (both)
@@ -321,8 +317,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     {
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count, copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
-        (nint most, int floats) = Length.Memory<V>();
-        float* space = stackalloc float[StripMemory.Aligned((int)(most * block) + floats)], derivative = StripMemory.Align(space), memory = derivative + most * block;
+        nint most = Length.StripRows;
+        float* space = stackalloc float[StripMemory.Aligned((int)(most * block) + Length.StripFloats)], derivative = StripMemory.Align(space), memory = derivative + most * block;
         StripMemory evaluation;
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {

@@ -213,7 +213,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             {
                 float* partKeys = tileKeys + part.FirstKey * Key.Row;
                 if (Length.IsLong)
-                    Product.SetThen<V, ScaledTile>(partKeys, Key.Row, Key.Column, part.Keys, q + part.Lane<V>(), block, part.Vectors, d, s + part.Start<V>(), block, new() { Scale = Shape.Scale, Ahead = &ahead });
+                    ahead.SetScaled<V>(partKeys, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>(), Shape.Scale);
                 else
                     ahead.Set<V>(partKeys, Key.Row, Key.Column, part, q + part.Lane<V>(), d, s + part.Start<V>(), TCap.Caps);
                 if (hides)
@@ -271,52 +271,53 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         nint block = AttentionTiles.Block<V>();
         if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && Length.IsBrief)
         {
-            ScoreLanes<Lockstep<V>, THiding, RuleAndEnd>(tile, part.OfPairs, block, bias, s, maximum);
+            ScoreLanes<Lockstep<V>, THiding, RuleAndEnd>(tile, part.OfPairs, block, default, bias, s, maximum);
             return;
         }
-        ApplyRule<V>(tile, part, s);
+        if (typeof(TRule) != typeof(PlainScore) && Length.IsLong)
+        {
+            RuleStrips<V, THiding>(tile, part, bias, adds, s, maximum, ref ahead);
+            return;
+        }
+        if (typeof(TRule) != typeof(PlainScore) && Length.IsShort)
+            ScoreLanes<Lockstep<V>, No, RuleAlone>(tile, part.OfPairs, block, default, default, s, null);
+        else if (typeof(TRule) != typeof(PlainScore))
+            ScoreLanes<V, No, RuleAlone>(tile, part, block, default, default, s, null);
+        End<V, THiding>(tile, part, new() { Start = s, Step = block }, bias, adds, s, maximum, ref ahead);
+    }
+
+    // What comes after the rule, from what it said.
+    private readonly void End<V, THiding>(in RuleTile tile, in TilePart part, LaneRows ruled, LaneRows bias, bool adds, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
+    {
+        nint block = AttentionTiles.Block<V>();
         for (TilePart rest = part; rest.Keys > 0;)
         {
             TilePart piece = ahead.Piece(rest);
             if (adds || TCap.Caps)
-                ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, piece.OfPairs, block, bias, s, maximum);
+                ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, piece.OfPairs, block, ruled, bias, s, maximum);
             else
-                RaiseMaxima<Lockstep<V>>(piece.OfPairs, block, s, maximum);
+                RaiseMaxima<Lockstep<V>>(piece.OfPairs, block, ruled, s, maximum);
             ahead.Ask(part.Vectors);
             rest.FirstKey = piece.EndKey;
         }
     }
 
-    // The rule alone.
-    private readonly void ApplyRule<V>(in RuleTile tile, in TilePart part, float* s) where V : struct, ILanes<V>
-    {
-        nint block = AttentionTiles.Block<V>();
-        if (typeof(TRule) == typeof(PlainScore))
-            return;
-        if (Length.IsLong)
-            RuleStrips<V>(tile, part, s);
-        else if (Length.IsShort)
-            ScoreLanes<Lockstep<V>, No, RuleAlone>(tile, part.OfPairs, block, default, s, null);
-        else
-            ScoreLanes<V, No, RuleAlone>(tile, part, block, default, s, null);
-    }
-
     // It takes pairs of vectors: lanes that it has more are hidden.
     [SkipLocalsInit]
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void RuleStrips<V>(in RuleTile tile, in TilePart part, float* s) where V : struct, ILanes<V>
+    private readonly void RuleStrips<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, bool adds, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
-        (nint most, int floats) = Length.Memory<V>();
-        float* space = stackalloc float[StripMemory.Aligned(floats)], memory = StripMemory.Align(space);
+        nint most = Length.StripRows;
+        float* space = stackalloc float[StripMemory.Aligned(Length.StripFloats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
             StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
             float* scores = s + row * block + first;
             var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-            Rule.Score(Strip<V>.Rows(scores, block), new ScorePlace<Strip<V>>
+            LaneRows ruled = Rule.Score(Strip<V>.Rows(scores, block), new ScorePlace<Strip<V>>
             {
                 QueryPosition = place.QueryPosition,
                 KeyPosition = place.KeyPosition,
@@ -326,13 +327,15 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 Captured1 = place.Captured1,
                 Captured2 = place.Captured2,
                 Captured3 = place.Captured3,
-            }).CopyTo(scores, block);
+            }).InLanes(scores, block);
+            ruled.Start -= row * ruled.Step + first;
+            End<V, THiding>(tile, part with { FirstKey = row, EndKey = row + evaluation.Rows }, ruled, bias, adds, s, maximum, ref ahead);
         }
     }
 
     // The rule, and what comes after it: the softcap, the bias, the maxima. Types are compared in place of a property, which the JIT sees too late: it has spent what it inlines on the branch not taken.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ScoreLanes<V, THiding, TStep>(in RuleTile tile, in TilePart part, nint block, LaneRows bias, float* s, float* maximum)
+    private readonly void ScoreLanes<V, THiding, TStep>(in RuleTile tile, in TilePart part, nint block, LaneRows ruled, LaneRows bias, float* s, float* maximum)
         where V : struct, ILanes<V> where THiding : struct, IChoice where TStep : struct, IScoreStep
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count;
@@ -341,14 +344,16 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
             V highest = hidden, position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);
-            float* at = s + first * block + lane, added = bias.At(first) + lane;
+            float* at = s + first * block + lane, from = ruled.At(first) + lane, added = bias.At(first) + lane;
             float* c0 = tile.Captured0.At(first) + lane, c1 = tile.Captured1.At(first) + lane, c2 = tile.Captured2.At(first) + lane, c3 = tile.Captured3.At(first) + lane;
             if (typeof(TStep) != typeof(RuleAlone))
                 highest = V.Load(maximum + lane);
             for (nint row = 0; row < keys; row++)
             {
-                V z = V.Load(at);
-                if (typeof(TStep) != typeof(EndAlone))
+                V z = V.Load(typeof(TStep) == typeof(EndAlone) ? from : at);
+                if (typeof(TStep) == typeof(EndAlone))
+                    from += ruled.Step;
+                else
                 {
                     z = Rule.Score(z * scale, new ScorePlace<V>
                     {
@@ -383,15 +388,19 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         }
     }
 
-    // The maxima of what needs no end.
+    // The scores and maxima of what needs no end.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private static void RaiseMaxima<V>(in TilePart part, nint block, float* s, float* maximum) where V : struct, ILanes<V>
+    private static void RaiseMaxima<V>(in TilePart part, nint block, LaneRows ruled, float* s, float* maximum) where V : struct, ILanes<V>
     {
         for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
         {
             V highest = V.Load(maximum + lane);
             for (nint row = part.FirstKey; row < part.EndKey; row++)
-                highest = V.MaxNative(highest, V.Load(s + row * block + lane));
+            {
+                V z = V.Load(ruled.At(row) + lane);
+                z.Store(s + row * block + lane);
+                highest = V.MaxNative(highest, z);
+            }
             highest.Store(maximum + lane);
         }
     }

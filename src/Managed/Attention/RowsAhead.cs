@@ -60,6 +60,14 @@ internal unsafe struct RowsAhead(nint queries)
         }
     }
 
+    /// <summary>The same times a number.</summary>
+    public void SetScaled<V>(float* a, nint rowStep, nint step, in TilePart part, float* b, nint depth, float* c, float scale) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        fixed (RowsAhead* ahead = &this)
+            Product.SetThen<V, ScaledTile>(a, rowStep, step, part.Keys, b, block, part.Vectors, depth, c, block, new() { Scale = scale, Ahead = ahead });
+    }
+
     /// <summary>Asks for as many rows as a register tile has vectors. Of a tile that is seen whole that is 64 in all, as many as the widest block has queries and a tile keys.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Ask(nint vectors)

@@ -12,9 +12,7 @@ internal readonly struct RuleLength
     public const int Brief = 14, Short = 60, ShortDerivative = 40, Middle = 100;
 
     // What a thread's stack has room for, and the second-level cache. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
-    private const int MostBytes = 256 * 1024, MostOfOperation = 16, MostOperations = 64, LeastRows = 4;
-
-    private readonly SpreadSet<int> strips;
+    private const int MostFloats = 256 * 1024 / sizeof(float), MostOfOperation = 16, MostOperations = 64, LeastRows = 4;
 
     /// <summary>Whether it is without elementary functions, or as good as: one chain with what comes after it costs less than a pass of its own.</summary>
     public bool IsBrief { get; }
@@ -24,6 +22,12 @@ internal readonly struct RuleLength
 
     /// <summary>Whether it is evaluated over strips.</summary>
     public bool IsLong { get; }
+
+    /// <summary>The most rows of a tile whose strips have room.</summary>
+    public nint StripRows { get; }
+
+    /// <summary>The floats that the strips of so many rows take in the widest vectors.</summary>
+    public int StripFloats { get; }
 
     /// <summary>Whether one evaluation gives its slopes by the score and by a captured tensor, of so many whose gradients are wanted.</summary>
     public bool HasBothSlopes(int wanted) => wanted == 1 && (IsShort || IsLong);
@@ -36,8 +40,11 @@ internal readonly struct RuleLength
 
     private RuleLength(in SpreadSet<int> strips)
     {
-        this.strips = strips;
-        IsLong = MemoryOf<Lanes512>(LeastRows) <= MostBytes;
+        StripRows = AttentionTiles.Keys;
+        while (StripRows > LeastRows && FloatsOf(strips, StripRows) > MostFloats)
+            StripRows /= 2;
+        StripFloats = (int)FloatsOf(strips, StripRows);
+        IsLong = StripFloats <= MostFloats;
     }
 
     public static RuleLength Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, Short, withDerivatives: false);
@@ -51,16 +58,7 @@ internal readonly struct RuleLength
         return steps <= Middle || operations > MostOperations ? new(steps, most) : new(StripsOf(rule, operations, withDerivatives));
     }
 
-    /// <summary>The most rows of a tile whose strips have room, and the floats that they take.</summary>
-    public (nint Rows, int Floats) Memory<V>() where V : struct, ILanes<V>
-    {
-        nint rows = AttentionTiles.Keys;
-        while (rows > LeastRows && MemoryOf<V>(rows) > MostBytes)
-            rows /= 2;
-        return (rows, (int)MemoryOf<V>(rows) / sizeof(float));
-    }
-
-    private nint MemoryOf<V>(nint rows) where V : struct, ILanes<V> => StripMemory.FloatsOf<V>(strips, rows) * sizeof(float);
+    private static nint FloatsOf(in SpreadSet<int> strips, nint rows) => StripMemory.FloatsOf<Lanes512>(strips, rows);
 
     // A formula is straight-line code: one evaluation of a row in the narrowest strips, captured values being of all pairs, takes the strips that every other takes at most. Derivatives are taken by
     // the score and, in a second direction, by all captured values.

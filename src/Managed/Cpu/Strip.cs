@@ -100,6 +100,18 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
         }
     }
 
+    /// <summary>Where the values lie in rows of lanes: their own if they have such, else written where they are told.</summary>
+    /// <param name="destination">Where the lanes of the first row go.</param>
+    /// <param name="step">The distance from row to row.</param>
+    public LaneRows InLanes(float* destination, nint step)
+    {
+        StripValues* a = Given(first);
+        if (a->Step != 0)
+            return new() { Start = a->Rows, Step = a->Memory->Lanes + a->RowStep };
+        CopyTo(destination, step);
+        return new() { Start = destination, Step = step };
+    }
+
     // Where an operation over rows begins. Values by key are written out for it, once.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static float* RowsOf(StripValues* values)

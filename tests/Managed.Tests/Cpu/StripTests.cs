@@ -34,8 +34,8 @@ public unsafe class StripTests
     {
         int lanes = vectors * V.Count, pairs = rows * lanes, block = (int)AttentionTiles.Block<V>(), most = rows * block + 2 * block;
         float* each = stackalloc float[V.Count];
-        float[] given = new float[4 * most], ours = new float[3 * pairs];
-        fixed (float* taken = Memory<V>(200), numbers = given, to = ours)
+        float[] given = new float[4 * most], ours = new float[4 * pairs];
+        fixed (float* taken = Memory<V>(200), numbers = given, to = ours, spare = &ours[3 * pairs])
         {
             StripMemory evaluation;
             StripMemory.Begin<V>(&evaluation, taken, rows, lanes);
@@ -50,6 +50,9 @@ public unsafe class StripTests
                 evaluated.Value.CopyTo(to, lanes);
                 evaluated.Derivative.CopyTo(to + pairs, lanes);
                 both.Derivative.CopyTo(to + 2 * pairs, lanes, 1);
+                LaneRows laid = evaluated.Value.InLanes(spare, lanes);
+                for (int row = 0; row < rows; row++)
+                    Assert.Equal(new ReadOnlySpan<float>(to + row * lanes, lanes), new ReadOnlySpan<float>(laid.At(row), lanes));
                 for (int at = 0; at < pairs; at += V.Count)
                 {
                     V first = V.Load(pairsOfX + at), second = V.Load(pairsOfY + at);
