@@ -54,6 +54,7 @@ internal sealed partial class CpuDevice
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + plan.Bytes(ThreadCount));
             CheckSequences(problem, scoring, shape);
+            ReadShared(scoring.Mask, shape);
             var logSumExp = new Strided(l, saved.LogSumExp);
             if (saved.LogSumExp.Rank != 4)
             {

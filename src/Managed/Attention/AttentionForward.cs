@@ -38,6 +38,7 @@ internal sealed partial class CpuDevice
             };
             var scoring = new AttentionScoring(problem, addresses, scratch + ThreadCount * stride);
             CheckSequences(problem, scoring, shape);
+            ReadShared(scoring.Mask, shape);
             var work = new AttentionForwardWork<TRule, TCap>
             {
                 Shape = shape,
@@ -75,10 +76,18 @@ internal sealed partial class CpuDevice
         }
     }
 
-    private static long ForwardItems(in AttentionShape shape, in AttentionTurns turns)
+    private unsafe void ReadShared(in BooleanMask mask, in AttentionShape shape)
+    {
+        if (mask.IsShared)
+            Run(new SharedMask { Mask = mask, Queries = (nint)shape.Queries, Keys = (nint)shape.Keys }, mask.Batches * mask.Heads * Blocks(shape));
+    }
+
+    private static long ForwardItems(in AttentionShape shape, in AttentionTurns turns) => shape.Batch * shape.Heads * Blocks(shape) / turns.Count;
+
+    private static long Blocks(in AttentionShape shape)
     {
         long block = Lanes * AttentionTiles.Vectors;
-        return shape.Batch * shape.Heads * ((shape.Queries + block - 1) / block) / turns.Count;
+        return (shape.Queries + block - 1) / block;
     }
 }
 

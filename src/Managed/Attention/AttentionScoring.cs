@@ -65,7 +65,7 @@ internal readonly unsafe struct AttentionScoring
             sinkStep = (nint)problem.Sinks.Stride(0);
         }
         Grid = new GridTable(at.GridBias, problem.GridBias);
-        Mask = new BooleanMask(at.Mask, problem.Mask);
+        Mask = new BooleanMask(at.Mask, problem.Mask, AttentionShape.Of(problem), memory + BucketBytes(problem));
         keys = (nint)problem.Key.Length(2);
         offset = (nint)AttentionShape.Of(problem).QueryOffset;
         if (problem.QueryOffsets.IsPresent)
@@ -90,7 +90,9 @@ internal readonly unsafe struct AttentionScoring
     }
 
     /// <summary>The memory that a problem's scoring takes of its own.</summary>
-    public static long Bytes(in AttentionProblem problem) => problem.BucketedBias.IsPresent ? AttentionTiles.RoundUp(problem.BucketedBias.Table.Length(0) * sizeof(int), sizeof(double)) : 0;
+    public static long Bytes(in AttentionProblem problem) => BucketBytes(problem) + BooleanMask.SharedBytes(problem.Mask, AttentionShape.Of(problem));
+
+    private static long BucketBytes(in AttentionProblem problem) => problem.BucketedBias.IsPresent ? AttentionTiles.RoundUp(problem.BucketedBias.Table.Length(0) * sizeof(int), sizeof(double)) : 0;
 
     public bool HasLine => slopes != null || distanceBias != null || table != null;
 

@@ -6,18 +6,51 @@ namespace TransformerKernels;
 /// <summary>The boolean mask of a call, as a pointer while it runs: a byte a pair, 0 hides. It is read a block of queries at a time, a bit a pair, and never written out in full.</summary>
 internal readonly unsafe struct BooleanMask
 {
-    private readonly byte* data;
-    private readonly nint batchStep, headStep, queryStep, keyStep;
+    // So many heads of sequences that share a mask let it be read once, if its bits stay in a second-level cache until the last of them has read these.
+    private const long LeastSharers = 4, MostSharedBytes = 1 << 20;
 
-    public BooleanMask(byte* mask, in TensorView view)
+    private readonly byte* data;
+    private readonly nint batchStep, headStep, queryStep, keyStep, queries, keys;
+    private readonly ulong* shared;
+
+    public BooleanMask(byte* mask, in TensorView view, in AttentionShape shape, byte* memory)
     {
         if (!view.IsPresent)
             return;
         data = mask;
         (batchStep, headStep, queryStep, keyStep) = (Step(view, 0), Step(view, 1), Step(view, 2), Step(view, 3));
+        (Batches, Heads) = (Own(view, 0), Own(view, 1));
+        (queries, keys) = ((nint)shape.Queries, (nint)shape.Keys);
+        shared = SharedBytes(view, shape) > 0 ? (ulong*)memory : null;
     }
 
+    /// <summary>How many sequences and heads have a mask of their own.</summary>
+    public nint Batches { get; }
+
+    public nint Heads { get; }
+
     public bool IsPresent => data != null;
+
+    /// <summary>Whether it is read once for several heads.</summary>
+    public bool IsShared => shared != null;
+
+    /// <summary>The memory of what several heads share; 0 if each reads for itself.</summary>
+    public static long SharedBytes(in TensorView view, in AttentionShape shape)
+    {
+        if (!view.IsPresent || Own(view, 2) == 1 || shape.Batch * shape.Heads < LeastSharers * Own(view, 0) * Own(view, 1))
+            return 0;
+        long bytes = Own(view, 0) * Own(view, 1) * AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * Tiles((nint)shape.Keys) * sizeof(ulong);
+        return bytes <= MostSharedBytes ? bytes : 0;
+    }
+
+    /// <summary>Where all heads find what <see cref="Read"/> says of a block of queries and all keys.</summary>
+    public ulong* Shared(nint batch, nint head, nint i0)
+    {
+        nint matrix = (batchStep == 0 ? 0 : batch * Heads) + (headStep == 0 ? 0 : head);
+        return shared + (matrix * (nint)AttentionTiles.RoundUp(queries, AttentionTiles.WidestBlock) + i0) * Tiles(keys);
+    }
+
+    private static nint Tiles(nint keys) => (keys + AttentionTiles.Keys - 1) / AttentionTiles.Keys;
 
     /// <summary>Reads a block of queries: for each tile of keys a word for each query, of which bit j says whether the query sees the tile's key j. Row by row, as the mask lies, so that memory is read on and on.</summary>
     /// <param name="batch">The sequence.</param>
@@ -103,4 +136,20 @@ internal readonly unsafe struct BooleanMask
     private byte* At(nint batch, nint head, nint query, nint key) => data + batch * batchStep + head * headStep + query * queryStep + key * keyStep;
 
     private static nint Step(in TensorView view, int axis) => view.Length(axis) == 1 ? 0 : (nint)view.Stride(axis);
+
+    // How many places along an axis have flags of their own.
+    private static nint Own(in TensorView view, int axis) => Step(view, axis) == 0 ? 1 : (nint)view.Length(axis);
+}
+
+/// <summary>Reads a mask for all heads that share it, a block of queries an item.</summary>
+internal unsafe struct SharedMask : IWork
+{
+    public BooleanMask Mask;
+    public nint Queries, Keys;
+
+    public readonly void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>(), blocks = (Queries + block - 1) / block, i0 = item % blocks * block, head = item / blocks % Mask.Heads, batch = item / blocks / Mask.Heads;
+        Mask.Read(batch, head, i0, Math.Min(block, Queries - i0), 0, Keys, Mask.Shared(batch, head, i0), block);
+    }
 }

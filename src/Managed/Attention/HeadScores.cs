@@ -185,7 +185,7 @@ internal unsafe struct HeadScores
     public readonly RowsAhead Ahead<V>(in AttentionScoring scoring, nint i0, nint j0, nint end) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>(), count = Math.Min(block, queries - i0);
-        while (scoring.Mask.IsPresent && j0 < end && !new ReadOnlySpan<ulong>(shown + (j0 - firstKey) / AttentionTiles.Keys * block, (int)count).ContainsAnyExcept(0ul))
+        while (scoring.Mask.IsPresent && j0 < end && !new ReadOnlySpan<ulong>(Shown<V>(scoring, i0, j0), (int)count).ContainsAnyExcept(0ul))
             j0 += AttentionTiles.Keys;
         var ahead = new RowsAhead(count);
         for (int c = 0; c < CapturedSet.Count && j0 < end; c++)
@@ -199,9 +199,14 @@ internal unsafe struct HeadScores
     /// <summary>Reads what the mask shows to a block of queries of the head's keys up to an end; comes before its tiles are looked at.</summary>
     public readonly void ReadMask<V>(in AttentionScoring scoring, nint i0, nint queryCount, nint end) where V : struct, ILanes<V>
     {
-        if (scoring.Mask.IsPresent)
+        if (scoring.Mask.IsPresent && !scoring.Mask.IsShared)
             scoring.Mask.Read(batch, head, i0, queryCount, firstKey, end - firstKey, shown, AttentionTiles.Block<V>());
     }
+
+    // What the mask shows of the tile that begins at a key to a block of queries.
+    private readonly ulong* Shown<V>(in AttentionScoring scoring, nint i0, nint j0) where V : struct, ILanes<V> => scoring.Mask.IsShared
+        ? scoring.Mask.Shared(batch, head, i0) + j0 / AttentionTiles.Keys * AttentionTiles.Block<V>()
+        : shown + (j0 - firstKey) / AttentionTiles.Keys * AttentionTiles.Block<V>();
 
     /// <summary>Which pairs of a tile are visible: those that a causal query sees from its position and the mask shows. Lanes beyond the queries see nothing.</summary>
     /// <param name="scoring">The tensors.</param>
@@ -221,9 +226,12 @@ internal unsafe struct HeadScores
         Span<ulong> ofQueries = seen[..(int)queryCount];
         seen[(int)queryCount..].Clear();
         if (scoring.Mask.IsPresent)
-            new ReadOnlySpan<ulong>(shown + (j0 - firstKey) / AttentionTiles.Keys * AttentionTiles.Block<V>(), (int)queryCount).CopyTo(ofQueries);
+            new ReadOnlySpan<ulong>(Shown<V>(scoring, i0, j0), (int)queryCount).CopyTo(ofQueries);
         else
             ofQueries.Fill(TileVisibility.First(keyCount));
+        // What is shared says of the keys beyond the head's too whether they are seen.
+        for (nint query = 0; query < queryCount && keyCount < AttentionTiles.Keys && scoring.Mask.IsShared; query++)
+            seen[(int)query] &= TileVisibility.First(keyCount);
         for (nint query = 0; query < queryCount && crossesDiagonal; query++)
             seen[(int)query] &= TileVisibility.First(before + query + 1);
         return TileVisibility.Cut<V>(visibility, keyCount);

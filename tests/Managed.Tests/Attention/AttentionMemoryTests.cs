@@ -41,6 +41,18 @@ public partial class AttentionMemoryTests
         }
     }
 
+    [Theory]
+    [InlineData(1000, 16 * 1024)]
+    [InlineData(2048, 32 * 2048)]
+    [InlineData(2049, 0)]
+    public void A_mask_that_four_heads_share_is_kept_as_bits_while_these_take_a_megabyte_at_most(long length, long words)
+    {
+        using ComputeDevice device = ComputeDevice.OpenCpu(2);
+        (long forward, long backward) = Bytes(device, "mask", length);
+        (long Forward, long Backward) without = Bytes(device, "none", length);
+        Assert.Equal((words * Batch * sizeof(ulong), words * Batch * sizeof(ulong)), (forward - without.Forward, backward - without.Backward));
+    }
+
     [Fact]
     public void The_page_tells_the_workspace_of_four_lengths()
     {

@@ -203,6 +203,28 @@ public unsafe class AttentionVisibilityTests
         }
     }
 
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_mask_that_heads_share_has_the_bits_of_one_each(bool causal)
+    {
+        const int batch = 2, heads = 4, queries = 150, keys = 600;
+        foreach (string kind in Shown.Keys)
+        {
+            AttentionCase.Results[] results = [.. new[] { 1, heads }.Select(masks =>
+            {
+                Grid<double> mask = Grid.Zeros<double>(batch, masks, queries, keys);
+                for (int n = 0; n < mask.Data.Length; n++)
+                    mask.Data[n] = Shown[kind](n / keys % queries, n % keys + n / (masks * queries * keys)) ? 1 : 0;
+                return new AttentionCase
+                {
+                    Batch = batch, Heads = heads, KeyHeads = 2, Queries = queries, Keys = keys, Causal = causal, Mask = mask, QueryOffsets = [keys - queries, 11], KeyLengths = [keys, 77], HasLogSumExpUpstream = true,
+                }.Run(Device, default(PlainScore));
+            })];
+            Assert.Equal(results[0].All, results[1].All);
+        }
+    }
+
     [Fact]
     public void The_keys_that_a_mask_shows_are_counted_however_it_lies()
     {
@@ -214,10 +236,10 @@ public unsafe class AttentionVisibilityTests
             {
                 for (int query = 0; query < 7; query++)
                 {
-                    Assert.Equal(Enumerable.Range(0, count).Count(key => mask[(7 + query) * 90 + key]), new BooleanMask((byte*)data, rows).Count(1, 0, query, count));
-                    Assert.Equal(Enumerable.Range(0, count).Count(key => mask[(90 + key) * 7 + query]), new BooleanMask((byte*)data, columns).Count(1, 0, query, count));
-                    Assert.Equal(mask.AsSpan(90, count).Count(true), new BooleanMask((byte*)data, keys).Count(1, 0, query, count));
-                    Assert.Equal(mask[7 + query] ? count : 0, new BooleanMask((byte*)data, queries).Count(1, 0, query, count));
+                    Assert.Equal(Enumerable.Range(0, count).Count(key => mask[(7 + query) * 90 + key]), new BooleanMask((byte*)data, rows, default, null).Count(1, 0, query, count));
+                    Assert.Equal(Enumerable.Range(0, count).Count(key => mask[(90 + key) * 7 + query]), new BooleanMask((byte*)data, columns, default, null).Count(1, 0, query, count));
+                    Assert.Equal(mask.AsSpan(90, count).Count(true), new BooleanMask((byte*)data, keys, default, null).Count(1, 0, query, count));
+                    Assert.Equal(mask[7 + query] ? count : 0, new BooleanMask((byte*)data, queries, default, null).Count(1, 0, query, count));
                 }
             }
         }
