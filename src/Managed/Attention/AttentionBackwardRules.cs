@@ -20,8 +20,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         {
             if (Length.IsLong)
                 ApplyStrips<V>(tile, part);
+            else if (HasBothSlopes && TensorGradients[0].IsPresent)
+                ApplyBothWays<V, Yes>(tile, part);
             else if (HasBothSlopes)
-                ApplyBothWays<V>(tile, part);
+                ApplyBothWays<V, No>(tile, part);
             else if (WantedCaptures == 0)
                 ApplyLanes<V, No>(tile, part);
             else
@@ -108,14 +110,15 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         }
     }
 
-    // The same with both slopes, side by side in lockstep.
+    // The same with both slopes, side by side in lockstep. By the first captured tensor, the slopes to begin with are numbers that the JIT knows, and what is multiplied by them isn't.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void ApplyBothWays<V>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V>
+    private readonly void ApplyBothWays<V, TFirst>(in RuleTile tile, in TilePart part) where V : struct, ILanes<V> where TFirst : struct, IChoice
     {
         nint first = part.FirstKey, keys = part.Keys, end = part.EndVector * V.Count, block = AttentionTiles.Block<V>();
         V scale = V.From(Shape.Scale);
         Lockstep<V> head = Lockstep<V>.From(tile.Head), sequence = Lockstep<V>.From(batch), none = Lockstep<V>.Zero, byScore = new(V.One, V.Zero);
-        Lockstep<V> by0 = new(V.Zero, V.From(Seed(0))), by1 = new(V.Zero, V.From(Seed(1))), by2 = new(V.Zero, V.From(Seed(2))), by3 = new(V.Zero, V.From(Seed(3)));
+        Lockstep<V> by0 = new(V.Zero, TFirst.Taken ? V.One : V.Zero), by1 = new(V.Zero, TFirst.Taken ? V.Zero : V.From(Seed(1)));
+        Lockstep<V> by2 = new(V.Zero, TFirst.Taken ? V.Zero : V.From(Seed(2))), by3 = new(V.Zero, TFirst.Taken ? V.Zero : V.From(Seed(3)));
         for (nint lane = part.Lane<V>(); lane < end; lane += V.Count)
         {
             V position = V.Iota(tile.FirstQuery + lane), key = V.From(tile.FirstKey + first);

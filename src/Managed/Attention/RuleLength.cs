@@ -9,7 +9,7 @@ namespace TransformerKernels;
 internal readonly struct RuleLength
 {
     /// <summary>The most steps in one pass with what comes after the rule, in lockstep, without derivatives and with them, and vector by vector.</summary>
-    public const int Brief = 14, Short = 60, ShortDerivative = 40, Middle = 100;
+    public const int Brief = 13, Short = 60, ShortDerivative = 40, Middle = 100;
 
     // What a thread's stack has room for, and the second-level cache. What an operation takes at most, the logarithm of a sigmoid and the smaller of two numbers.
     private const int MostFloats = 256 * 1024 / sizeof(float), MostOfOperation = 16, MostOperations = 64, LeastRows = 4;

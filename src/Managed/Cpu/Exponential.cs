@@ -62,9 +62,6 @@ internal static class Exponential
         e0 = V.ScaleDown(p0, n0); e1 = V.ScaleDown(p1, n1); e2 = V.ScaleDown(p2, n2); e3 = V.ScaleDown(p3, n3);
     }
 
-    // e^r = 1 + r + r²(E2 + r(E3 + ...)), to 3e-9 of it for |r| up to ln(2)/2.
-    private const float E6 = 1.3814538e-3f, E5 = 8.3687454e-3f, E4 = 4.166839e-2f, E3 = 1.6666521e-1f, E2 = 4.9999994e-1f;
-
     /// <summary>The same to one unit in the last place plus 3·10⁻⁹ |x|: x = n·ln 2 + r, e^x = 2^n e^r, with gradual underflow. Needs fused multiply-adds; without them it is the general function.</summary>
     /// <remarks>What attention weighs with: where a row's weight lies on one key, its gradients are the small weights of the others.</remarks>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -74,14 +71,10 @@ internal static class Exponential
         if ((!Fma.IsSupported && !AdvSimd.IsSupported) || typeof(V) == typeof(Real32))
             return V.Exp(x);
         V n = V.Round(x * Log2E), r = V.MultiplyAdd(n, V.From(-Ln2), x);
-        V p = V.MultiplyAdd(V.From(E6), r, V.From(E5));
-        p = V.MultiplyAdd(p, r, V.From(E4));
-        p = V.MultiplyAdd(p, r, V.From(E3));
-        p = V.MultiplyAdd(p, r, V.From(E2));
-        return V.ScaleGradually(V.MultiplyAdd(p, r * r, r) + 1f, n);
+        return V.ScaleGradually(Elementary.Expm1Reduced(r) + 1f, n);
     }
 
-    /// <summary><see cref="Precise{V}(V)"/> of four, side by side.</summary>
+    /// <summary><see cref="Precise{V}(V)"/> of four, side by side; terms one by one, which four numbers don't wait for, need a register less each.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Precise<V>(V x0, V x1, V x2, V x3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
     {
@@ -94,13 +87,13 @@ internal static class Exponential
         V n0 = V.Round(x0 * constant), n1 = V.Round(x1 * constant), n2 = V.Round(x2 * constant), n3 = V.Round(x3 * constant);
         constant = V.From(-Ln2);
         V r0 = V.MultiplyAdd(n0, constant, x0), r1 = V.MultiplyAdd(n1, constant, x1), r2 = V.MultiplyAdd(n2, constant, x2), r3 = V.MultiplyAdd(n3, constant, x3);
-        V first = V.From(E6), next = V.From(E5);
+        V first = V.From(Elementary.E6), next = V.From(Elementary.E5);
         V p0 = V.MultiplyAdd(first, r0, next), p1 = V.MultiplyAdd(first, r1, next), p2 = V.MultiplyAdd(first, r2, next), p3 = V.MultiplyAdd(first, r3, next);
-        next = V.From(E4);
+        next = V.From(Elementary.E4);
         p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
-        next = V.From(E3);
+        next = V.From(Elementary.E3);
         p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
-        next = V.From(E2);
+        next = V.From(Elementary.E2);
         p0 = V.MultiplyAdd(p0, r0, next); p1 = V.MultiplyAdd(p1, r1, next); p2 = V.MultiplyAdd(p2, r2, next); p3 = V.MultiplyAdd(p3, r3, next);
         p0 = V.MultiplyAdd(p0, r0 * r0, r0); p1 = V.MultiplyAdd(p1, r1 * r1, r1); p2 = V.MultiplyAdd(p2, r2 * r2, r2); p3 = V.MultiplyAdd(p3, r3 * r3, r3);
         e0 = V.ScaleGradually(p0 + 1f, n0); e1 = V.ScaleGradually(p1 + 1f, n1); e2 = V.ScaleGradually(p2 + 1f, n2); e3 = V.ScaleGradually(p3 + 1f, n3);

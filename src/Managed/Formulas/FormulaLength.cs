@@ -8,7 +8,7 @@ namespace TransformerKernels;
 internal readonly struct FormulaLength : IReal<FormulaLength>
 {
     // The steps of the elementary functions, as Elementary writes them.
-    private const int ExpSteps = 17, Expm1Steps = 18, LogSteps = 35, Log1pSteps = 33, TanhSteps = 15, SigmoidSteps = 21, SoftplusSteps = 29;
+    private const int ExpSteps = 16, Expm1Steps = 17, LogSteps = 35, Log1pSteps = 33, TanhSteps = 14, SigmoidSteps = 20, SoftplusSteps = 28;
 
     [ThreadStatic]
     private static int steps, operations;
