@@ -87,19 +87,21 @@ internal sealed partial class CpuDevice
                 Squares = sums.Squares,
                 Logits = all || Results.HasMeanLogit ? Rows.Total<TLanes>(row, block) / Rows.Shard.Whole : 0,
                 TargetLogit = column < 0 ? double.NegativeInfinity : Rows.Shape.Scale * Rows.At<TLanes>(row, column),
-                Argmax = all || Results.HasArgmax ? Rows.Shard.First + FirstLargest<TLanes>(row, sums, block) : 0,
+                Argmax = all || Results.HasArgmax ? Rows.Shard.First + FirstLargest<TLanes>(row, sums, top.Likeliest, block) : 0,
             };
             Results.Set(row, whole);
             if (all)
                 Partials[row] = whole;
         }
 
-        private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, float* block) where TLanes : struct, ILanes<TLanes>
+        private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, long likeliest, float* block) where TLanes : struct, ILanes<TLanes>
         {
             // Where there is a NaN, it may be anywhere; an infinite logit too, for no sums were formed of its block.
             bool anywhere = !double.IsFinite(sums.Sum) || sums.Sum == 0;
             if (!anywhere)
             {
+                if (likeliest >= 0)
+                    return likeliest;
                 nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - sums.LargestBlock);
                 Rows.Prepare<TLanes>(row, sums.LargestBlock, count, block);
                 nint at = 0;

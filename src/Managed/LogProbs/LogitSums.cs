@@ -136,9 +136,9 @@ internal sealed partial class CpuDevice
                 next = rows.Row(row) + start * rows.Type.Size() + PrefetchBytes;
                 nextStep = V.Count * rows.Type.Size();
                 float largest = rows.Prepare<V>(row, start, length, prepared);
+                Add<Float32Storage>((byte*)prepared, Whole(length + V.Count - 1), start, largest, (byte*)prepared, 0);
                 if (top != null)
                     top->Look<V, Float32Storage>((byte*)prepared, length, start, largest);
-                Add<Float32Storage>((byte*)prepared, Whole(length + V.Count - 1), start, largest, (byte*)prepared, 0);
             }
         }
 

@@ -54,6 +54,9 @@ internal readonly unsafe struct TopRows
 
         public readonly bool IsFull => count == capacity;
 
+        /// <summary>The likeliest token; −1 if only log-probs are asked for.</summary>
+        public readonly long Likeliest => tokens.IsPresent ? tokens[0] : -1;
+
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         public void Offer(nint token, float logit)
         {
@@ -90,17 +93,33 @@ internal readonly unsafe struct TopRows
                     return;
                 threshold = Threshold;
             }
-            V thresholds = V.From(threshold);
-            nint w = V.Count, four = 4 * w;
-            for (; i <= count - four; i += four)
+            nint four = 4 * V.Count;
+            nint* pieces = stackalloc nint[(int)(count / four)];
+            nint found = Find<V, TStorage>(block, ref i, count, threshold, pieces);
+            for (nint piece = 0; piece < found; piece++)
             {
-                byte* at = block + i * TStorage.Size;
-                V a = V.MaxNative(TStorage.Load<V>(at), TStorage.Load<V>(at + w * TStorage.Size));
-                V b = V.MaxNative(TStorage.Load<V>(at + 2 * w * TStorage.Size), TStorage.Load<V>(at + 3 * w * TStorage.Size));
-                if (V.AnyLess(thresholds, V.MaxNative(a, b)))
-                    thresholds = V.From(threshold = Offer<V, TStorage>(at, four, first + i, threshold));
+                nint start = pieces[piece];
+                threshold = Offer<V, TStorage>(block + start * TStorage.Size, four, first + start, threshold);
             }
             Offer<V, TStorage>(block + i * TStorage.Size, count - i, first + i, threshold);
+        }
+
+        // Where pieces of four vectors have something to offer: without a branch, for most of those would be guessed wrong.
+        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+        private static nint Find<V, TStorage>(byte* block, ref nint start, nint count, float threshold, nint* pieces) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        {
+            V thresholds = V.From(threshold);
+            nint w = V.Count, size = TStorage.Size, found = 0, i = start;
+            for (; i <= count - 4 * w; i += 4 * w)
+            {
+                byte* at = block + i * size;
+                TStorage.Load(at, out V a, out V b);
+                TStorage.Load(at + 2 * w * size, out V c, out V d);
+                pieces[found] = i;
+                found += V.AnyLess(thresholds, V.MaxNative(V.MaxNative(a, b), V.MaxNative(c, d))) ? 1 : 0;
+            }
+            start = i;
+            return found;
         }
 
         // What a logit of a block must exceed to be among them while the list is empty; NaN if nothing is known. Each lane's largest is a logit of its own: what is less than the kth of these has k others before it.
@@ -113,29 +132,34 @@ internal readonly unsafe struct TopRows
                 largest = V.MaxNative(largest, TStorage.Load<V>(block + i * TStorage.Size));
             float* lanes = stackalloc float[V.Count];
             largest.Store(lanes);
-            var sorted = new Span<float>(lanes, V.Count);
-            sorted.Sort();
-            // A NaN comes first; where −∞ is one of them, the list must take it.
-            return sorted[0] > float.NegativeInfinity ? float.BitDecrement(sorted[V.Count - (int)capacity]) : float.NaN;
+            float kth = float.PositiveInfinity;
+            for (int lane = 0; lane < V.Count; lane++)
+            {
+                // Where −∞ is one of them, the list must take it; and a NaN may be anywhere.
+                if (!(lanes[lane] > float.NegativeInfinity))
+                    return float.NaN;
+                if (BitOperations.PopCount((uint)V.BitsLess(V.From(lanes[lane]), largest)) < capacity)
+                    kth = Math.Min(kth, lanes[lane]);
+            }
+            return float.BitDecrement(kth);
         }
 
-        // Offers what exceeds the threshold, vector by vector. Returns the threshold then.
+        // Offers what exceeds the threshold in up to four vectors. Returns the threshold then.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private float Offer<V, TStorage>(byte* block, nint count, nint first, float threshold) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        private float Offer<V, TStorage>(byte* piece, nint count, nint first, float threshold) where V : struct, ILanes<V> where TStorage : struct, IStorage
         {
+            ulong larger = 0;
             for (nint i = 0; i < count; i += V.Count)
+                larger |= (ulong)(uint)V.BitsLess(V.From(threshold), TStorage.Load<V>(piece + i * TStorage.Size)) << (int)i;
+            for (; larger != 0; larger &= larger - 1)
             {
-                int larger = V.BitsLess(V.From(threshold), TStorage.Load<V>(block + i * TStorage.Size));
-                for (; larger != 0; larger &= larger - 1)
-                {
-                    nint j = i + BitOperations.TrailingZeroCount(larger);
-                    float logit = TStorage.Load<Real32>(block + j * TStorage.Size).Value;
-                    if (j >= count || !(logit > threshold))
-                        continue;
-                    Offer(first + j, logit);
-                    if (IsFull)
-                        threshold = Threshold;
-                }
+                nint j = BitOperations.TrailingZeroCount(larger);
+                float logit = TStorage.Load<Real32>(piece + j * TStorage.Size).Value;
+                if (j >= count || !(logit > threshold))
+                    continue;
+                Offer(first + j, logit);
+                if (IsFull)
+                    threshold = Threshold;
             }
             return threshold;
         }
