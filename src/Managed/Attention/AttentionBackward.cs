@@ -239,7 +239,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         }
         tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
         var pairTile = new PairTile { Values = Take(ref scratch, AttentionTiles.Keys * block) };
-        nint keyLaneFloats = LaneSums.Features<V>(d) > 0 ? chunkKeys * V.Count : 0, valueLaneFloats = LaneSums.Features<V>(dv) > 0 ? chunkKeys * V.Count : 0;
+        nint keyLaneFloats = chunkKeys * LaneSums.Floats<V>(d), valueLaneFloats = chunkKeys * LaneSums.Floats<V>(dv);
         keyLanes = Take(ref scratch, keyLaneFloats);
         valueLanes = Take(ref scratch, valueLaneFloats);
         Clear(keyGradient, chunkKeys * headRow);
@@ -383,7 +383,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         else if (vectors > 0)
             Product.Add<V>(weights, block, 1, (nint)AttentionTiles.RoundUp(part.Keys, Product.Rows), rows + lane * row, row, vectors, partQueries, sums, row);
         if (few > 0)
-            LaneSums.Add<V>(weights, part.Keys, part.Vectors, columns + (features - few) * block + lane, few, laneSums + key * V.Count, hidden);
+            LaneSums.Add<V>(weights, part.Keys, part.Vectors, columns + (features - few) * block + lane, few, laneSums + key * LaneSums.Floats<V>(features), hidden);
     }
 
     // What the item's next block begins with.

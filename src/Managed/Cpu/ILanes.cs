@@ -45,8 +45,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract float LowestPower { get; }
     /// <summary>x·2^n for an integer n from −150 to 1 and x from ½ to 2, with gradual underflow.</summary>
     static abstract T ScaleGradually(T x, T n);
-    /// <summary>Sums of two lanes each, so far apart, a power of two: a's where the first of them is, b's where the second is.</summary>
-    static abstract T Fold(T a, T b, int distance);
+    /// <summary>a and b interleaved, and the halves of that added: sums of two lanes each, a's at even places, b's at odd ones. Every four lanes may be taken alone.</summary>
+    static abstract T Fold(T a, T b);
     /// <summary>Of the 2 · <see cref="Count"/> floats in a and b: those at even and those at odd places.</summary>
     static abstract void Unzip(T a, T b, out T even, out T odd);
     /// <summary>Undoes <see cref="Unzip"/>.</summary>

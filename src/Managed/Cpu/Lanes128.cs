@@ -1,5 +1,6 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -253,11 +254,12 @@ internal struct Lanes128 : ILanes<Lanes128>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes128 Fold(Lanes128 a, Lanes128 b, int distance)
+    public static Lanes128 Fold(Lanes128 a, Lanes128 b)
     {
-        Vector128<int> bit = Vector128.Create(distance);
-        Vector128<float> isOfB = Vector128.Equals(Vector128<int>.Indices & bit, bit).AsSingle();
-        return new(Vector128.ConditionalSelect(isOfB, b.v, a.v) + Vector128.Shuffle(Vector128.ConditionalSelect(isOfB, a.v, b.v), Vector128<int>.Indices ^ bit));
+        if (Sse.IsSupported)
+            return new(Sse.UnpackLow(a.v, b.v) + Sse.UnpackHigh(a.v, b.v));
+        Zip(a, b, out Lanes128 lower, out Lanes128 upper);
+        return lower + upper;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -1,5 +1,6 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -253,11 +254,12 @@ internal struct Lanes256 : ILanes<Lanes256>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes256 Fold(Lanes256 a, Lanes256 b, int distance)
+    public static Lanes256 Fold(Lanes256 a, Lanes256 b)
     {
-        Vector256<int> bit = Vector256.Create(distance);
-        Vector256<float> isOfB = Vector256.Equals(Vector256<int>.Indices & bit, bit).AsSingle();
-        return new(Vector256.ConditionalSelect(isOfB, b.v, a.v) + Vector256.Shuffle(Vector256.ConditionalSelect(isOfB, a.v, b.v), Vector256<int>.Indices ^ bit));
+        if (Avx.IsSupported)
+            return new(Avx.UnpackLow(a.v, b.v) + Avx.UnpackHigh(a.v, b.v));
+        Zip(a, b, out Lanes256 lower, out Lanes256 upper);
+        return lower + upper;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

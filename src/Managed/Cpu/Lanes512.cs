@@ -267,11 +267,12 @@ internal struct Lanes512 : ILanes<Lanes512>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes512 Fold(Lanes512 a, Lanes512 b, int distance)
+    public static Lanes512 Fold(Lanes512 a, Lanes512 b)
     {
-        Vector512<int> bit = Vector512.Create(distance);
-        Vector512<float> isOfB = Vector512.Equals(Vector512<int>.Indices & bit, bit).AsSingle();
-        return new(Vector512.ConditionalSelect(isOfB, b.v, a.v) + Vector512.Shuffle(Vector512.ConditionalSelect(isOfB, a.v, b.v), Vector512<int>.Indices ^ bit));
+        if (Avx512F.IsSupported)
+            return new(Avx512F.UnpackLow(a.v, b.v) + Avx512F.UnpackHigh(a.v, b.v));
+        Zip(a, b, out Lanes512 lower, out Lanes512 upper);
+        return lower + upper;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -273,8 +273,7 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public float Largest() => V.MaxNative(first, second).Largest();
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lockstep<V> Fold(Lockstep<V> a, Lockstep<V> b, int distance) =>
-        distance == V.Count ? new(a.first + a.second, b.first + b.second) : new(V.Fold(a.first, b.first, distance), V.Fold(a.second, b.second, distance));
+    public static Lockstep<V> Fold(Lockstep<V> a, Lockstep<V> b) => V.Count == 1 ? new(a.first + a.second, b.first + b.second) : new(V.Fold(a.first, b.first), V.Fold(a.second, b.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Unzip(Lockstep<V> a, Lockstep<V> b, out Lockstep<V> even, out Lockstep<V> odd)

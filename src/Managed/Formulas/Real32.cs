@@ -296,7 +296,7 @@ public readonly struct Real32 : ILanes<Real32>
 
     // There is no second lane.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static Real32 ILanes<Real32>.Fold(Real32 a, Real32 b, int distance) => a;
+    static Real32 ILanes<Real32>.Fold(Real32 a, Real32 b) => a;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static void ILanes<Real32>.Unzip(Real32 a, Real32 b, out Real32 even, out Real32 odd)

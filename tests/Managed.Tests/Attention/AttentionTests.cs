@@ -8,7 +8,7 @@ public class AttentionTests
     private static ComputeDevice Device => DeviceUnderTest.Device;
 
     // Head sizes and lengths around the edges of vectors, register tiles, blocks and tiles.
-    private static readonly int[] HeadSizes = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 40, 63, 64, 65, 80, 127, 128, 130];
+    private static readonly int[] HeadSizes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 20, 22, 24, 25, 31, 33, 40, 63, 64, 65, 80, 127, 128, 130];
 
     private static readonly (int Queries, int Keys)[] Lengths =
         [(1, 1), (1, 7), (7, 1), (3, 5), (15, 17), (16, 16), (31, 33), (63, 65), (64, 64), (65, 63), (66, 130), (129, 70), (2, 300)];

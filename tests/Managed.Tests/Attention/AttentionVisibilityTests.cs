@@ -68,9 +68,12 @@ public unsafe class AttentionVisibilityTests
     [InlineData(2)]
     [InlineData(3)]
     [InlineData(4)]
+    [InlineData(6)]
+    [InlineData(8)]
     [InlineData(17)]
     [InlineData(18)]
     [InlineData(20)]
+    [InlineData(23)]
     public void A_query_of_NaN_reaches_the_gradients_of_the_keys_that_it_sees_only(int headSize)
     {
         const int queries = 70, keys = 133, poisoned = 40;
