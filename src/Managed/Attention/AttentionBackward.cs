@@ -237,7 +237,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             keyGradient = Take(ref scratch, chunkKeys * headRow);
             valueGradient = Take(ref scratch, chunkKeys * valueRow);
         }
-        tileIsFinite = Take(ref scratch, chunkKeys / AttentionTiles.Keys);
+        tileIsFinite = Take(ref scratch, (nint)AttentionBackwardPlan.TileFloats(chunkKeys));
         var pairTile = new PairTile { Values = Take(ref scratch, AttentionTiles.Keys * block) };
         nint keyLaneFloats = chunkKeys * LaneSums.Floats<V>(d), valueLaneFloats = chunkKeys * LaneSums.Floats<V>(dv);
         keyLanes = Take(ref scratch, keyLaneFloats);

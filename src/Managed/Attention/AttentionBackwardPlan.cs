@@ -87,7 +87,7 @@ internal struct AttentionBackwardPlan
         const long block = AttentionTiles.WidestBlock;
         long row = KeyRow(shape) + ValueRow(shape);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * row + QueryRow(shape) * block
-            + 6 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.MostFloats(shape.HeadSize) + LaneSums.MostFloats(shape.ValueSize)) + chunk / AttentionTiles.Keys
+            + 6 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.MostFloats(shape.HeadSize) + LaneSums.MostFloats(shape.ValueSize)) + TileFloats(chunk)
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile) + streams * PairStream.Floats(AttentionTiles.WidestBlock);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;
@@ -132,6 +132,9 @@ internal struct AttentionBackwardPlan
 
     /// <summary>The floats of the gradient of one query, with what a product needs beside it.</summary>
     public static long QueryRow(in AttentionShape shape) => AttentionTiles.RoundUp(shape.HeadSize, Product.Rows);
+
+    /// <summary>A float for each tile of a chunk; whole vectors, so that what lies behind it begins a line.</summary>
+    public static long TileFloats(long chunk) => AttentionTiles.RoundUp(chunk / AttentionTiles.Keys, AttentionTiles.WidestBlock / AttentionTiles.Vectors);
 
     // Whole blocks.
     private static long QueryFloats(in AttentionShape shape) => AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * QueryRow(shape);

@@ -38,7 +38,7 @@ internal static unsafe class StreamingStores
             Sse.StoreFence();
     }
 
-    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void MultiplyRow(float* from, float* to, nint count, float factor)
     {
         nint done = 0;
