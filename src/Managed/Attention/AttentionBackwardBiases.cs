@@ -55,7 +55,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                 if (Streams(c, head))
                     streams[c] = new(Take(ref scratch, (nint)PairStream.Floats(AttentionTiles.Block<V>())));
                 Clear(capturedGradient[c].Start, floats);
-                Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.CapturedLength(Shape, c));
+                Clear(Partials + Plan.CapturedPartial(Shape, c, batch, head, chunk), (nint)Plan.CapturedLength(c));
             }
         }
     }

@@ -37,13 +37,14 @@ internal struct AttentionBackwardPlan
     /// <summary>The scratch memory of a thread.</summary>
     public long ScratchBytes { get; private set; }
 
-    private long queryFloats, keyFloats, lineFloats, gridFloats, logSumExpFloats, sinkDoubles;
-    private CapturedFloats capturedFloats;
+    private long queryFloats, keyFloats, lineFloats, gridFloats, capturedFloats, logSumExpFloats, sinkDoubles;
+    private CapturedPartials captured;
 
+    // Where the partial gradients of each pair tensor begin, and the floats of one head and chunk.
     [InlineArray(PairTensors.Count)]
-    private struct CapturedFloats
+    private struct CapturedPartials
     {
-        private long first;
+        private (long Start, long Length) first;
     }
 
     public static AttentionBackwardPlan Of(in AttentionProblem problem, in AttentionGradients gradients)
@@ -77,7 +78,8 @@ internal struct AttentionBackwardPlan
         for (int c = 0; c < PairTensors.Count; c++)
         {
             Captured gradient = Gradient(problem, gradients, c);
-            plan.capturedFloats[c] = perHeadAndChunk * Partial(gradient, shape, plan);
+            plan.captured[c] = (plan.queryFloats + plan.keyFloats + plan.lineFloats + plan.gridFloats + plan.capturedFloats, Partial(gradient, shape, plan));
+            plan.capturedFloats += perHeadAndChunk * plan.captured[c].Length;
             streams += gradient.IsPresent && gradient.Structure == CapturedStructure.Dense ? 1 : 0;
         }
 
@@ -110,16 +112,7 @@ internal struct AttentionBackwardPlan
     public readonly long Bytes(int threads) => threads * ScratchBytes + SinkBytes + sinkDoubles * sizeof(double);
 
     /// <summary>Where log-sum-exps with remainders lie, if the caller has none: behind all partial sums.</summary>
-    public readonly long LogSumExpPartial
-    {
-        get
-        {
-            long start = queryFloats + keyFloats + lineFloats + gridFloats;
-            foreach (long captured in capturedFloats)
-                start += captured;
-            return start;
-        }
-    }
+    public readonly long LogSumExpPartial => queryFloats + keyFloats + lineFloats + gridFloats + capturedFloats;
 
     // The bytes before the gradients of the sinks, which lie behind all floats.
     private readonly long SinkBytes => AttentionTiles.RoundUp((LogSumExpPartial + logSumExpFloats) * sizeof(float), sizeof(double));
@@ -162,16 +155,11 @@ internal struct AttentionBackwardPlan
         queryFloats + keyFloats + lineFloats + ((batch * shape.Heads + head) * Chunks + chunk) * shape.GridCells;
 
     /// <summary>Where the partial gradient of a captured tensor begins for a head and chunk.</summary>
-    public readonly long CapturedPartial(in AttentionShape shape, int capture, long batch, long head, long chunk)
-    {
-        long start = queryFloats + keyFloats + lineFloats + gridFloats;
-        for (int c = 0; c < capture; c++)
-            start += capturedFloats[c];
-        return start + ((batch * shape.Heads + head) * Chunks + chunk) * CapturedLength(shape, capture);
-    }
+    public readonly long CapturedPartial(in AttentionShape shape, int capture, long batch, long head, long chunk) =>
+        captured[capture].Start + ((batch * shape.Heads + head) * Chunks + chunk) * captured[capture].Length;
 
     /// <summary>The floats of the partial gradient of a captured tensor for a head and chunk.</summary>
-    public readonly long CapturedLength(in AttentionShape shape, int capture) => capturedFloats[capture] / Math.Max(1, shape.Batch * shape.Heads * Chunks);
+    public readonly long CapturedLength(int capture) => captured[capture].Length;
 
     // The gradient of a pair tensor, without its memory.
     private static unsafe Captured Gradient(in AttentionProblem problem, in AttentionGradients gradients, int tensor)
