@@ -323,19 +323,23 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
             bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV);
             bool refines = first == 0 && end <= AttentionTiles.Keys, keeps = WantsScoring || refines; // dz as it is
+            bool apart = ruled && WantsScoring && !refines && WantedCaptures == 0; // and beside it what passes through the rule
             foreach (ref readonly TilePart part in visible.Parts)
             {
-                if (ruled && !keeps)
-                    Differentiate<V, Yes, Yes>(bias, part, skips ? -1f : 0f);
+                if (apart)
+                    Differentiate<V, Yes, Yes, Yes>(bias, part, skips ? -1f : 0f);
+                else if (ruled && !keeps)
+                    Differentiate<V, Yes, Yes, No>(bias, part, skips ? -1f : 0f);
                 else if (hides || ruled)
-                    Differentiate<V, Yes, No>(bias, part, skips ? -1f : 0f);
+                    Differentiate<V, Yes, No, No>(bias, part, skips ? -1f : 0f);
                 else
-                    Differentiate<V, No, No>(bias, part, 0f);
+                    Differentiate<V, No, No, No>(bias, part, 0f);
             }
             // What is summed takes four keys at a time; what stands for missing ones must add nothing to the keys that follow.
             nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
             Clear(s + tileKeys * block, (fullRows - tileKeys) * block);
-            Clear(dS + tileKeys * block, (fullRows - tileKeys) * block);
+            float* passed = apart ? slope : dS;
+            Clear(passed + tileKeys * block, (fullRows - tileKeys) * block);
             if (refines)
                 Refine<V>(visible, head, i0, rows);
             if (Plan.WantsLine)
@@ -343,14 +347,14 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             AddBiases<V>(scores, head, i0, j0, rows, tileKeys, first, count);
             foreach (ref readonly TilePart part in visible.Parts)
             {
-                if (ruled && keeps)
+                if (ruled && keeps && !apart)
                     PassThroughRule<V>(tile, part, i0, j0);
             }
             EndTileGradients<V>(head, i0, j0, rows, tileKeys, first, count);
             foreach (ref readonly TilePart part in visible.Parts)
             {
                 nint lane = part.Lane<V>(), start = part.Start<V>();
-                float* partK = tileK + part.FirstKey * Key.Row, p = s + start, dz = dS + start, hidden = skips ? p : null;
+                float* partK = tileK + part.FirstKey * Key.Row, p = s + start, dz = passed + start, hidden = skips ? p : null;
                 nint key = j0 - first + part.FirstKey;
                 AddOverQueries<V>(p, part, rows, upstreamColumns, upstreamRows, dv, key, valueGradient, valueLanes, hidden);
                 AddOverQueries<V>(dz, part, rows, queryColumns, queryRows, d, key, keyGradient, keyLanes, hidden);
@@ -399,11 +403,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         then.Add(Output, Output.Matrix(batch, nextHead) + next * Output.Row, rows, dv, tilesLeft);
     }
 
-    // From scores and dP of a part: P in place of S and dz, or dS = dz · ∂rule/∂score, in place of dP, four keys at a time of one vector of queries. The last key stands for those that are missing
-    // of four.
+    // From scores and dP of a part: P in place of S and dz, or dS = dz · ∂rule/∂score, in place of dP, or dz in place of dP and dS in place of the slopes; four keys at a time of one vector of queries.
+    // The last key stands for those that are missing of four.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void Differentiate<V, THiding, TSlopes>(LaneRows bias, in TilePart part, float hiddenWeight)
-        where V : struct, ILanes<V> where THiding : struct, IChoice where TSlopes : struct, IChoice
+    private readonly void Differentiate<V, THiding, TSlopes, TApart>(LaneRows bias, in TilePart part, float hiddenWeight)
+        where V : struct, ILanes<V> where THiding : struct, IChoice where TSlopes : struct, IChoice where TApart : struct, IChoice
     {
         nint step = AttentionTiles.Block<V>(), first = part.Lane<V>(), end = part.EndVector * V.Count, keys = part.Keys;
         V scale = V.From(Shape.Scale);
@@ -427,21 +431,25 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                     (p0, p1, p2, p3) = (V.SelectEqual(z0, none, hidden, p0), V.SelectEqual(z1, none, hidden, p1), V.SelectEqual(z2, none, hidden, p2), V.SelectEqual(z3, none, hidden, p3));
                     (dz0, dz1, dz2, dz3) = (V.SelectEqual(z0, none, V.Zero, dz0), V.SelectEqual(z1, none, V.Zero, dz1), V.SelectEqual(z2, none, V.Zero, dz2), V.SelectEqual(z3, none, V.Zero, dz3));
                 }
+                Store(p0, p1, p2, p3, scores, step);
+                if (!TSlopes.Taken || TApart.Taken)
+                    Store(dz0, dz1, dz2, dz3, gradients, step);
                 if (TSlopes.Taken)
                 {
                     float* slopes = scores + (slope - s);
-                    (dz0, dz1, dz2, dz3) = (Multiply(dz0, slopes), Multiply(dz1, slopes + step), Multiply(dz2, slopes + 2 * step), Multiply(dz3, slopes + 3 * step));
+                    Store(Multiply(dz0, slopes), Multiply(dz1, slopes + step), Multiply(dz2, slopes + 2 * step), Multiply(dz3, slopes + 3 * step), TApart.Taken ? slopes : gradients, step);
                 }
-                p0.Store(scores);
-                p1.Store(scores + step);
-                p2.Store(scores + 2 * step);
-                p3.Store(scores + 3 * step);
-                dz0.Store(gradients);
-                dz1.Store(gradients + step);
-                dz2.Store(gradients + 2 * step);
-                dz3.Store(gradients + 3 * step);
             }
         }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Store<V>(V x0, V x1, V x2, V x3, float* to, nint step) where V : struct, ILanes<V>
+    {
+        x0.Store(to);
+        x1.Store(to + step);
+        x2.Store(to + 2 * step);
+        x3.Store(to + 3 * step);
     }
 
     // The final score: of q·k, or of what a rule says. A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
