@@ -1,4 +1,6 @@
+using System.Numerics;
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
 
 namespace TransformerKernels;
 
@@ -74,37 +76,54 @@ internal readonly unsafe struct TileVisibility
     public static TileVisibility Cut<V>(float* memory, nint keys) where V : struct, ILanes<V>
     {
         ulong* seen = (ulong*)memory, byVector = stackalloc ulong[AttentionTiles.Vectors];
-        ulong byAll = ulong.MaxValue, byAny = 0;
+        ulong byAny = 0;
+        Vector256<ulong> all = Vector256<ulong>.AllBitsSet;
         for (nint vector = 0; vector < AttentionTiles.Vectors; vector++)
         {
-            ulong some = 0;
-            for (nint query = vector * V.Count; query < (vector + 1) * V.Count; query++)
+            Vector256<ulong> some = default;
+            nint query = vector * V.Count, end = query + V.Count;
+            for (; query + Vector256<ulong>.Count <= end; query += Vector256<ulong>.Count)
             {
-                some |= seen[query];
-                byAll &= seen[query];
+                Vector256<ulong> words = Vector256.Load(seen + query);
+                (some, all) = (some | words, all & words);
             }
-            byVector[vector] = some;
-            byAny |= some;
+            for (; query < end; query++)
+            {
+                Vector256<ulong> word = Vector256.Create(seen[query]);
+                (some, all) = (some | word, all & word);
+            }
+            byVector[vector] = (some[0] | some[1]) | (some[2] | some[3]);
+            byAny |= byVector[vector];
         }
         if (byAny == 0)
             return new(memory, 0, true);
-        if (byAll == First(keys))
+        if (((all[0] & all[1]) & (all[2] & all[3])) == First(keys))
             return new(memory, keys);
+        // A bit where four keys begin: of each vector, whether it sees one of them; of all, whether one sees otherwise than before.
+        const ulong groups = ulong.MaxValue / ((1 << Product.Rows) - 1);
+        ulong changes = 0;
+        for (nint vector = 0; vector < AttentionTiles.Vectors; vector++)
+        {
+            ulong some = byVector[vector] | byVector[vector] >> 1;
+            byVector[vector] = (some | some >> 2) & groups;
+            changes |= byVector[vector] ^ byVector[vector] << Product.Rows;
+        }
         var parts = (TilePart*)(seen + AttentionTiles.Keys);
         int count = 0;
-        for (nint key = 0; key < keys; key += Product.Rows)
+        for (changes &= First(keys); changes != 0;)
         {
-            ulong group = ((1ul << Product.Rows) - 1) << (int)key;
+            int key = BitOperations.TrailingZeroCount(changes);
+            changes &= changes - 1;
             nint first = 0, end = AttentionTiles.Vectors;
-            while (first < end && (byVector[first] & group) == 0)
+            while (first < end && (byVector[first] >> key & 1) == 0)
                 first++;
-            while (end > first && (byVector[end - 1] & group) == 0)
+            while (end > first && (byVector[end - 1] >> key & 1) == 0)
                 end--;
             if (first == end)
                 continue;
             if (count == 0 || parts[count - 1].EndKey != key || parts[count - 1].FirstVector != first || parts[count - 1].EndVector != end)
                 parts[count++] = new() { FirstKey = key, FirstVector = first, EndVector = end };
-            parts[count - 1].EndKey = Math.Min(key + Product.Rows, keys);
+            parts[count - 1].EndKey = Math.Min(BitOperations.TrailingZeroCount(changes), keys);
         }
         return new(memory, count, true);
     }
