@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -302,7 +303,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         for (TilePart rest = part; rest.Keys > 0;)
         {
             TilePart piece = ahead.Piece(rest);
-            if (adds || TCap.Caps)
+            if (TCap.Caps && Avx512F.IsSupported && piece.Vectors == AttentionTiles.Vectors)
+                CapRows<V, THiding>(piece, ruled, bias, s, maximum);
+            else if (adds || TCap.Caps)
                 ScoreLanes<Lockstep<V>, THiding, EndAlone>(tile, piece.OfPairs, block, ruled, bias, s, maximum);
             else
                 RaiseMaxima<Lockstep<V>>(piece.OfPairs, block, ruled, s, maximum);
@@ -383,9 +386,7 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 }
                 if (typeof(TStep) != typeof(RuleAlone))
                 {
-                    // A rule hides by −∞ before a score is bounded and any bias added: neither the cap nor ∞ in a bias must bring the pair back.
-                    V b = V.Load(added), ended = V.SelectEqual(z, hidden, hidden, Cap.Score(z) + b);
-                    z = THiding.Taken ? V.SelectEqual(b, hidden, hidden, ended) : ended;
+                    z = Final<V, THiding>(z, Cap.Score(z), V.Load(added));
                     highest = V.MaxNative(highest, z);
                     added += bias.Step;
                 }
@@ -395,6 +396,41 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             if (typeof(TStep) != typeof(RuleAlone))
                 highest.Store(maximum + lane);
         }
+    }
+
+    // The softcap, the bias and the maxima of whole rows, four vectors in lockstep: for processors with 32 vector registers.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void CapRows<V, THiding>(in TilePart part, LaneRows ruled, LaneRows bias, float* s, float* maximum) where V : struct, ILanes<V> where THiding : struct, IChoice
+    {
+        nint w = V.Count, block = AttentionTiles.Block<V>(), keys = part.Keys;
+        float* at = s + part.FirstKey * block, from = ruled.At(part.FirstKey), added = bias.At(part.FirstKey);
+        V m0 = V.Load(maximum), m1 = V.Load(maximum + w), m2 = V.Load(maximum + 2 * w), m3 = V.Load(maximum + 3 * w);
+        for (nint row = 0; row < keys; row++, from += ruled.Step, at += block, added += bias.Step)
+        {
+            V z0 = V.Load(from), z1 = V.Load(from + w), z2 = V.Load(from + 2 * w), z3 = V.Load(from + 3 * w);
+            Lockstep<Lockstep<V>> capped = Cap.Score(new Lockstep<Lockstep<V>>(new(z0, z1), new(z2, z3)));
+            z0 = Final<V, THiding>(z0, capped.First.First, V.Load(added));
+            z1 = Final<V, THiding>(z1, capped.First.Second, V.Load(added + w));
+            z2 = Final<V, THiding>(z2, capped.Second.First, V.Load(added + 2 * w));
+            z3 = Final<V, THiding>(z3, capped.Second.Second, V.Load(added + 3 * w));
+            (m0, m1, m2, m3) = (V.MaxNative(m0, z0), V.MaxNative(m1, z1), V.MaxNative(m2, z2), V.MaxNative(m3, z3));
+            z0.Store(at);
+            z1.Store(at + w);
+            z2.Store(at + 2 * w);
+            z3.Store(at + 3 * w);
+        }
+        m0.Store(maximum);
+        m1.Store(maximum + w);
+        m2.Store(maximum + 2 * w);
+        m3.Store(maximum + 3 * w);
+    }
+
+    // A rule hides by −∞ before a score is bounded and any bias added: neither the cap nor ∞ in a bias must bring the pair back.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static V Final<V, THiding>(V ruled, V capped, V bias) where V : struct, ILanes<V> where THiding : struct, IChoice
+    {
+        V hidden = V.From(float.NegativeInfinity), ended = V.SelectEqual(ruled, hidden, hidden, capped + bias);
+        return THiding.Taken ? V.SelectEqual(bias, hidden, hidden, ended) : ended;
     }
 
     // The scores and maxima of what needs no end.
