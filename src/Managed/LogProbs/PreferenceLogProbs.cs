@@ -21,7 +21,7 @@ public ref struct PreferenceProblem
     /// </summary>
     public HiddenProblem Reference { get; set; }
 
-    /// <summary>[2n + 1], int32 or int64, never falling: sequence s is the tokens from entry s up to before entry s + 1. Without it all sequences have the same length, tokens / 2n.</summary>
+    /// <summary>[2n + 1], int32 or int64, never falling: sequence s is the tokens from entry s up to before entry s + 1. Without it all sequences have the same length, tokens / 2n, at least 1.</summary>
     public TensorView CumulativeLengths { get; set; }
 
     /// <summary>[tokens], Bool: the tokens of the answers, as against prompts and padding. All if absent.</summary>
@@ -167,8 +167,8 @@ public static class PreferenceLogProbs
         }
         if (problem.CumulativeLengths.IsPresent)
             Require.Input(device, problem.CumulativeLengths, "problem.CumulativeLengths", [ElementType.Int32, ElementType.Int64], 2 * pairs + 1);
-        else if (pairs == 0 ? tokens != 0 : tokens % (2 * pairs) != 0)
-            throw new ArgumentException($"{tokens} tokens aren't {2 * pairs} sequences of one length; set problem.CumulativeLengths.", "problem.CumulativeLengths");
+        else if (pairs == 0 ? tokens != 0 : tokens == 0 || tokens % (2 * pairs) != 0)
+            throw new ArgumentException($"{tokens} tokens aren't {2 * pairs} sequences of one length, at least 1; set problem.CumulativeLengths.", "problem.CumulativeLengths");
         if (problem.Mask.IsPresent)
             Require.Input(device, problem.Mask, "problem.Mask", [ElementType.Bool], tokens);
         if (problem.Reduction is not (SequenceReduction.Sum or SequenceReduction.Mean))

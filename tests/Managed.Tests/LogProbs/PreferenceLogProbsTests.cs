@@ -279,6 +279,37 @@ public class PreferenceLogProbsTests
     }
 
     [Fact]
+    public void Answers_without_tokens_are_told_by_their_bounds_alone()
+    {
+        // Many more answers than tokens: one token is the last but one pair's chosen answer.
+        const int pairs = 2000, width = 4, vocabulary = 8;
+        foreach (int tokens in (int[])[0, 1])
+        {
+            float[] hidden = Seeded.Normal(tokens * width, 1), entries = Seeded.Normal(vocabulary * width, 2), chosen = [.. Enumerable.Repeat(7f, pairs)], rejected = [.. chosen], logProb = new float[tokens];
+            float[] gradient = new float[entries.Length], expected = new float[entries.Length];
+            int[] targets = new int[tokens];
+            PreferenceProblem problem = new() { Policy = Policy(), CumulativeLengths = TensorView.Of((int[])[.. Enumerable.Range(0, 2 * pairs + 1).Select(s => s < pairs - 1 ? 0 : tokens)]) };
+            using Workspace forward = new(Device, PreferenceLogProbs.WorkspaceBytes(Device, problem, backward: false)), backward = new(Device, PreferenceLogProbs.WorkspaceBytes(Device, problem, backward: true)), any = new(Device);
+            PreferenceLogProbs.FromHidden(Device, problem, new() { Chosen = TensorView.Of(chosen), Rejected = TensorView.Of(rejected) }, forward);
+            LogProbs.FromHidden(Device, Policy(), new() { LogProb = TensorView.Of(logProb, tokens) }, any);
+            Assert.Equal(Enumerable.Range(0, pairs).Select(pair => pair == pairs - 2 && tokens == 1 ? logProb[0] : 0), chosen);
+            Assert.All(rejected, x => Assert.Equal(0, x));
+            PreferenceLogProbs.FromHiddenBackward(Device, problem, new() { Chosen = TensorView.Of([.. Enumerable.Repeat(1f, pairs)]) }, new() { Vocabulary = TensorView.Of(gradient, vocabulary, width) }, backward);
+            LogProbs.FromHiddenBackward(Device, Policy(), new() { LogProb = TensorView.Of([.. Enumerable.Repeat(1f, tokens)], tokens) }, new() { Vocabulary = TensorView.Of(expected, vocabulary, width) }, any);
+            Assert.Equal(expected, gradient);
+
+            // Without bounds the workspace's size has no place for them.
+            string message = $"{tokens} tokens aren't {2 * pairs} sequences of one length, at least 1; set problem.CumulativeLengths.";
+            Throws(message, () => PreferenceLogProbs.FromHidden(Device, new() { Policy = Policy() }, new() { Chosen = TensorView.Of(chosen) }, any));
+            Throws(message, () => PreferenceLogProbs.FromHiddenBackward(Device, new() { Policy = Policy() }, new() { Chosen = TensorView.Of(chosen) }, new() { Vocabulary = TensorView.Of(gradient, vocabulary, width) }, any));
+
+            HiddenProblem Policy() => new() { Hidden = TensorView.Of(hidden, tokens, width), Vocabulary = TensorView.Of(entries, vocabulary, width), Targets = TensorView.Of(targets, tokens) };
+        }
+
+        static void Throws(string message, Action call) => Assert.StartsWith(message, Assert.Throws<ArgumentException>("problem.CumulativeLengths", call).Message);
+    }
+
+    [Fact]
     public void Bad_input_throws_naming_it()
     {
         float[] hidden = new float[24], entries = new float[15], bias = new float[5], out2 = new float[2];
@@ -287,7 +318,7 @@ public class PreferenceLogProbsTests
         PreferenceProblem Good() => new() { Policy = new() { Hidden = TensorView.Of(hidden, 8, 3), Vocabulary = TensorView.Of(entries, 5, 3), Targets = TensorView.Of(targets) } };
         Throws("outputs asks for nothing; set at least one of Chosen, Rejected, ReferenceChosen, ReferenceRejected.", problem => problem, default);
         Throws("problem.Policy.Hidden is required.", problem => { problem.Policy = default; return problem; }, new() { Chosen = TensorView.Of(out2) });
-        Throws("8 tokens aren't 6 sequences of one length; set problem.CumulativeLengths.", problem => problem, new() { Chosen = TensorView.Of(new float[3]) });
+        Throws("8 tokens aren't 6 sequences of one length, at least 1; set problem.CumulativeLengths.", problem => problem, new() { Chosen = TensorView.Of(new float[3]) });
         Throws("problem.CumulativeLengths has the shape [3]; it should be [5].", problem => { problem.CumulativeLengths = TensorView.Of(new int[3]); return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("problem.CumulativeLengths[2] is 9; it must lie between the one before, 4, and the number of tokens, 8.", problem => { problem.CumulativeLengths = TensorView.Of((int[])[0, 4, 9, 9, 9]); return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("problem.Mask has the shape [7]; it should be [8].", problem => { problem.Mask = TensorView.Of(new bool[7]); return problem; }, new() { Chosen = TensorView.Of(out2) });
