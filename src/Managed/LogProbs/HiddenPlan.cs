@@ -2,7 +2,7 @@ namespace TransformerKernels;
 
 /// <summary>How the work of a fused call is cut, and where things lie in its workspace.</summary>
 /// <remarks>
-/// Tokens lie in the lanes. A chunk of tokens is packed transposed, in panels as wide as a register tile; the vocabulary streams past it, broadcast from its own memory. A row of
+/// Tokens lie in the lanes. A chunk of tokens is packed transposed, in whole panels as wide as a register tile; the vocabulary streams past it, broadcast from its own memory. A row of
 /// logits of the chunk, one entry of the vocabulary, is <see cref="Stride"/> floats. What is summed over the vocabulary is summed in pieces whose bounds the vocabulary's
 /// size alone fixes; what is summed over tokens is added token by token onto what is there. So the chunk, which the budget decides, doesn't change a bit.
 /// </remarks>
@@ -28,7 +28,7 @@ internal readonly struct HiddenPlan
     /// <summary>Shift, the slope's four coefficients, gradient at the target and the target's logit, for each token.</summary>
     public const int TokenFields = 7;
 
-    public readonly nint Tokens, Width, Vocabulary, Lanes, Panel, Chunk, Stride;
+    public readonly nint Tokens, Width, Vocabulary, Lanes, Panel, Chunk;
     public readonly bool Backward, Keeps, Converts;
     public readonly long Bytes, ScratchBytes;
 
@@ -53,19 +53,18 @@ internal readonly struct HiddenPlan
         budget = Math.Min(budget, DefaultBudget);
 
         // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
-        nint most = RoundUp(Math.Max(Tokens, 1), lanes);
+        nint most = RoundUp(Math.Max(Tokens, 1), Panel);
         (Keeps, Chunk) = (keeps, most);
-        for (; Chunk > lanes && Size(threads) > budget; Chunk -= lanes)
+        for (; Chunk > Panel && Size(threads) > budget; Chunk -= Panel)
         {
         }
         if (Keeps && Size(threads) > budget)
         {
             (Keeps, Chunk) = (false, most);
-            for (; Chunk > lanes && Size(threads) > budget; Chunk -= lanes)
+            for (; Chunk > Panel && Size(threads) > budget; Chunk -= Panel)
             {
             }
         }
-        Stride = RoundUp(Chunk, Panel);
 
         nint at = 0;
         Indices = Take(ref at, 2 * Tokens + 2 * Stride);
@@ -79,6 +78,9 @@ internal readonly struct HiddenPlan
         ScratchBytes = ScratchFloats * sizeof(float);
         Bytes = at * (long)sizeof(float) + ScratchBytes * threads;
     }
+
+    /// <summary>The floats of a row: one for each token of a chunk.</summary>
+    public nint Stride => Chunk;
 
     /// <summary>How many pieces the vocabulary has, and how many groups of them.</summary>
     public nint Pieces => (Vocabulary + PieceRows - 1) / PieceRows;
@@ -95,17 +97,16 @@ internal readonly struct HiddenPlan
     private nint ScratchFloats => RoundUp(BlockFloats + (Converts ? BlockRows * Width : 0) + BlockRows * Panel + Width, Aligned);
 
     /// <summary>The floats of a block's logits in scratch memory: those of all tokens, before and after they are differentiated, or of one panel of them.</summary>
-    public nint BlockFloats => Backward ? 2 * BlockRows * RoundUp(Chunk, Panel) : BlockRows * Panel;
+    public nint BlockFloats => Backward ? 2 * BlockRows * Chunk : BlockRows * Panel;
 
     // Floats of a cache line.
     private const int Aligned = 16;
 
     private long Size(int threads)
     {
-        long stride = RoundUp(Chunk, Panel);
         long perToken = Width + Pieces * PartialFields + TokenFields + 2 + (Backward ? RoundUp(Width, Panel) + Groups * Width : 0) + (Keeps ? Vocabulary : 0);
         const int Gaps = 8 * Aligned;
-        return sizeof(float) * (stride * perToken + 2 * Tokens + Gaps + (long)ScratchFloats * threads);
+        return sizeof(float) * (Chunk * perToken + 2 * Tokens + Gaps + (long)ScratchFloats * threads);
     }
 
     private static nint Take(ref nint at, nint floats)

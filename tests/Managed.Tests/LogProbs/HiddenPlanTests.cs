@@ -1,0 +1,46 @@
+using Xunit;
+
+namespace TransformerKernels.Tests;
+
+public class HiddenPlanTests
+{
+    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+
+    public static TheoryData<int, int, int, ElementType> Shapes => new()
+    {
+        { 0, 1, 1, ElementType.Float32 },
+        { 40, 3, 17, ElementType.Float32 },
+        { 96, 1024, 8192, ElementType.Float32 },
+        { 1000, 64, 700, ElementType.BFloat16 },
+        { 1024, 1024, 32_000, ElementType.Float32 },
+        { 300, 100, 128_256, ElementType.BFloat16 },
+    };
+
+    // Shapes alone; nothing lies there.
+    private static HiddenProblem Problem(int tokens, int width, int vocabulary, ElementType type) => new()
+    {
+        Hidden = TensorView.FromPointer(Device, 1 << 20, type, tokens, width),
+        Vocabulary = TensorView.FromPointer(Device, 1 << 20, type, vocabulary, width),
+        Targets = TensorView.FromPointer(Device, 1 << 20, ElementType.Int32, tokens),
+    };
+
+    private static IEnumerable<(nint Lanes, bool Backward, bool Keeps, int Threads)> Kinds =>
+        from lanes in (nint[])[1, 4, 8, 16] from backward in (bool[])[false, true] from keeps in (bool[])[false, true] from threads in (int[])[1, 7] select (lanes, backward, keeps, threads);
+
+    [Theory]
+    [MemberData(nameof(Shapes))]
+    public void A_chunk_fills_its_panels_within_the_budget(int tokens, int width, int vocabulary, ElementType type)
+    {
+        foreach ((nint lanes, bool backward, bool keeps, int threads) in Kinds)
+        {
+            long least = new HiddenPlan(Problem(tokens, width, vocabulary, type), backward, keeps, 0, lanes, threads).Bytes;
+            for (long budget = 0; budget < 50_000_000; budget = budget * 5 / 4 + 10_000)
+            {
+                var plan = new HiddenPlan(Problem(tokens, width, vocabulary, type), backward, keeps, budget, lanes, threads);
+                Assert.True(plan.Chunk > 0);
+                Assert.Equal(0, plan.Chunk % plan.Panel);
+                Assert.True(plan.Bytes <= Math.Max(budget, least), $"{plan.Bytes} bytes of {budget}, {least} at least");
+            }
+        }
+    }
+}
