@@ -43,6 +43,17 @@ internal readonly struct HiddenPlan
     /// <param name="threads">How many threads have scratch memory of their own.</param>
     public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
+        // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
+        nint panel = VocabularyProduct.MostVectors * lanes, most = RoundUp((nint)Math.Max(problem.Hidden.Length(0), 1), panel);
+        this = new(problem, backward, keeps, most, lanes, threads);
+        budget = Math.Min(budget, DefaultBudget);
+        while (Bytes > budget && (Chunk > panel || Keeps))
+            this = Chunk > panel ? new(problem, backward, Keeps, Chunk - panel, lanes, threads) : new(problem, backward, keeps: false, most, lanes, threads);
+    }
+
+    // A chunk of so many tokens.
+    private HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, nint chunk, nint lanes, int threads)
+    {
         Tokens = (nint)problem.Hidden.Length(0);
         Width = (nint)problem.Hidden.Length(1);
         Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
@@ -50,33 +61,19 @@ internal readonly struct HiddenPlan
         Panel = VocabularyProduct.MostVectors * lanes;
         Backward = backward;
         Converts = problem.Vocabulary.Type != ElementType.Float32;
-        budget = Math.Min(budget, DefaultBudget);
+        (Keeps, Chunk) = (keeps, chunk);
 
-        // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
-        nint most = RoundUp(Math.Max(Tokens, 1), Panel);
-        (Keeps, Chunk) = (keeps, most);
-        for (; Chunk > Panel && Size(threads) > budget; Chunk -= Panel)
-        {
-        }
-        if (Keeps && Size(threads) > budget)
-        {
-            (Keeps, Chunk) = (false, most);
-            for (; Chunk > Panel && Size(threads) > budget; Chunk -= Panel)
-            {
-            }
-        }
-
-        nint at = 0;
-        Indices = Take(ref at, 2 * Tokens + 2 * Stride);
-        PackedHidden = Take(ref at, Stride * Width);
-        PackedRows = Take(ref at, backward ? Stride * RoundUp(Width, Panel) : 0);
-        Partials = Take(ref at, Pieces * PartialFields * Stride);
-        PerToken = Take(ref at, TokenFields * Stride);
-        HiddenParts = Take(ref at, backward ? Groups * Width * Stride : 0);
-        Logits = Take(ref at, Keeps ? Vocabulary * Stride : 0);
-        Scratch = at;
-        ScratchBytes = ScratchFloats * sizeof(float);
-        Bytes = at * (long)sizeof(float) + ScratchBytes * threads;
+        long at = 0, tokens = chunk;
+        Indices = Take(ref at, 2 * (Tokens + tokens));
+        PackedHidden = Take(ref at, tokens * Width);
+        PackedRows = Take(ref at, backward ? tokens * RoundUp(Width, Panel) : 0);
+        Partials = Take(ref at, tokens * Pieces * PartialFields);
+        PerToken = Take(ref at, tokens * TokenFields);
+        HiddenParts = Take(ref at, backward ? tokens * Groups * Width : 0);
+        Logits = Take(ref at, keeps ? tokens * Vocabulary : 0);
+        Scratch = (nint)at;
+        ScratchBytes = ScratchFloats * (long)sizeof(float);
+        Bytes = at * sizeof(float) + ScratchBytes * threads;
     }
 
     /// <summary>The floats of a row: one for each token of a chunk.</summary>
@@ -102,18 +99,12 @@ internal readonly struct HiddenPlan
     // Floats of a cache line.
     private const int Aligned = 16;
 
-    private long Size(int threads)
+    // In 64 bits, for a chunk may be tried that no memory holds.
+    private static nint Take(ref long at, long floats)
     {
-        long perToken = Width + Pieces * PartialFields + TokenFields + 2 + (Backward ? RoundUp(Width, Panel) + Groups * Width : 0) + (Keeps ? Vocabulary : 0);
-        const int Gaps = 8 * Aligned;
-        return sizeof(float) * (Chunk * perToken + 2 * Tokens + Gaps + (long)ScratchFloats * threads);
-    }
-
-    private static nint Take(ref nint at, nint floats)
-    {
-        nint place = at;
-        at += RoundUp(floats, Aligned);
-        return place;
+        long place = at;
+        at += (floats + Aligned - 1) / Aligned * Aligned;
+        return (nint)place;
     }
 
     public static nint RoundUp(nint x, nint multiple) => (x + multiple - 1) / multiple * multiple;

@@ -262,6 +262,26 @@ public class HiddenLogProbsTests
         }
     }
 
+    [Theory]
+    [InlineData(96, 1024, 8192)]
+    [InlineData(1024, 1024, 32_000)]
+    public void What_is_told_is_what_is_told_for_it(int tokens, int width, int vocabulary)
+    {
+        // Shapes alone; nothing lies there.
+        TensorView At(ElementType type, params ReadOnlySpan<long> shape) => TensorView.FromPointer(Device, 1 << 20, type, shape);
+        HiddenProblem Problem() => new() { Hidden = At(ElementType.Float32, tokens, width), Vocabulary = At(ElementType.Float32, vocabulary, width), Targets = At(ElementType.Int32, tokens) };
+        foreach (bool backward in (bool[])[false, true])
+        {
+            for (long budget = 0; budget < 40_000_000; budget += 1_000_000)
+            {
+                long told = LogProbs.FromHiddenWorkspaceBytes(Device, Problem(), backward, budget);
+                Assert.Equal(told, LogProbs.FromHiddenWorkspaceBytes(Device, Problem(), backward, told));
+                told = PreferenceLogProbs.WorkspaceBytes(Device, new() { Policy = Problem(), Reference = Problem() }, backward, budget);
+                Assert.Equal(told, PreferenceLogProbs.WorkspaceBytes(Device, new() { Policy = Problem(), Reference = Problem() }, backward, told));
+            }
+        }
+    }
+
     [Fact]
     public void Bad_input_throws_naming_it()
     {

@@ -43,4 +43,21 @@ public class HiddenPlanTests
             }
         }
     }
+
+    [Theory]
+    [MemberData(nameof(Shapes))]
+    public void What_a_plan_takes_suffices_for_it_and_a_byte_less_does_not(int tokens, int width, int vocabulary, ElementType type)
+    {
+        foreach ((nint lanes, bool backward, bool keeps, int threads) in Kinds)
+        {
+            HiddenPlan Plan(long budget) => new(Problem(tokens, width, vocabulary, type), backward, keeps, budget, lanes, threads);
+            long least = Plan(0).Bytes;
+            for (long budget = 0; budget < 50_000_000; budget = budget * 5 / 4 + 10_000)
+            {
+                HiddenPlan plan = Plan(budget), again = Plan(plan.Bytes);
+                Assert.Equal((plan.Bytes, plan.Chunk, plan.Keeps), (again.Bytes, again.Chunk, again.Keeps));
+                Assert.True(plan.Bytes == least || Plan(plan.Bytes - 1).Bytes < plan.Bytes);
+            }
+        }
+    }
 }
