@@ -92,14 +92,18 @@ public static class VocabularyShards
     /// With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.
     /// But of logits beyond 2²⁸ (a temperature near 0) a slice counts as if its largest were the float32 next to it, at most |z| 2⁻²⁵ away: maxima of two slices that round to one number count as equal, in
     /// the gradients too. Within a slice nothing is lost.
-    /// Slices that stand in the wrong order or twice throw, for their largest logits do. A slice that is missing is not found out, for some slices may be merged before others: the results are then those
-    /// of the vocabulary without it.
+    /// Partials don't say where their slice begins and ends, only where its largest logit lies: of every token that counts it must lie behind that of the slice before, or this throws. So slices in the wrong
+    /// order or there twice are found out. Slices that overlap, among them one beside merged partials that hold it already, are found out only where the largest logit of some token shows it, and a slice
+    /// that is missing is never: some slices may be merged before others. The results then are of a vocabulary that has those entries twice, or not at all.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="partials">[slices, n, <see cref="ShardPartials.Count"/>], float32, the slices in the order of the vocabulary.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten. The likeliest tokens beyond the first aren't offered.</param>
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>], float32, overwritten: the partials of all slices together, for the backward passes. May be absent (default).</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or slices are out of order, or there twice.</exception>
+    /// <exception cref="ArgumentException">
+    /// A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or
+    /// the largest logit of a token doesn't lie behind that of the slice before: slices are out of order, or there twice.
+    /// </exception>
     public static void Merge(ComputeDevice device, TensorView partials, in TokenOutputs outputs, TensorView merged = default)
     {
         Require.Device(device);
