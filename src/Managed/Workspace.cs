@@ -8,7 +8,9 @@ namespace TransformerKernels;
 public sealed class Workspace : IDisposable
 {
     private TensorBuffer? buffer;
-    private int inUse;
+
+    // What came last, and what has the memory now; 0 if nothing has.
+    private long lastUse, inUse;
     private bool disposed;
 
     /// <summary>An empty workspace.</summary>
@@ -34,6 +36,8 @@ public sealed class Workspace : IDisposable
     /// <summary>Grows to at least so many bytes, so that a later call needn't.</summary>
     /// <exception cref="ArgumentException">That is more than <see cref="Limit"/>.</exception>
     /// <exception cref="InvalidOperationException">A call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The workspace was disposed; or it has to grow, and its device was.</exception>
+    /// <exception cref="OutOfMemoryException">The device has too little memory.</exception>
     public void Reserve(long bytes) => Rent(bytes).Dispose();
 
     /// <summary>Frees the memory.</summary>
@@ -50,14 +54,16 @@ public sealed class Workspace : IDisposable
     /// <summary>For devices: at least so many bytes, until the lease is disposed.</summary>
     /// <exception cref="ArgumentException">That is more than <see cref="Limit"/>.</exception>
     /// <exception cref="InvalidOperationException">A call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The workspace was disposed; or it has to grow, and its device was.</exception>
+    /// <exception cref="OutOfMemoryException">The device has too little memory.</exception>
     public Lease Rent(long bytes)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(bytes);
-        Take();
+        long use = Take();
         try
         {
             Grow(bytes);
-            return new Lease(this);
+            return new Lease(this, use);
         }
         catch
         {
@@ -66,10 +72,12 @@ public sealed class Workspace : IDisposable
         }
     }
 
-    private void Take()
+    private long Take()
     {
-        if (Interlocked.Exchange(ref inUse, 1) != 0)
+        long use = Interlocked.Increment(ref lastUse);
+        if (Interlocked.CompareExchange(ref inUse, use, 0) != 0)
             throw new InvalidOperationException("Another call is using this workspace at the moment; give each thread its own.");
+        return use;
     }
 
     private void Grow(long bytes)
@@ -81,15 +89,23 @@ public sealed class Workspace : IDisposable
             throw new ArgumentException($"This needs {bytes} bytes of workspace; the workspace's limit is {Limit}.", "workspace");
         buffer?.Dispose(); // queued work may still use it: it's handed to what is queued later
         buffer = null;
-        buffer = Device.Allocate(ElementType.Bool, bytes);
+        try
+        {
+            buffer = Device.Allocate(ElementType.Bool, bytes);
+        }
+        catch (ObjectDisposedException)
+        {
+            throw new ObjectDisposedException(nameof(Workspace), $"The workspace can't grow to {bytes} bytes: the device that it was made for was disposed.");
+        }
     }
 
     /// <summary>The use of a workspace by one call.</summary>
     public readonly ref struct Lease
     {
         private readonly Workspace workspace;
+        private readonly long use;
 
-        internal Lease(Workspace workspace) => this.workspace = workspace;
+        internal Lease(Workspace workspace, long use) => (this.workspace, this.use) = (workspace, use);
 
         /// <summary>The memory; null if nothing was asked for yet.</summary>
         public TensorBuffer? Buffer => workspace.buffer;
@@ -97,7 +113,7 @@ public sealed class Workspace : IDisposable
         /// <summary>The memory as a tensor of bytes; absent if nothing was asked for yet.</summary>
         public TensorView View => Buffer is { } buffer ? buffer.View : default;
 
-        /// <summary>Ends the use.</summary>
-        public void Dispose() => Volatile.Write(ref workspace.inUse, 0);
+        /// <summary>Ends the use; once it has ended, nothing.</summary>
+        public void Dispose() => Interlocked.CompareExchange(ref workspace.inUse, 0, use);
     }
 }

@@ -55,6 +55,35 @@ public class WorkspaceTests
     }
 
     [Fact]
+    public void A_lease_that_is_disposed_again_frees_no_later_one()
+    {
+        using var workspace = new Workspace(Device);
+        Workspace.Lease first = workspace.Rent(10);
+        first.Dispose();
+        first.Dispose();
+        using (workspace.Rent(10))
+        {
+            first.Dispose();
+            Assert.Throws<InvalidOperationException>(() => workspace.Reserve(10));
+        }
+        workspace.Reserve(10);
+    }
+
+    [Fact]
+    public void It_says_that_its_own_device_was_disposed()
+    {
+        ComputeDevice device = ComputeDevice.OpenCpu(2);
+        using var workspace = new Workspace(device);
+        workspace.Reserve(10);
+        device.Dispose();
+        float[] pair = [1];
+        ObjectDisposedException thrown = Assert.Throws<ObjectDisposedException>(() => PreferenceLoss.Evaluate(Device, new() { Chosen = TensorView.Of(pair), Rejected = TensorView.Of(pair) }, new DpoSigmoid(), new(),
+            TensorView.Of(new float[PreferenceMetrics.Count]), workspace));
+        Assert.StartsWith("The workspace can't grow to ", thrown.Message);
+        Assert.Contains("bytes: the device that it was made for was disposed.", thrown.Message);
+    }
+
+    [Fact]
     public void Threads_that_share_one_either_work_alone_or_are_told()
     {
         using var workspace = new Workspace(Device);

@@ -309,7 +309,7 @@ public static partial class LogProbs
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", tokens);
         Require.OptionalInput(device, saved.Entropy, "saved.Entropy", tokens);
         if (upstream.Entropy.IsPresent && !saved.Entropy.IsPresent)
-            throw new ArgumentNullException(nameof(saved), "saved.Entropy is required where upstream.Entropy is set.");
+            throw new ArgumentNullException("saved.Entropy", "saved.Entropy is required where upstream.Entropy is set.");
         CheckGradient(device, problem, upstream, logitsGradient);
         Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.LogSumExp, "saved.LogSumExp");
         Require.Disjoint(logitsGradient, nameof(logitsGradient), saved.Entropy, "saved.Entropy");
@@ -322,7 +322,7 @@ public static partial class LogProbs
     {
         long tokens = problem.Logits.Length(0);
         upstream.Check(device, tokens);
-        Require.Output(device, logitsGradient, nameof(logitsGradient), [ElementType.Float32, problem.Logits.Type], tokens, problem.Logits.Length(1));
+        Require.Output(device, logitsGradient, nameof(logitsGradient), problem.Logits.Type == ElementType.Float32 ? [ElementType.Float32] : [ElementType.Float32, problem.Logits.Type], tokens, problem.Logits.Length(1));
         CheckRows(logitsGradient, nameof(logitsGradient));
         if (!logitsGradient.IsSameAs(problem.Logits))
             Require.Disjoint(logitsGradient, nameof(logitsGradient), problem.Logits, "problem.Logits");

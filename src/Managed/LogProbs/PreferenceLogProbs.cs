@@ -16,7 +16,7 @@ public ref struct PreferenceProblem
     public HiddenProblem Policy { get; set; }
 
     /// <summary>
-    /// The same tokens under the reference model, which may have another width and another vocabulary matrix. Optional: without hidden states there is none. Without targets it has the policy's, and
+    /// The same tokens under the reference model, which may have another width and another vocabulary matrix. Optional: without any tensor there is none. Without targets it has the policy's, and
     /// the policy's ignored one; targets of its own must leave the same tokens to the answers.
     /// </summary>
     public HiddenProblem Reference { get; set; }
@@ -149,22 +149,18 @@ public static class PreferenceLogProbs
     public static long WorkspaceBytes(ComputeDevice device, in PreferenceProblem problem, bool backward, long budget = long.MaxValue)
     {
         LogProbs.CheckProblem(device, ProblemNames.Policy, problem.Policy);
-        PreferenceProblem complete = problem.Complete();
-        if (complete.Reference.Hidden.IsPresent)
-            LogProbs.CheckProblem(device, ProblemNames.Reference, complete.Reference);
-        return device.PreferenceLogProbsWorkspaceBytes(complete, backward, budget);
+        CheckReference(device, problem);
+        if (problem.CumulativeLengths.IsPresent)
+            Require.Input(device, problem.CumulativeLengths, "problem.CumulativeLengths", [ElementType.Int32, ElementType.Int64], -1);
+        ArgumentOutOfRangeException.ThrowIfNegative(budget);
+        return device.PreferenceLogProbsWorkspaceBytes(problem.Complete(), backward, budget);
     }
 
     private static void Check(ComputeDevice device, in PreferenceProblem problem, long pairs, Workspace workspace)
     {
         LogProbs.Check(device, ProblemNames.Policy, problem.Policy, workspace);
         long tokens = problem.Policy.Hidden.Length(0);
-        if (problem.Reference.Hidden.IsPresent)
-        {
-            if (problem.Reference.Hidden.Rank > 0 && problem.Reference.Hidden.Length(0) != tokens)
-                throw new ArgumentException($"problem.Reference.Hidden has {problem.Reference.Hidden.Length(0)} tokens; the policy has {tokens}.", "problem.Reference.Hidden");
-            LogProbs.CheckProblem(device, ProblemNames.Reference, problem.Complete().Reference);
-        }
+        CheckReference(device, problem);
         if (problem.CumulativeLengths.IsPresent)
             Require.Input(device, problem.CumulativeLengths, "problem.CumulativeLengths", [ElementType.Int32, ElementType.Int64], 2 * pairs + 1);
         else if (pairs == 0 ? tokens != 0 : tokens == 0 || tokens % (2 * pairs) != 0)
@@ -173,6 +169,19 @@ public static class PreferenceLogProbs
             Require.Input(device, problem.Mask, "problem.Mask", [ElementType.Bool], tokens);
         if (problem.Reduction is not (SequenceReduction.Sum or SequenceReduction.Mean))
             throw new ArgumentOutOfRangeException("problem.Reduction", problem.Reduction, "problem.Reduction is no reduction.");
+    }
+
+    private static void CheckReference(ComputeDevice device, in PreferenceProblem problem)
+    {
+        HiddenProblem reference = problem.Reference;
+        if (reference.Hidden.IsPresent)
+        {
+            if (reference.Hidden.Rank > 0 && reference.Hidden.Length(0) != problem.Policy.Hidden.Length(0))
+                throw new ArgumentException($"problem.Reference.Hidden has {reference.Hidden.Length(0)} tokens; the policy has {problem.Policy.Hidden.Length(0)}.", "problem.Reference.Hidden");
+            LogProbs.CheckProblem(device, ProblemNames.Reference, problem.Complete().Reference);
+        }
+        else if (reference.Vocabulary.IsPresent || reference.Targets.IsPresent || reference.Bias.IsPresent || reference.MeanWeights.IsPresent)
+            throw new ArgumentNullException("problem.Reference.Hidden", "problem.Reference.Hidden is required where problem.Reference has Vocabulary, Targets, Bias or MeanWeights.");
     }
 
     private static void RequireDisjoint(in TensorView written, string name, in PreferenceProblem problem)

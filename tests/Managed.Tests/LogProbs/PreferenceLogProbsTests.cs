@@ -332,6 +332,8 @@ public class PreferenceLogProbsTests
             return problem;
         }, new() { Chosen = TensorView.Of(out2) });
         Throws("problem.Policy.Temperature is -1; it must be a positive number.", problem => { problem.Policy = problem.Policy with { Temperature = -1 }; return problem; }, new() { Chosen = TensorView.Of(out2) });
+        Throws("problem.Reference.Hidden is required where problem.Reference has Vocabulary, Targets, Bias or MeanWeights.", problem => { problem.Reference = new() { Vocabulary = problem.Policy.Vocabulary }; return problem; }, new() { Chosen = TensorView.Of(out2) });
+        Throws("problem.Reference.Hidden is required where", problem => { problem.Reference = new() { Targets = problem.Policy.Targets }; return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("problem.Reference.Vocabulary is required.", problem => { problem.Reference = new() { Hidden = problem.Policy.Hidden }; return problem; }, new() { Chosen = TensorView.Of(out2) });
         Throws("outputs.Chosen and problem.Reference.Bias share memory.", problem =>
         {
@@ -339,6 +341,11 @@ public class PreferenceLogProbsTests
             return problem;
         }, new() { Chosen = TensorView.Of(bias).Slice(0, 0, 2) });
         Throws("problem.Reduction is no reduction.", problem => { problem.Reduction = (SequenceReduction)7; return problem; }, new() { Chosen = TensorView.Of(out2) });
+        Assert.StartsWith("problem.Reference.Hidden is required where", Assert.Throws<ArgumentNullException>("problem.Reference.Hidden",
+            () => PreferenceLogProbs.WorkspaceBytes(Device, Good() with { Reference = new() { Vocabulary = TensorView.Of(entries, 5, 3) } }, backward: false)).Message);
+        Assert.StartsWith("problem.CumulativeLengths has the shape [2, 2]; it should be [any].", Assert.Throws<ArgumentException>(
+            () => PreferenceLogProbs.WorkspaceBytes(Device, Good() with { CumulativeLengths = TensorView.Of(new int[4], 2, 2) }, backward: false)).Message);
+        Assert.Throws<ArgumentOutOfRangeException>("budget", () => PreferenceLogProbs.WorkspaceBytes(Device, Good(), backward: false, budget: -1));
         Assert.StartsWith("upstream holds nothing;", Assert.Throws<ArgumentException>(() => PreferenceLogProbs.FromHiddenBackward(Device, Good(), default, new() { Hidden = TensorView.Of(new float[24], 8, 3) }, workspace)).Message);
         Assert.StartsWith("gradients asks for nothing;", Assert.Throws<ArgumentException>(() => PreferenceLogProbs.FromHiddenBackward(Device, Good(), new() { Chosen = TensorView.Of(out2) }, default, workspace)).Message);
         Assert.StartsWith("gradients.Vocabulary and problem.Reference.Vocabulary share memory.", Assert.Throws<ArgumentException>(() =>
