@@ -96,6 +96,10 @@ public static partial class LogProbs
     /// <param name="workspace">Scratch memory of the device.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromHidden(ComputeDevice device, in HiddenProblem problem, in TokenOutputs outputs, Workspace workspace)
     {
         Check(device, ProblemNames.Problem, problem, workspace);
@@ -115,6 +119,10 @@ public static partial class LogProbs
     /// <param name="workspace">Scratch memory of the device.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)
     {
         Check(device, ProblemNames.Problem, problem, workspace);
@@ -136,6 +144,10 @@ public static partial class LogProbs
     /// <param name="workspace">Scratch memory of the device.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void TrainFromHidden(ComputeDevice device, in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients, Workspace workspace)
     {
         Check(device, ProblemNames.Problem, problem, workspace);
@@ -158,6 +170,10 @@ public static partial class LogProbs
     /// <param name="budget">The workspace's limit. More than 32 MB is never taken unless the least that is needed is more.</param>
     /// <param name="topTokens">Whether the likeliest tokens are wanted (<see cref="TokenOutputs.TopLogProbs"/>), for which a chunk keeps its logits without gradients too.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
+    /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, or on another device; the message names it.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The budget is negative.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     public static long FromHiddenWorkspaceBytes(ComputeDevice device, in HiddenProblem problem, bool backward, long budget = long.MaxValue, bool topTokens = false)
     {
         CheckProblem(device, ProblemNames.Problem, problem);

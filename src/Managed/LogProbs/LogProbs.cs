@@ -230,14 +230,17 @@ public static partial class LogProbs
 
     /// <summary>Reads every logit once and writes what is asked for.</summary>
     /// <remarks>
-    /// Logits of −∞ have probability 0. If all of a row are −∞, its log-sum-exp is −∞ and the others are NaN; with a logit of ∞ the log-sum-exp is ∞ and the
-    /// entropy NaN; a NaN in a row that counts makes all of its results NaN.
+    /// Logits of −∞ have probability 0. If all of a row are −∞, its log-sum-exp is −∞; with a logit of ∞ the log-sum-exp is ∞, and log-probs of finite logits are −∞; other log-probs of such rows, entropy
+    /// and Σ p² are NaN, the mean logit is that infinity, and tokens are found as ever. A NaN in a row that counts makes all of its results NaN, but for tokens.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">Logits and targets.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary; on a GPU such a row becomes NaN and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromLogits(ComputeDevice device, in LogitsProblem problem, in TokenOutputs outputs)
     {
         Check(device, problem);
@@ -287,7 +290,7 @@ public static partial class LogProbs
     /// <remarks>
     /// With p = e^(z − logSumExp), H the entropy and Q = Σ p²: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean w / V, 1 − p
     /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
-    /// Of the saved log-sum-exp L every ln p takes the error: half a unit in the last place of L where it is [n], up to |L| 2⁻²⁵, and |L| 2⁻⁴⁸ where it is [n, 2]. So from [n] the sums of a row are
+    /// Of the saved log-sum-exp L every ln p takes the error: half a unit in the last place of L where it is [n], up to |L| 2⁻²⁴, and |L| 2⁻⁴⁸ where it is [n, 2]. So from [n] the sums of a row are
     /// formed again, and on the CPU from [n, 2] too where |L| is above 2²⁴ (z in the ten millions: a temperature near 0): then nothing of L counts, and p is as exact as that of small logits.
     /// </remarks>
     /// <param name="device">Where to run.</param>
@@ -298,6 +301,8 @@ public static partial class LogProbs
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
     /// <exception cref="NotSupportedException">The device lacks what is asked for; or it is a GPU, the rows are longer than 11,264 logits, and saved.LogSumExp isn't [n, 2].</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromLogitsBackward(ComputeDevice device, in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,
         TensorView logitsGradient)
     {

@@ -93,6 +93,10 @@ public static class PreferenceLogProbs
     /// workspace's limit is too low.
     /// </exception>
     /// <exception cref="ArgumentOutOfRangeException">A target of an answer lies outside the vocabulary; the cumulative lengths fall or leave the tokens.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromHidden(ComputeDevice device, in PreferenceProblem problem, in PreferenceOutputs outputs, Workspace workspace)
     {
         Require.Device(device);
@@ -123,6 +127,10 @@ public static class PreferenceLogProbs
     /// <param name="workspace">Scratch memory of the device; <see cref="WorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target of an answer lies outside the vocabulary; the cumulative lengths fall or leave the tokens.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in PreferenceProblem problem, in PreferenceUpstream upstream, in HiddenGradients gradients, Workspace workspace)
     {
         Require.Device(device);
@@ -140,12 +148,16 @@ public static class PreferenceLogProbs
         device.PreferenceLogProbsBackward(problem.Complete(), upstream, gradients, workspace);
     }
 
-    /// <summary>The bytes of workspace that a call takes: those of <see cref="LogProbs.FromHiddenWorkspaceBytes"/> and a few per token.</summary>
+    /// <summary>The bytes of workspace that a call takes: those of <see cref="LogProbs.FromHiddenWorkspaceBytes"/> and a few per token and answer.</summary>
     /// <param name="device">Where it will run.</param>
     /// <param name="problem">Only shapes and types count.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
-    /// <param name="budget">The workspace's limit. More than 32 MB and 24 bytes a token are never taken unless the least that is needed is more.</param>
+    /// <param name="budget">The workspace's limit. More than 32 MB and 24 bytes a token (with <see cref="PreferenceProblem.CumulativeLengths"/>: 12 a token and 12 an answer) are never taken unless the least that is needed is more.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
+    /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, or on another device; the message names it.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The budget is negative.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     public static long WorkspaceBytes(ComputeDevice device, in PreferenceProblem problem, bool backward, long budget = long.MaxValue)
     {
         LogProbs.CheckProblem(device, ProblemNames.Policy, problem.Policy);

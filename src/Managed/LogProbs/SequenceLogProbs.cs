@@ -86,6 +86,9 @@ public static class SequenceLogProbs
     /// <param name="outputs">What to compute and where to put it, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The cumulative lengths fall, or leave the tokens.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void Reduce(ComputeDevice device, TensorView values, in SequenceLayout layout, in SequenceOutputs outputs)
     {
         Require.Device(device);
@@ -113,6 +116,9 @@ public static class SequenceLogProbs
     /// <param name="gradient">[tokens] or [sequences, length], float32, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The cumulative lengths fall, or leave the tokens.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void Backward(ComputeDevice device, in SequenceLayout layout, in SequenceUpstream upstream, TensorView gradient)
     {
         Require.Device(device);

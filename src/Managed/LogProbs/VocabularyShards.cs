@@ -53,11 +53,14 @@ public static class VocabularyShards
 {
     /// <summary>The partials of a slice of the vocabulary, from its logits.</summary>
     /// <param name="device">Where to run.</param>
-    /// <param name="problem">The slice's logits, with targets of the whole vocabulary. Bias and <see cref="LogitsProblem.ValidVocabulary"/> are the slice's.</param>
+    /// <param name="problem">The slice's logits, with targets of the whole vocabulary. Bias, <see cref="LogitsProblem.MeanWeights"/> and <see cref="LogitsProblem.ValidVocabulary"/> are the slice's.</param>
     /// <param name="shard">Where the slice lies.</param>
     /// <param name="partials">[n, <see cref="ShardPartials.Count"/>], float32, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromLogits(ComputeDevice device, in LogitsProblem problem, VocabularyShard shard, TensorView partials)
     {
         LogProbs.Check(device, problem);
@@ -72,12 +75,16 @@ public static class VocabularyShards
 
     /// <summary>The partials of a slice of the vocabulary, straight from hidden states.</summary>
     /// <param name="device">Where to run.</param>
-    /// <param name="problem">Hidden states and the slice's entries, with targets of the whole vocabulary. Bias and <see cref="HiddenProblem.ValidVocabulary"/> are the slice's.</param>
+    /// <param name="problem">Hidden states and the slice's entries, with targets of the whole vocabulary. Bias, <see cref="HiddenProblem.MeanWeights"/> and <see cref="HiddenProblem.ValidVocabulary"/> are the slice's.</param>
     /// <param name="shard">Where the slice lies.</param>
     /// <param name="partials">[n, <see cref="ShardPartials.Count"/>], float32, overwritten.</param>
     /// <param name="workspace">Scratch memory of the device, <see cref="LogProbs.FromHiddenWorkspaceBytes"/>.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromHidden(ComputeDevice device, in HiddenProblem problem, VocabularyShard shard, TensorView partials, Workspace workspace)
     {
         LogProbs.Check(device, ProblemNames.Problem, problem, workspace);
@@ -90,7 +97,7 @@ public static class VocabularyShards
     /// <summary>The results of the whole vocabulary from the partials of its slices.</summary>
     /// <remarks>
     /// With M the largest maximum and S = Σ sum e^(max − M): log-sum-exp = M + ln S, and so on. As exact as if it were one slice: the partials lose nothing that the results show.
-    /// But of logits beyond 2²⁸ (a temperature near 0) a slice counts as if its largest were the float32 next to it, at most |z| 2⁻²⁵ away: maxima of two slices that round to one number count as equal, in
+    /// But of logits beyond 2²⁸ (a temperature near 0) a slice counts as if its largest were the float32 next to it, at most |z| 2⁻²⁴ away: maxima of two slices that round to one number count as equal, in
     /// the gradients too. Within a slice nothing is lost.
     /// Partials don't say where their slice begins and ends, only where its largest logit lies: of every token that counts it must lie behind that of the slice before, or this throws. So slices in the wrong
     /// order or there twice are found out. Slices that overlap, among them one beside merged partials that hold it already, are found out only where the largest logit of some token shows it, and a slice
@@ -104,6 +111,9 @@ public static class VocabularyShards
     /// A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or
     /// the largest logit of a token doesn't lie behind that of the slice before: slices are out of order, or there twice.
     /// </exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this; or the likeliest tokens are asked for.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void Merge(ComputeDevice device, TensorView partials, in TokenOutputs outputs, TensorView merged = default)
     {
         Require.Device(device);
@@ -130,6 +140,9 @@ public static class VocabularyShards
     /// <param name="logitsGradient">As in <see cref="LogProbs.FromLogitsBackward"/>; may be the logits themselves.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromLogitsBackward(ComputeDevice device, in LogitsProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, TensorView logitsGradient)
     {
         LogProbs.Check(device, problem);
@@ -149,9 +162,13 @@ public static class VocabularyShards
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>] as <see cref="Merge"/> wrote it.</param>
     /// <param name="upstream">The gradients that arrive at the results of the whole vocabulary.</param>
     /// <param name="gradients">What to compute and where to put it.</param>
-    /// <param name="workspace">Scratch memory of the device, at most <see cref="LogProbs.FromHiddenWorkspaceBytes"/>: with the sums known, no logits are kept.</param>
+    /// <param name="workspace">Scratch memory of the device; what <see cref="LogProbs.FromHiddenWorkspaceBytes"/> tells suffices. With the sums known no logits are kept: if its limit allows, up to 32 MB are taken for larger chunks.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment.</exception>
+    /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromHiddenBackward(ComputeDevice device, in HiddenProblem problem, VocabularyShard shard, TensorView merged, in TokenUpstream upstream, in HiddenGradients gradients, Workspace workspace)
     {
         LogProbs.Check(device, ProblemNames.Problem, problem, workspace);
