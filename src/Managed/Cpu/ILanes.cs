@@ -11,6 +11,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     unsafe void Store(float* destination);
     /// <summary>Reads <see cref="Count"/> float16 numbers; every one is a float32.</summary>
     static abstract unsafe T LoadFloat16(ushort* source);
+    /// <summary>Reads <see cref="Count"/> float16 numbers, none of them infinite or NaN, times <see cref="ScaledFloat16Storage.Unit"/>.</summary>
+    static abstract unsafe T LoadScaledFloat16(ushort* source);
     /// <summary>Reads <see cref="Count"/> bfloat16 numbers; every one is a float32.</summary>
     static abstract unsafe T LoadBFloat16(ushort* source);
     /// <summary>Reads 2 · <see cref="Count"/> bfloat16 numbers: those at even and those at odd places, which takes half as many steps as one after the other.</summary>
@@ -43,6 +45,8 @@ internal interface ILanes<T> : IElementary<T> where T : struct, ILanes<T>
     static abstract T ScaleDown(T x, T power);
     /// <summary>The power of two for which <see cref="ScaleDown"/> makes 0 of 1.</summary>
     static abstract float LowestPower { get; }
+    /// <summary>2^n of n + <see cref="LanesConstants.PowerBias"/>, for an integer n from −126 to 127: the sum's last places are the power's exponent.</summary>
+    static abstract T BiasedPower(T biased);
     /// <summary>x·2^n for an integer n from −150 to 1 and x from ½ to 2, with gradual underflow.</summary>
     static abstract T ScaleGradually(T x, T n);
     /// <summary>a and b interleaved, and the halves of that added: sums of two lanes each, a's at even places, b's at odd ones. Every four lanes may be taken alone.</summary>
@@ -57,6 +61,9 @@ internal static class LanesConstants
 {
     /// <summary>The exponent that has the bits of 0.</summary>
     public const float LowestExponent = -127f;
+
+    /// <summary>1.5 · 2^23, which leaves no place for a fraction: added to a number below 2^22 and taken off again, it rounds to the nearest integer, ties to even. And the bias of float32's exponents.</summary>
+    public const float PowerBias = 12582912f + 127;
 
     /// <summary>The bits of the float √½.</summary>
     public const int SqrtHalfBits = 0x3f3504f3;

@@ -143,13 +143,22 @@ internal struct Lanes128 : ILanes<Lanes128>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes128 LoadFloat16(ushort* source)
     {
-        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
         Storage16.Load(source, out Vector128<int> wide);
-        Vector128<int> bits = Vector128.ShiftLeft(wide, LanesConstants.HalfShift) & Vector128.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector128<int> number = (bits.AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector128.Create(LanesConstants.HalfInfinity);
+        Vector128<int> number = (Widened(wide).AsSingle() * Vector128.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector128.Create(LanesConstants.HalfInfinity);
         return new(Vector128.ConditionalSelect(Vector128.Equals(wide & infinity, infinity), number | Vector128.Create(LanesConstants.Infinity), number).AsSingle());
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes128 LoadScaledFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector128<int> wide);
+        return new(Widened(wide).AsSingle());
+    }
+
+    // Of numbers widened with their sign. Shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector128<int> Widened(Vector128<int> wide) => Vector128.ShiftLeft(wide, LanesConstants.HalfShift) & Vector128.Create(LanesConstants.HalfBits);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes128 LoadBFloat16(ushort* source)
@@ -246,6 +255,9 @@ internal struct Lanes128 : ILanes<Lanes128>
     {
         return new((x.v.AsInt32() + power.v.AsInt32()).AsSingle());
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 BiasedPower(Lanes128 biased) => new(Vector128.ShiftLeft(biased.v.AsInt32(), 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes128 ScaleGradually(Lanes128 x, Lanes128 n)

@@ -143,13 +143,22 @@ internal struct Lanes256 : ILanes<Lanes256>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes256 LoadFloat16(ushort* source)
     {
-        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
         Storage16.Load(source, out Vector256<int> wide);
-        Vector256<int> bits = Vector256.ShiftLeft(wide, LanesConstants.HalfShift) & Vector256.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector256<int> number = (bits.AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector256.Create(LanesConstants.HalfInfinity);
+        Vector256<int> number = (Widened(wide).AsSingle() * Vector256.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector256.Create(LanesConstants.HalfInfinity);
         return new(Vector256.ConditionalSelect(Vector256.Equals(wide & infinity, infinity), number | Vector256.Create(LanesConstants.Infinity), number).AsSingle());
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes256 LoadScaledFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector256<int> wide);
+        return new(Widened(wide).AsSingle());
+    }
+
+    // Of numbers widened with their sign. Shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector256<int> Widened(Vector256<int> wide) => Vector256.ShiftLeft(wide, LanesConstants.HalfShift) & Vector256.Create(LanesConstants.HalfBits);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes256 LoadBFloat16(ushort* source)
@@ -246,6 +255,9 @@ internal struct Lanes256 : ILanes<Lanes256>
     {
         return new((x.v.AsInt32() + power.v.AsInt32()).AsSingle());
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 BiasedPower(Lanes256 biased) => new(Vector256.ShiftLeft(biased.v.AsInt32(), 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes256 ScaleGradually(Lanes256 x, Lanes256 n)

@@ -145,13 +145,22 @@ internal struct Lanes512 : ILanes<Lanes512>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes512 LoadFloat16(ushort* source)
     {
-        // Widened with its sign and shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
         Storage16.Load(source, out Vector512<int> wide);
-        Vector512<int> bits = Vector512.ShiftLeft(wide, LanesConstants.HalfShift) & Vector512.Create(LanesConstants.HalfBits);
         // Scaling by the difference of the biases makes normal numbers of subnormal ones too. Infinity and NaN take the largest exponent.
-        Vector512<int> number = (bits.AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector512.Create(LanesConstants.HalfInfinity);
+        Vector512<int> number = (Widened(wide).AsSingle() * Vector512.Create(LanesConstants.HalfBias).AsSingle()).AsInt32(), infinity = Vector512.Create(LanesConstants.HalfInfinity);
         return new(Vector512.ConditionalSelect(Vector512.Equals(wide & infinity, infinity), number | Vector512.Create(LanesConstants.Infinity), number).AsSingle());
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lanes512 LoadScaledFloat16(ushort* source)
+    {
+        Storage16.Load(source, out Vector512<int> wide);
+        return new(Widened(wide).AsSingle());
+    }
+
+    // Of numbers widened with their sign. Shifted, each bit stands where float32 has it, but for copies of the sign in the upper places of the exponent.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<int> Widened(Vector512<int> wide) => Vector512.ShiftLeft(wide, LanesConstants.HalfShift) & Vector512.Create(LanesConstants.HalfBits);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lanes512 LoadBFloat16(ushort* source)
@@ -257,6 +266,9 @@ internal struct Lanes512 : ILanes<Lanes512>
             return new(Avx512F.Scale(x.v, power.v));
         return new((x.v.AsInt32() + power.v.AsInt32()).AsSingle());
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 BiasedPower(Lanes512 biased) => new(Vector512.ShiftLeft(biased.v.AsInt32(), 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lanes512 ScaleGradually(Lanes512 x, Lanes512 n)

@@ -202,6 +202,9 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
     public static unsafe Lockstep<V> LoadFloat16(ushort* source) => new(V.LoadFloat16(source), V.LoadFloat16(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Lockstep<V> LoadScaledFloat16(ushort* source) => new(V.LoadScaledFloat16(source), V.LoadScaledFloat16(source + V.Count));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Lockstep<V> LoadBFloat16(ushort* source) => new(V.LoadBFloat16(source), V.LoadBFloat16(source + V.Count));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -234,6 +237,9 @@ internal readonly struct Lockstep<V> : ILanes<Lockstep<V>> where V : struct, ILa
         power = new(firstPower, secondPower);
         return new(first, second);
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lockstep<V> BiasedPower(Lockstep<V> biased) => new(V.BiasedPower(biased.first), V.BiasedPower(biased.second));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Lockstep<V> ScaleGradually(Lockstep<V> x, Lockstep<V> n) => new(V.ScaleGradually(x.first, n.first), V.ScaleGradually(x.second, n.second));

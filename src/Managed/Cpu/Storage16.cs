@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
@@ -32,4 +33,36 @@ internal static unsafe class Storage16
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Vector512<uint> wide, ushort* destination) => Vector256.Narrow(wide.GetLower(), wide.GetUpper()).Store(destination);
+
+    /// <summary>Whether any float16, but for its sign, is larger than a limit, or is NaN: as integers they are in the same order, and NaN comes last.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    public static bool AnyBeyond(ushort limit, ushort* numbers, nint count)
+    {
+        const ushort magnitude = ushort.MaxValue >> 1;
+        bool any = false;
+        nint i = 0;
+        if (Vector512.IsHardwareAccelerated)
+        {
+            Vector512<ushort> a = Vector512<ushort>.Zero, b = a, magnitudes = Vector512.Create(magnitude);
+            for (nint w = Vector512<ushort>.Count; i <= count - 2 * w; i += 2 * w)
+            {
+                a = Vector512.Max(a, Vector512.Load(numbers + i) & magnitudes);
+                b = Vector512.Max(b, Vector512.Load(numbers + i + w) & magnitudes);
+            }
+            any = Vector512.GreaterThanAny(Vector512.Max(a, b), Vector512.Create(limit));
+        }
+        else
+        {
+            Vector<ushort> a = Vector<ushort>.Zero, b = a, magnitudes = new(magnitude);
+            for (nint w = Vector<ushort>.Count; i <= count - 2 * w; i += 2 * w)
+            {
+                a = Vector.Max(a, Vector.Load(numbers + i) & magnitudes);
+                b = Vector.Max(b, Vector.Load(numbers + i + w) & magnitudes);
+            }
+            any = Vector.GreaterThanAny(Vector.Max(a, b), new Vector<ushort>(limit));
+        }
+        for (; i < count; i++)
+            any |= (numbers[i] & magnitude) > limit;
+        return any;
+    }
 }

@@ -234,6 +234,9 @@ public readonly struct Real32 : ILanes<Real32>
     static unsafe Real32 ILanes<Real32>.LoadFloat16(ushort* source) => new((float)BitConverter.UInt16BitsToHalf(*source));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static unsafe Real32 ILanes<Real32>.LoadScaledFloat16(ushort* source) => new((float)BitConverter.UInt16BitsToHalf(*source) * ScaledFloat16Storage.Unit);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static unsafe Real32 ILanes<Real32>.LoadBFloat16(ushort* source) => new(BitConverter.Int32BitsToSingle(*source << 16));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -284,6 +287,9 @@ public readonly struct Real32 : ILanes<Real32>
         power = new(BitConverter.Int32BitsToSingle((int)floor << 23));
         return new(x.v - floor);
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static Real32 ILanes<Real32>.BiasedPower(Real32 biased) => new(BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(biased.v) << 23));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static Real32 ILanes<Real32>.ScaleGradually(Real32 x, Real32 n) => new(MathF.ScaleB(x.v, (int)n.v));

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
@@ -54,6 +56,7 @@ internal sealed partial class CpuDevice
                 Differentiate<TLanes>(row, row + 1 < end);
         }
 
+        [SkipLocalsInit]
         private readonly void Differentiate<TLanes>(nint row, bool goesOn) where TLanes : struct, ILanes<TLanes>
         {
             long target = Rows.Target(row);
@@ -63,7 +66,7 @@ internal sealed partial class CpuDevice
                 return;
             }
             int length = LogitSums<TLanes>.Block;
-            float* block = stackalloc float[2 * length], slopes = block + length;
+            float* space = stackalloc float[StripMemory.Aligned(2 * length)], block = StripMemory.Align(space), slopes = block + length;
             Arriving arriving = Upstream[row];
             nint column = Rows.Column(target);
             double logit = column < 0 ? double.NegativeInfinity : Rows.Shape.Scale * Rows.At<TLanes>(row, column);

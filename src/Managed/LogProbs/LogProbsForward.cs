@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
@@ -54,9 +56,10 @@ internal sealed partial class CpuDevice
         public TopRows Top;
         public Sought Sought;
 
+        [SkipLocalsInit]
         public readonly void Run<TLanes>(nint item, byte* scratch) where TLanes : struct, ILanes<TLanes>
         {
-            float* block = stackalloc float[LogitSums<TLanes>.Block];
+            float* space = stackalloc float[StripMemory.Aligned(LogitSums<TLanes>.Block)], block = StripMemory.Align(space);
             nint rows = RowsPerItem(Rows.Count);
             for (nint row = item * rows; row < Math.Min((item + 1) * rows, Rows.Count); row++)
                 Reduce<TLanes>(row, block);

@@ -210,6 +210,32 @@ public class LogitOptionsTests
     }
 
     [Theory]
+    [InlineData(1e-30f)]
+    [InlineData(1e-3f)]
+    [InlineData(5f)]
+    [InlineData(1e4f)]
+    public void Capped_logits_in_float16_count_as_the_same_ones_in_float32(float softcap)
+    {
+        // Each row but the first has one logit that a softcap of 5 doesn't take without bounds, or none does.
+        Half[] special = [(Half)0, (Half)217, (Half)(-400), Half.MaxValue, Half.MinValue, Half.PositiveInfinity, Half.NegativeInfinity, Half.NaN, Half.Epsilon];
+        int rows = special.Length, vocabulary = 4500;
+        Half[] stored = Array.ConvertAll(Seeded.Normal(rows * vocabulary, 7, 4), x => (Half)x);
+        for (int row = 0; row < rows; row++)
+            stored[row * vocabulary + row * 540] = special[row];
+        float[] floats = Array.ConvertAll(stored, x => (float)x);
+        Assert.Equal(Results(TensorView.Of(floats, rows, vocabulary)), Results(TensorView.Of(stored, rows, vocabulary)));
+
+        uint[] Results(TensorView logits)
+        {
+            float[] all = new float[5 * rows], top = new float[8 * rows];
+            TensorView Part(int i) => TensorView.Of(all.AsSpan(i * rows, rows));
+            LogProbs.FromLogits(Device, new() { Logits = logits, Targets = TensorView.Of(new int[rows]), Softcap = softcap },
+                new() { LogProb = Part(0), LogSumExp = Part(1), Entropy = Part(2), SumOfSquares = Part(3), MeanLogit = Part(4), TopLogProbs = TensorView.Of(top, rows, 8) });
+            return [.. all.Concat(top).Select(x => float.IsNaN(x) ? 0x7fc00000 : BitConverter.SingleToUInt32Bits(x))];
+        }
+    }
+
+    [Theory]
     [InlineData(1e-38f)]
     [InlineData(3e-39f)]
     [InlineData(3e38f)]
