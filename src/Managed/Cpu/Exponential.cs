@@ -71,14 +71,10 @@ internal static class Exponential
         if ((!Fma.IsSupported && !AdvSimd.IsSupported) || typeof(V) == typeof(Real32))
             return V.Exp(x);
         V n = V.Round(x * Log2E), r = V.MultiplyAdd(n, V.From(-Ln2), x);
-        V p = V.MultiplyAdd(V.From(Elementary.E6), r, V.From(Elementary.E5));
-        p = V.MultiplyAdd(p, r, V.From(Elementary.E4));
-        p = V.MultiplyAdd(p, r, V.From(Elementary.E3));
-        p = V.MultiplyAdd(p, r, V.From(Elementary.E2));
-        return V.ScaleGradually(V.MultiplyAdd(p, r * r, r) + 1f, n);
+        return V.ScaleGradually(Elementary.Expm1Reduced(r) + 1f, n);
     }
 
-    /// <summary><see cref="Precise{V}(V)"/> of four, side by side. Terms one by one, which four numbers don't wait for, need a register less each; one number has the same bits.</summary>
+    /// <summary><see cref="Precise{V}(V)"/> of four, side by side.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Precise<V>(V x0, V x1, V x2, V x3, out V e0, out V e1, out V e2, out V e3) where V : struct, ILanes<V>
     {
