@@ -24,9 +24,13 @@ internal sealed partial class CpuDevice
     // Whether gradients of captured tensors are wanted that don't come of one evaluation.
     private static bool TakesRuleAgain<TRule>(TRule rule, in AttentionGradients gradients) where TRule : unmanaged, IScoreRule
     {
-        int wanted = (gradients.Captured0.IsPresent ? 1 : 0) + (gradients.Captured1.IsPresent ? 1 : 0) + (gradients.Captured2.IsPresent ? 1 : 0) + (gradients.Captured3.IsPresent ? 1 : 0);
-        return wanted > 0 && !RuleLength.OfDerivative(rule).HasBothSlopes(wanted);
+        int wanted = WantedCaptures(gradients);
+        return wanted != 0 && !RuleLength.OfDerivative(rule, wanted).HasBothSlopes;
     }
+
+    // The captured tensors whose gradients are wanted, a bit each.
+    private static int WantedCaptures(in AttentionGradients gradients) =>
+        (gradients.Captured0.IsPresent ? 1 : 0) | (gradients.Captured1.IsPresent ? 2 : 0) | (gradients.Captured2.IsPresent ? 4 : 0) | (gradients.Captured3.IsPresent ? 8 : 0);
 
     private static readonly float[] NoGradient = [0];
 
@@ -104,9 +108,8 @@ internal sealed partial class CpuDevice
             work.TensorGradients[PairTensors.ColumnBias] = new Captured(dColumnBias, gradients.ColumnBias, CapturedStructure.PerKey);
             bool accumulate = gradients.Accumulate;
             work.Accumulate = accumulate;
-            work.Length = RuleLength.OfDerivative(rule);
-            foreach (ref readonly Captured gradient in work.TensorGradients[..CapturedSet.Count])
-                work.WantedCaptures += gradient.IsPresent ? 1 : 0;
+            work.WantedCaptures = WantedCaptures(gradients);
+            work.Length = RuleLength.OfDerivative(rule, work.WantedCaptures);
             work.WantsScoring = plan.WantsLine || plan.WantsGrid;
             foreach (ref readonly Captured gradient in work.TensorGradients)
                 work.WantsScoring |= gradient.IsPresent;
@@ -178,7 +181,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     /// <summary>How the rule is evaluated.</summary>
     public RuleLength Length;
 
-    /// <summary>How many captured tensors' gradients are wanted.</summary>
+    /// <summary>The captured tensors whose gradients are wanted, a bit each.</summary>
     public int WantedCaptures;
 
     /// <summary>Whether gradients of tensors that change scores are wanted: they are sums of dz, or of dz times a slope.</summary>

@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.CompilerServices;
 
 namespace TransformerKernels;
@@ -6,7 +7,7 @@ namespace TransformerKernels;
 internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap
 {
     // Whether one evaluation gives the rule's slopes by the score and by a captured tensor: where the gradient of one is wanted. The slopes by it lie in place of the scaled scores then.
-    private readonly bool HasBothSlopes => Length.HasBothSlopes(WantedCaptures);
+    private readonly bool HasBothSlopes => Length.HasBothSlopes;
 
     // Where a long rule's scaled scores lie, which it may take again.
     private readonly float* StripScores => HasBothSlopes || WantedCaptures == 0 ? s : scaled;
@@ -162,37 +163,21 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     {
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count;
-        bool both = HasBothSlopes;
+        RuleDirections directions = HasBothSlopes ? RuleDirections.ByScoreAnd(BitOperations.TrailingZeroCount(WantedCaptures)) : RuleDirections.ByScore;
         nint most = Length.StripRows;
         float* space = stackalloc float[StripMemory.Aligned(Length.StripFloats)], memory = StripMemory.Align(space);
         StripMemory evaluation;
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
-            StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
+            StripMemory.Begin<V>(&evaluation, memory, Length.StripFloats, Math.Min(most, part.EndKey - row), lanes);
             nint start = row * block + first;
-            Strip<V> none = Strip<V>.Zero, one = Strip<V>.One, byScore = both ? Strip<V>.Both(one, none) : one, byCaptured = both ? Strip<V>.Both(none, one) : none;
-            var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(StripScores + start, block), byScore), DualPlace(place, Seed(0, byCaptured), Seed(1, byCaptured), Seed(2, byCaptured), Seed(3, byCaptured)));
+            Dual<Strip<V>> ruled = directions.Score(Rule, Strip<V>.Rows(StripScores + start, block), new PlaceStrips<V>(Scoring.Tensors, tile, row, first));
             ruled.Value.CopyTo(s + start, block);
             ruled.Derivative.CopyTo(slope + start, block);
-            if (both)
+            if (HasBothSlopes)
                 ruled.Derivative.CopyTo(scaled + start, block, 1);
         }
     }
-
-    private readonly Strip<V> Seed<V>(int capture, Strip<V> byCaptured) where V : struct, ILanes<V> => TensorGradients[capture].IsPresent ? byCaptured : Strip<V>.Zero;
-
-    private static ScorePlace<Dual<Strip<V>>> DualPlace<V>(in PlaceStrips<V> place, Strip<V> by0, Strip<V> by1, Strip<V> by2, Strip<V> by3) where V : struct, ILanes<V> => new()
-    {
-        QueryPosition = new(place.QueryPosition, Strip<V>.Zero),
-        KeyPosition = new(place.KeyPosition, Strip<V>.Zero),
-        Head = new(place.Head, Strip<V>.Zero),
-        Batch = new(place.Batch, Strip<V>.Zero),
-        Captured0 = new(place.Captured0, by0),
-        Captured1 = new(place.Captured1, by1),
-        Captured2 = new(place.Captured2, by2),
-        Captured3 = new(place.Captured3, by3),
-    };
 
     // From a part's dz what it gives to captured tensors, and dS = dz · ∂rule/∂score in its place.
     private readonly void PassThroughRule<V>(in RuleTile tile, in TilePart part, nint i0, nint j0) where V : struct, ILanes<V>
@@ -320,6 +305,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     {
         TilePart pairs = part.OfPairs;
         nint block = AttentionTiles.Block<V>(), first = pairs.Lane<Lockstep<V>>(), lanes = pairs.Vectors * Lockstep<V>.Count, copy = TensorGradients[capture].IsByDistance ? (nint)Plan.LineLength : 0;
+        RuleDirections directions = RuleDirections.ByCaptured(capture);
         nint most = Length.StripRows;
         float* space = stackalloc float[StripMemory.Aligned((int)(most * block) + Length.StripFloats)], derivative = StripMemory.Align(space), memory = derivative + most * block;
         StripMemory evaluation;
@@ -327,10 +313,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         {
             nint end = Math.Min(row + most, part.EndKey);
             float* slopes = derivative, dz = dS + row * block;
-            StripMemory.Begin<V>(&evaluation, memory, end - row, lanes);
-            Strip<V> none = Strip<V>.Zero, one = Strip<V>.One;
-            var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-            Dual<Strip<V>> ruled = Rule.Score(new(Strip<V>.Rows(scaled + row * block + first, block), none), DualPlace(place, By(0), By(1), By(2), By(3)));
+            StripMemory.Begin<V>(&evaluation, memory, Length.StripFloats, end - row, lanes);
+            Dual<Strip<V>> ruled = directions.Score(Rule, Strip<V>.Rows(scaled + row * block + first, block), new PlaceStrips<V>(Scoring.Tensors, tile, row, first));
             ruled.Derivative.CopyTo(derivative + first, block);
             for (nint key = row; key < end; key++, slopes += block, dz += block)
             {
@@ -338,8 +322,6 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
                 for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
                     (V.Load(to + lane) + Multiply(V.Load(dz + lane), slopes + lane)).Store(to + lane);
             }
-
-            Strip<V> By(int tensor) => tensor == capture ? one : none;
         }
     }
 }

@@ -326,20 +326,10 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         StripMemory evaluation;
         for (nint row = part.FirstKey; row < part.EndKey; row += most)
         {
-            StripMemory.Begin<V>(&evaluation, memory, Math.Min(most, part.EndKey - row), lanes);
+            StripMemory.Begin<V>(&evaluation, memory, Length.StripFloats, Math.Min(most, part.EndKey - row), lanes);
             float* scores = s + row * block + first;
             var place = new PlaceStrips<V>(Scoring.Tensors, tile, row, first);
-            LaneRows ruled = Rule.Score(Strip<V>.Rows(scores, block), new ScorePlace<Strip<V>>
-            {
-                QueryPosition = place.QueryPosition,
-                KeyPosition = place.KeyPosition,
-                Head = place.Head,
-                Batch = place.Batch,
-                Captured0 = place.Captured0,
-                Captured1 = place.Captured1,
-                Captured2 = place.Captured2,
-                Captured3 = place.Captured3,
-            }).InLanes(scores, block);
+            LaneRows ruled = Rule.Score(Strip<V>.Rows(scores, block), place.Values).InLanes(scores, block);
             ruled.Start -= row * ruled.Step + first;
             End<V, THiding>(tile, part with { FirstKey = row, EndKey = row + evaluation.Rows }, ruled, bias, adds, s, maximum, ref ahead);
         }

@@ -124,7 +124,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
         return values->Rows;
     }
 
-    private static StripValues* Given(StripValues* values) => values != null ? values : Constant(0);
+    private static StripValues* Given(StripValues* values) => values != null ? values : StripMemory.Current->Nothing;
 
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static StripValues* Constant(float number)
@@ -308,7 +308,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     public static Strip<V> Relu(Strip<V> x) => new(Take<Positive>(Given(x.first)));
     public static Strip<V> Min(Strip<V> a, Strip<V> b) => new(Take<Smaller>(Given(a.first), Given(b.first)));
     public static Strip<V> Max(Strip<V> a, Strip<V> b) => new(Take<Larger>(Given(a.first), Given(b.first)));
-    public static Strip<V> Clamp(Strip<V> x, Strip<V> low, Strip<V> high) => new(Take<Clamped>(Given(x.first), Given(low.first), Given(high.first), Constant(0)));
+    public static Strip<V> Clamp(Strip<V> x, Strip<V> low, Strip<V> high) => new(Take<Clamped>(Given(x.first), Given(low.first), Given(high.first), Given(null)));
     public static Strip<V> Floor(Strip<V> x) => new(Take<Whole>(Given(x.first)));
     public static Strip<V> Detach(Strip<V> x) => x;
     public static Strip<V> SelectLess(Strip<V> a, Strip<V> b, Strip<V> then, Strip<V> otherwise) => Select<IfLess>(a, b, then, otherwise);

@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using System.Runtime.CompilerServices;
 
 namespace TransformerKernels;
@@ -58,7 +59,7 @@ internal struct SpreadSet<T>
     private T first;
 }
 
-/// <summary>Where the strips of an evaluation lie: memory that it takes in order, and the next one takes again.</summary>
+/// <summary>Where the strips of an evaluation lie: memory that it takes in order, and the next one takes again. One that takes more than there is is refused before it is written.</summary>
 internal unsafe struct StripMemory
 {
     // A cache line.
@@ -69,7 +70,7 @@ internal unsafe struct StripMemory
     [ThreadStatic]
     private static StripMemory* current;
 
-    private float* next;
+    private float* next, end;
     private SpreadSet<Way> ways;
     private SpreadSet<int> taken;
 
@@ -89,19 +90,33 @@ internal unsafe struct StripMemory
     /// <summary>The lanes of a row.</summary>
     public nint Lanes { get; private set; }
 
+    /// <summary>0: what stands for nothing where an operation needs a number.</summary>
+    public StripValues* Nothing { get; private set; }
+
     /// <summary>How many strips were taken of each spread.</summary>
     public readonly SpreadSet<int> Taken => taken;
 
     /// <summary>Begins an evaluation of a formula on this thread.</summary>
     /// <param name="place">Its state; it stays there until the formula is evaluated.</param>
-    /// <param name="memory">Of <see cref="FloatsOf"/> floats.</param>
+    /// <param name="memory">The memory.</param>
+    /// <param name="floats">Its length, of <see cref="FloatsOf"/>.</param>
     /// <param name="rows">The rows.</param>
     /// <param name="lanes">Whole pairs of vectors.</param>
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    public static void Begin<V>(StripMemory* place, float* memory, nint rows, nint lanes) where V : struct, ILanes<V>
+    public static void Begin<V>(StripMemory* place, float* memory, nint floats, nint rows, nint lanes) where V : struct, ILanes<V>
+    {
+        Lay<V>(place, rows, lanes);
+        place->next = memory;
+        place->end = memory + floats;
+        place->Nothing = place->Take(Spread.Constant);
+        Lockstep<V>.Zero.Store(place->Nothing->Start);
+        current = place;
+    }
+
+    private static void Lay<V>(StripMemory* place, nint rows, nint lanes) where V : struct, ILanes<V>
     {
         nint pair = 2 * V.Count;
-        *place = new() { next = memory, Rows = rows, Lanes = lanes };
+        *place = new() { Rows = rows, Lanes = lanes };
         Lay(place, Spread.Constant, pair, 0, 0, 0);
         Lay(place, Spread.ByKey, (nint)AttentionTiles.RoundUp(rows, pair), pair, 0, pair);
         Lay(place, Spread.ByQuery, lanes, pair, pair, -lanes);
@@ -109,7 +124,6 @@ internal unsafe struct StripMemory
         Lay(place, Spread.ByPair, rows * lanes, pair, pair, 0);
         place->ways[(int)Spread.ByKey].WrittenOut = rows * pair;
         place->ways[(int)Spread.ByDistance].FirstRow = rows - 1;
-        current = place;
     }
 
     private static void Lay(StripMemory* place, Spread spread, nint floats, nint flatStep, nint step, nint rowStep)
@@ -123,7 +137,7 @@ internal unsafe struct StripMemory
     public static nint FloatsOf<V>(in SpreadSet<int> strips, nint rows) where V : struct, ILanes<V>
     {
         StripMemory place;
-        Begin<V>(&place, null, rows, AttentionTiles.Block<V>());
+        Lay<V>(&place, rows, AttentionTiles.Block<V>());
         // The score, and captured values: at most a line or a value a key each.
         nint floats = ValuesFloats + CapturedSet.Count * Math.Max(place.FloatsOf(Spread.ByKey), place.FloatsOf(Spread.ByDistance));
         for (int spread = 0; spread <= (int)Spread.ByPair; spread++)
@@ -156,11 +170,17 @@ internal unsafe struct StripMemory
 
     /// <summary>Values that lie in memory.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public StripValues* Place(float* start, Spread spread)
+    public StripValues* Place(float* start, Spread spread) => Place(start, spread, 0);
+
+    // The values, and so many floats behind.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private StripValues* Place(float* start, Spread spread, nint floats)
     {
         ref readonly Way way = ref ways[(int)spread];
         var values = (StripValues*)next;
-        next += ValuesFloats;
+        next += ValuesFloats + floats;
+        if (next > end)
+            Overrun();
         *values = way.Values;
         values->Start = start;
         if (spread != Spread.ByKey)
@@ -169,10 +189,8 @@ internal unsafe struct StripMemory
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private StripValues* TakeNext(Spread spread)
-    {
-        StripValues* values = Place(next + ValuesFloats, spread);
-        next += ways[(int)spread].Floats + ways[(int)spread].WrittenOut;
-        return values;
-    }
+    private StripValues* TakeNext(Spread spread) => Place(next + ValuesFloats, spread, ways[(int)spread].Floats + ways[(int)spread].WrittenOut);
+
+    [DoesNotReturn]
+    private static void Overrun() => throw new InvalidOperationException("A rule took more steps on some pairs than on others. It must be the same formula each time: what it does may depend on its fields alone.");
 }

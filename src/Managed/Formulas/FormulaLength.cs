@@ -16,7 +16,7 @@ internal readonly struct FormulaLength : IReal<FormulaLength>
     /// <summary>The steps of a rule's formula.</summary>
     public static int Of<TRule>(TRule rule) where TRule : unmanaged, IScoreRule => Of(rule, out _);
 
-    /// <summary>The steps of a rule's formula, and its operations: a function is one.</summary>
+    /// <summary>The steps of a rule's formula, and its operations: a function is one, and so is a constant.</summary>
     public static int Of<TRule>(TRule rule, out int operations) where TRule : unmanaged, IScoreRule
     {
         steps = FormulaLength.operations = 0;
@@ -33,8 +33,8 @@ internal readonly struct FormulaLength : IReal<FormulaLength>
     }
 
     public static FormulaLength Zero => default;
-    public static FormulaLength One => default;
-    public static FormulaLength From(float value) => default;
+    public static FormulaLength One => Step(0);
+    public static FormulaLength From(float value) => Step(0);
     public static FormulaLength operator -(FormulaLength x) => Step();
     public static FormulaLength operator +(FormulaLength a, FormulaLength b) => Step();
     public static FormulaLength operator +(FormulaLength a, float b) => Step();

@@ -48,6 +48,9 @@ public sealed class AttentionCase
     public int[]? KeyLengths { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
 
+    /// <summary>Which captured tensor's gradient is wanted, if not every one's.</summary>
+    public int? WantedCapture { get; init; }
+
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
@@ -117,7 +120,11 @@ public sealed class AttentionCase
                 magnitudes[name] = Math.Max(magnitudes.GetValueOrDefault(name), magnitude!.Data.Append(0).Max());
             }
             for (int c = 0; c < Captured.Count; c++)
+            {
+                if (WantedCapture is { } wanted && wanted != c)
+                    continue;
                 Add($"dCaptured{c} by {Captured[c].By}", ours.Captured[c], backward.Captured[c].Data, naiveBackward.Captured[c].Data, Contract.Gradient, 1, 1);
+            }
         }
         foreach ((string name, (List<float> ours, List<double> oracle, List<float> naive, double factor, int heads, int batch)) in tensors)
             Contract.Check(ours.ToArray(), oracle.ToArray(), naive.ToArray(), Share * factor, $"{Text}: {name}", heads, batch, magnitudes.GetValueOrDefault(name));
@@ -193,7 +200,7 @@ public sealed class AttentionCase
         for (int c = 0; c < Captured.Count; c++)
         {
             CapturedTensor captured = Of(Captured[c]);
-            TensorView gradient = TensorView.Of(dCaptured[c], Shape(Captured[c].Values));
+            TensorView gradient = WantedCapture is { } wanted && wanted != c ? default : TensorView.Of(dCaptured[c], Shape(Captured[c].Values));
             switch (c)
             {
                 case 0: problem.Captured0 = captured; gradients.Captured0 = gradient; break;

@@ -93,9 +93,9 @@ public class AttentionTests
         var twice = new LongWay<LongWay<Temperature>>(new(rule));
         var often = new LongWay<LongWay<LongWay<LongWay<Temperature>>>>(new(twice));
         var veryOften = new Many<Temperature>(rule);
-        Assert.True(RuleLength.OfDerivative(rule).IsShort);
-        Assert.True(RuleLength.OfDerivative(twice) is { IsShort: false, IsLong: false } && RuleLength.Of(twice) is { IsShort: false, IsLong: false });
-        Assert.True(RuleLength.OfDerivative(often).IsLong && RuleLength.Of(often).IsLong);
+        Assert.True(RuleLength.OfDerivative(rule, 1).IsShort);
+        Assert.True(RuleLength.OfDerivative(twice, 1) is { IsShort: false, IsLong: false } && RuleLength.Of(twice) is { IsShort: false, IsLong: false });
+        Assert.True(RuleLength.OfDerivative(often, 1).IsLong && RuleLength.Of(often).IsLong);
         Assert.True(FormulaLength.Of(veryOften) > FormulaLength.Of(often) && RuleLength.Of(veryOften) is { IsShort: false, IsLong: false });
         foreach (AttentionCase problem in (AttentionCase[])
             [
@@ -113,7 +113,7 @@ public class AttentionTests
     public void Long_rules_agree_with_the_definition_whatever_they_capture()
     {
         var rule = new LongWay<LongWay<LongWay<LongWay<FourCaptures>>>>(new(new(new(default))));
-        Assert.True(RuleLength.Of(rule).IsLong && RuleLength.OfDerivative(rule).IsLong);
+        Assert.True(RuleLength.Of(rule).IsLong && RuleLength.OfDerivative(rule, 0b1111).IsLong);
         foreach ((int queries, int keys) in ((int, int)[])[(5, 5), (67, 71)])
         {
             new AttentionCase

@@ -35,10 +35,10 @@ public unsafe class StripTests
         int lanes = vectors * V.Count, pairs = rows * lanes, block = (int)AttentionTiles.Block<V>(), most = rows * block + 2 * block;
         float* each = stackalloc float[V.Count];
         float[] given = new float[4 * most], ours = new float[4 * pairs];
-        fixed (float* taken = Memory<V>(200), numbers = given, to = ours, spare = &ours[3 * pairs])
+        fixed (float* taken = new float[Floats<V>(200)], numbers = given, to = ours, spare = &ours[3 * pairs])
         {
             StripMemory evaluation;
-            StripMemory.Begin<V>(&evaluation, taken, rows, lanes);
+            StripMemory.Begin<V>(&evaluation, taken, Floats<V>(200), rows, lanes);
             // Pair by pair, for the vectors.
             float* pairsOfX = numbers + 2 * most, pairsOfY = pairsOfX + most;
             Strip<V> x = Fill<V>(spreadOfX, numbers, most, i => 0.01f + i % 37 / 8f, pairsOfX), y = Fill<V>(spreadOfY, numbers + most, most, i => 0.6f + i % 23 / 6f, pairsOfY);
@@ -84,11 +84,11 @@ public unsafe class StripTests
     }
 
     // Room for so many strips of pairs.
-    private static float[] Memory<V>(int strips) where V : struct, ILanes<V>
+    private static nint Floats<V>(int strips) where V : struct, ILanes<V>
     {
         SpreadSet<int> taken = default;
         taken[(int)Spread.ByPair] = strips;
-        return new float[StripMemory.FloatsOf<V>(taken, Rows)];
+        return StripMemory.FloatsOf<V>(taken, Rows);
     }
 
     [Fact]
@@ -97,10 +97,10 @@ public unsafe class StripTests
         const int rows = 5, firstQuery = 12, firstKey = 9;
         int lanes = (int)AttentionTiles.Block<Lanes256>();
         float[] ours = new float[rows * lanes];
-        fixed (float* taken = Memory<Lanes256>(10), to = ours)
+        fixed (float* taken = new float[Floats<Lanes256>(10)], to = ours)
         {
             StripMemory evaluation;
-            StripMemory.Begin<Lanes256>(&evaluation, taken, rows, lanes);
+            StripMemory.Begin<Lanes256>(&evaluation, taken, Floats<Lanes256>(10), rows, lanes);
             Strip<Lanes256> query = Strip<Lanes256>.Positions(Spread.ByQuery, firstQuery), key = Strip<Lanes256>.Positions(Spread.ByKey, firstKey);
             Strip<Lanes256>[] differences = [key - query, query - key, Strip<Lanes256>.Abs(key - query), key - key, key + query];
             Assert.Equal((1, 2, 4, 1), (evaluation.Taken[(int)Spread.ByQuery], evaluation.Taken[(int)Spread.ByKey], evaluation.Taken[(int)Spread.ByDistance], evaluation.Taken[(int)Spread.ByPair]));
@@ -122,10 +122,10 @@ public unsafe class StripTests
     {
         int lanes = (int)AttentionTiles.Block<Lanes256>();
         float[] given = new float[Rows * lanes];
-        fixed (float* taken = Memory<Lanes256>(10), numbers = given)
+        fixed (float* taken = new float[Floats<Lanes256>(10)], numbers = given)
         {
             StripMemory evaluation;
-            StripMemory.Begin<Lanes256>(&evaluation, taken, Rows, lanes);
+            StripMemory.Begin<Lanes256>(&evaluation, taken, Floats<Lanes256>(10), Rows, lanes);
             Strip<Lanes256> none = Strip<Lanes256>.Zero, one = Strip<Lanes256>.One, pairs = Strip<Lanes256>.At(numbers, Spread.ByPair), queries = Strip<Lanes256>.At(numbers, Spread.ByQuery);
             _ = none * pairs + none / pairs - none;
             _ = one * pairs * one;
@@ -151,10 +151,10 @@ public unsafe class StripTests
             float* numbers = (float*)line.Address;
             for (int i = 0; i < lanes + rows - 1; i++)
                 numbers[i] = i;
-            fixed (float* taken = Memory<Lanes256>(10), far = spaced)
+            fixed (float* taken = new float[Floats<Lanes256>(10)], far = spaced)
             {
                 StripMemory evaluation;
-                StripMemory.Begin<Lanes256>(&evaluation, taken, rows, lanes);
+                StripMemory.Begin<Lanes256>(&evaluation, taken, Floats<Lanes256>(10), rows, lanes);
                 Strip<Lanes256> ofLine = Strip<Lanes256>.Line(numbers + rows - 1), ofRows = Strip<Lanes256>.Rows(far, step);
                 Is(pair => rows - 1 - pair / lanes + pair % lanes, ofLine);
                 Is(pair => pair / lanes * step + pair % lanes, ofRows);
