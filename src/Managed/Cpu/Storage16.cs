@@ -1,6 +1,7 @@
 using System.Numerics;
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 
 namespace TransformerKernels;
 
@@ -32,7 +33,8 @@ internal static unsafe class Storage16
     public static void Store(Vector256<uint> wide, ushort* destination) => Vector128.Narrow(wide.GetLower(), wide.GetUpper()).Store(destination);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Store(Vector512<uint> wide, ushort* destination) => Vector256.Narrow(wide.GetLower(), wide.GetUpper()).Store(destination);
+    public static void Store(Vector512<uint> wide, ushort* destination) =>
+        (Avx512F.IsSupported ? Avx512F.ConvertToVector256UInt16(wide) : Vector256.Narrow(wide.GetLower(), wide.GetUpper())).Store(destination);
 
     /// <summary>Whether any float16, but for its sign, is larger than a limit, or is NaN: as integers they are in the same order, and NaN comes last.</summary>
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]

@@ -32,13 +32,16 @@ internal sealed partial class CpuDevice
     /// <remarks>
     /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
     /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again. Where each power of e
-    /// counts only as it is, the first reading leaves the powers where the gradient goes. A log-sum-exp beyond 2²⁴ isn't looked at: relative to the
-    /// row's own largest logit every power is at most 1.
+    /// counts only as it is, the first reading leaves the powers where the gradient goes, or of a gradient of 16 bits as many as there is room for. A log-sum-exp beyond 2²⁴ isn't looked at:
+    /// relative to the row's own largest logit every power is at most 1.
     /// </remarks>
     private unsafe struct LogProbsBackwardWork : IWork
     {
         // A row that, with the next one, leaves half of a second cache of a megabyte.
         private const int PrefetchedBytes = 1 << 18;
+
+        // How many powers of e are kept where the gradient has no room for them: 64 KiB of stack.
+        private const int KeptPowers = 1 << 14;
 
         public LogitRows Rows;
         public LogSumExpVector LogSumExp;
@@ -66,12 +69,12 @@ internal sealed partial class CpuDevice
                 return;
             }
             int length = LogitSums<TLanes>.Block;
-            float* space = stackalloc float[StripMemory.Aligned(2 * length)], block = StripMemory.Align(space), slopes = block + length;
+            float* space = stackalloc float[StripMemory.Aligned(3 * length)], block = StripMemory.Align(space), slopes = block + length;
             Arriving arriving = Upstream[row];
             nint column = Rows.Column(target);
             double logit = column < 0 ? double.NegativeInfinity : Rows.Shape.Scale * Rows.At<TLanes>(row, column);
             if (KeepsPowers(row, arriving))
-                DifferentiatePowers<TLanes>(row, column, logit, arriving, block);
+                DifferentiatePowers<TLanes>(row, column, logit, arriving, block, slopes);
             else
                 Differentiate<TLanes>(row, column, logit, arriving, goesOn, block, slopes);
             Gradient.Clear(row, Rows.Vocabulary, Rows.Tail);
@@ -95,13 +98,15 @@ internal sealed partial class CpuDevice
             // What can be read where it lies and written where it belongs is one piece.
             nint whole = Rows.Vocabulary - Rows.Vocabulary % TLanes.Count;
             nint length = Rows.IsPlain && Gradient.IsFloat32 && ofMean == 0 && whole > 0 ? whole : LogitSums<TLanes>.Block;
-            bool asksAhead = goesOn && Rows.Vocabulary * Rows.Type.Size() <= PrefetchedBytes;
+            // What is only read and written the processor asks for by itself.
+            bool streams = Rows.IsPlain && Rows.Type == ElementType.Float32, asksAhead = goesOn && Rows.Vocabulary * Rows.Type.Size() <= PrefetchedBytes;
             for (nint start = 0; start < Rows.Vocabulary; start += length)
             {
-                nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
+                nint count = Math.Min(length, Rows.Vocabulary - start), padded = Padded<TLanes>(count);
                 StoredLogits u = !known && kept != null ? new((byte*)(count == length ? kept + start : block), ElementType.Float32) : Rows.Read<TLanes>(row, start, count, block);
                 bool apart = !Gradient.IsFloat32 || count != padded || ofMean != 0;
-                slope.Differentiate<TLanes>(u, Rows.Shape, apart ? slopes : Gradient.Row(row) + start, padded, asksAhead ? Rows.Row(row + 1) + start * Rows.Type.Size() : null);
+                slope.Differentiate<TLanes>(u, Rows.Shape, apart ? slopes : Gradient.Row(row) + start, padded, asksAhead ? Rows.Row(row + 1) + start * Rows.Type.Size() : null,
+                    apart || streams ? null : Ahead<TLanes>(row, start));
                 if (ofMean != 0)
                     Rows.AddMean(ofMean, start, count, block, slopes);
                 if (apart)
@@ -116,36 +121,56 @@ internal sealed partial class CpuDevice
 
         // Whether each power of e counts only as it is.
         private readonly bool KeepsPowers(nint row, in Arriving arriving) =>
-            !Merged.IsPresent && !LogSumExp.HasRemainder && LogSumExp.IsNear(row) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 } && !Rows.Shape.IsCapped && Rows.Type == ElementType.Float32;
+            !Merged.IsPresent && !LogSumExp.HasRemainder && LogSumExp.IsNear(row) && arriving is { Entropy: 0, SumOfSquares: 0, MeanLogit: 0 };
 
-        private readonly void DifferentiatePowers<TLanes>(nint row, nint target, double logit, in Arriving arriving, float* block) where TLanes : struct, ILanes<TLanes>
+        [SkipLocalsInit]
+        private readonly void DifferentiatePowers<TLanes>(nint row, nint target, double logit, in Arriving arriving, float* block, float* slopes) where TLanes : struct, ILanes<TLanes>
         {
-            float* gradient = Gradient.Row(row);
+            float* space = stackalloc float[Gradient.IsFloat32 ? 0 : StripMemory.Aligned(KeptPowers)], kept = Gradient.IsFloat32 ? Gradient.Row(row) : StripMemory.Align(space);
+            // Short blocks if they are prepared: meanwhile memory comes that was asked for when the one before was written.
+            nint length = LogitSums<TLanes>.Block / (Rows.IsPlain ? 1 : 2), room = Gradient.IsFloat32 ? Rows.Vocabulary : KeptPowers, whole = Math.Min(room, Rows.Vocabulary) / length * length;
+            float* last = slopes + LogitSums<TLanes>.Block;
             RowSums near = RowSums.Anchored(Rows.Shape.Scale, LogSumExp[row], 0, 0, 0);
-            nint length = LogitSums<TLanes>.Block, last = 0;
             // Each block has a sum of its own, so that few numbers of very different size meet.
             double sum = Math.Exp(logit - near.Shift);
             for (nint start = 0; start < Rows.Vocabulary; start += length)
-            {
-                nint count = Math.Min(length, Rows.Vocabulary - start), padded = (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
-                StoredLogits u = Rows.Read<TLanes>(row, start, count, block);
-                // Beside the target's power the others' sum would lose its digits, and where p is nearly 1 they are what p − 1 is made of.
-                if (target >= start && target < start + count)
-                {
-                    Rows.Prepare<TLanes>(row, start, count, block);
-                    block[target - start] = float.NegativeInfinity;
-                    u = new((byte*)block, ElementType.Float32);
-                }
-                last = count == padded ? 0 : count;
-                sum += ExponentialRow.Form<TLanes>(u, last > 0 ? block : gradient + start, padded, near.Anchor, Rows.Shape.PowerScale);
-            }
+                sum += FormPowers<TLanes>(row, start, Math.Min(length, Rows.Vocabulary - start), target, near.Anchor, block, start < whole ? kept + start : last);
+
             var slope = new LogitSlope(near with { Sum = sum }, arriving, Rows.Shard.Whole);
-            float factor = (float)(slope.Coefficients.Constant * Rows.Shape.Steepest);
-            ExponentialRow.Multiply<TLanes>(gradient, Rows.Vocabulary - last, factor);
-            for (nint i = 0; i < last; i++)
-                gradient[Rows.Vocabulary - last + i] = block[i] * factor;
-            if (target >= 0)
-                gradient[target] = (float)(slope.AtTarget(logit) * Rows.Shape.Steepest);
+            ExponentialRow.Multiply<TLanes>(kept, whole, slope.PerPower(Rows.Shape));
+            if (!Gradient.IsFloat32)
+                Gradient.Write<TLanes>(kept, row, 0, whole);
+            for (nint start = whole; start < Rows.Vocabulary; start += length)
+            {
+                nint count = Math.Min(length, Rows.Vocabulary - start);
+                if (start + length < Rows.Vocabulary)
+                    slope.Differentiate<TLanes>(Rows.Read<TLanes>(row, start, count, block), Rows.Shape, slopes, count);
+                else
+                    ExponentialRow.Multiply<TLanes>(last, Padded<TLanes>(count), slope.PerPower(Rows.Shape));
+                Gradient.Write<TLanes>(start + length < Rows.Vocabulary ? slopes : last, row, start, count);
+            }
+            if (target < 0)
+                return;
+            *slopes = (float)(slope.AtTarget(logit) * Rows.Shape.Slope(logit));
+            Gradient.Write<Real32>(slopes, row, target, 1);
         }
+
+        // Of all but the target: beside its power the others' sum would lose its digits, and where p is nearly 1 they are what p − 1 is made of.
+        private readonly double FormPowers<TLanes>(nint row, nint start, nint count, nint target, float anchor, float* block, float* powers) where TLanes : struct, ILanes<TLanes>
+        {
+            StoredLogits u = Rows.Read<TLanes>(row, start, count, block), next = new(Rows.Row(row) + start * Rows.Type.Size() + LogitSums<TLanes>.PrefetchBytes, Rows.Type);
+            if (target >= start && target < start + count)
+            {
+                Rows.Prepare<TLanes>(row, start, count, block);
+                block[target - start] = float.NegativeInfinity;
+                u = new((byte*)block, ElementType.Float32);
+            }
+            return ExponentialRow.Form<TLanes>(u, Rows.Shape, anchor, powers, Padded<TLanes>(count), next, Gradient.IsFloat32 ? Ahead<TLanes>(row, start) : null);
+        }
+
+        // What will be written soon of a gradient in float32.
+        private readonly float* Ahead<TLanes>(nint row, nint start) where TLanes : struct, ILanes<TLanes> => Gradient.Row(row) + start + LogitSums<TLanes>.PrefetchBytes / sizeof(float);
+
+        private static nint Padded<TLanes>(nint count) where TLanes : struct, ILanes<TLanes> => (count + TLanes.Count - 1) / TLanes.Count * TLanes.Count;
     }
 }

@@ -54,47 +54,53 @@ internal sealed partial class CpuDevice
         /// <param name="gradient">Where it goes.</param>
         /// <param name="count">How many, whole vectors.</param>
         /// <param name="next">As many numbers as u that will be needed soon, from here; null for none.</param>
-        public void Differentiate<V>(StoredLogits u, LogitShape shape, float* gradient, nint count, byte* next = null) where V : struct, ILanes<V>
+        /// <param name="ahead">As many as will be written soon, from here: otherwise a store waits for its line. Null for none.</param>
+        public void Differentiate<V>(StoredLogits u, LogitShape shape, float* gradient, nint count, byte* next = null, float* ahead = null) where V : struct, ILanes<V>
         {
             switch (u.Type)
             {
-                case ElementType.Float32: Differentiate<V, Float32Storage>(u.Data, shape, gradient, count, next); break;
-                case ElementType.BFloat16: Differentiate<V, BFloat16Storage>(u.Data, shape, gradient, count, next); break;
-                default: Differentiate<V, Float16Storage>(u.Data, shape, gradient, count, next); break;
+                case ElementType.Float32: Differentiate<V, Float32Storage>(u.Data, shape, gradient, count, next, ahead); break;
+                case ElementType.BFloat16: Differentiate<V, BFloat16Storage>(u.Data, shape, gradient, count, next, ahead); break;
+                default: Differentiate<V, Float16Storage>(u.Data, shape, gradient, count, next, ahead); break;
             }
         }
 
-        private void Differentiate<V, TStorage>(byte* u, LogitShape shape, float* gradient, nint count, byte* next) where V : struct, ILanes<V> where TStorage : struct, IStorage
+        private void Differentiate<V, TStorage>(byte* u, LogitShape shape, float* gradient, nint count, byte* next, float* ahead) where V : struct, ILanes<V> where TStorage : struct, IStorage
         {
-            // With a softcap ∂z/∂x is −(u² − 1) of the steepest.
-            double unit = shape.IsCapped ? -shape.Steepest : shape.Steepest;
+            double unit = Unit(shape);
             var slopes = new Slopes(anchor, shape.PowerScale, (float)(unit * constant), (float)(unit * perLogit * Math.Log(2)), (float)(unit * perExponential), (float)(unit * everywhere));
             switch (of.SumOfSquares != 0 || of.MeanLogit != 0, isUniform, shape.IsCapped)
             {
                 case (true, _, false): DifferentiateAll<V, TStorage, No>(u, slopes, gradient, count); break;
                 case (true, _, true): DifferentiateAll<V, TStorage, Yes>(u, slopes, gradient, count); break;
-                case (false, true, false): Differentiate<V, TStorage, Yes, No>(u, slopes, gradient, count, next); break;
-                case (false, true, true): Differentiate<V, TStorage, Yes, Yes>(u, slopes, gradient, count, next); break;
-                case (false, false, false): Differentiate<V, TStorage, No, No>(u, slopes, gradient, count, next); break;
-                case (false, false, true): Differentiate<V, TStorage, No, Yes>(u, slopes, gradient, count, next); break;
+                case (false, true, false): Differentiate<V, TStorage, Yes, No>(u, slopes, gradient, count, next, ahead); break;
+                case (false, true, true): Differentiate<V, TStorage, Yes, Yes>(u, slopes, gradient, count, next, ahead); break;
+                case (false, false, false): Differentiate<V, TStorage, No, No>(u, slopes, gradient, count, next, ahead); break;
+                case (false, false, true): Differentiate<V, TStorage, No, Yes>(u, slopes, gradient, count, next, ahead); break;
             }
         }
+
+        /// <summary>What each power of e is multiplied by, if all count alike.</summary>
+        public float PerPower(LogitShape shape) => (float)(Unit(shape) * constant);
+
+        // With a softcap ∂z/∂x is −(u² − 1) of the steepest.
+        private static double Unit(LogitShape shape) => shape.IsCapped ? -shape.Steepest : shape.Steepest;
 
         // What is taken off u, what then makes an exponent of 2 of it, and a, b, c, d for that exponent, times ∂z/∂x.
         private readonly record struct Slopes(float Anchor, float Scale, float Constant, float PerPower, float PerExponential, float Everywhere);
 
-        private static void Differentiate<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next)
+        private static void Differentiate<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next, float* ahead)
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
         {
             nint eights = HasManyRegisters ? count - count % (8 * V.Count) : 0, read = eights * TStorage.Size;
             if (eights > 0)
-                Differentiate8<V, TStorage, TUniform, TCapped>(u, slopes, gradient, eights, next);
+                Differentiate8<V, TStorage, TUniform, TCapped>(u, slopes, gradient, eights, next, ahead);
             if (eights < count)
-                DifferentiateRest<V, TStorage, TUniform, TCapped>(u + read, slopes, gradient + eights, count - eights, next == null ? null : next + read);
+                DifferentiateRest<V, TStorage, TUniform, TCapped>(u + read, slopes, gradient + eights, count - eights, next == null ? null : next + read, ahead == null ? null : ahead + eights);
         }
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void Differentiate8<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next)
+        private static void Differentiate8<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next, float* ahead)
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
         {
             nint w = V.Count, step = w * TStorage.Size;
@@ -107,6 +113,12 @@ internal sealed partial class CpuDevice
                     Prefetch.Bytes(next, 4 * step);
                     Prefetch.Bytes(next + 4 * step, 4 * step);
                     next += 8 * step;
+                }
+                if (ahead != null)
+                {
+                    Prefetch.Four<V>(ahead);
+                    Prefetch.Four<V>(ahead + 4 * w);
+                    ahead += 8 * w;
                 }
                 V y0 = V.MaxNative(lowest, (TStorage.Load<V>(u) - anchor) * scale), y1 = V.MaxNative(lowest, (TStorage.Load<V>(u + step) - anchor) * scale);
                 V y2 = V.MaxNative(lowest, (TStorage.Load<V>(u + 2 * step) - anchor) * scale), y3 = V.MaxNative(lowest, (TStorage.Load<V>(u + 3 * step) - anchor) * scale);
@@ -125,7 +137,7 @@ internal sealed partial class CpuDevice
         }
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static void DifferentiateRest<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next)
+        private static void DifferentiateRest<V, TStorage, TUniform, TCapped>(byte* u, in Slopes slopes, float* gradient, nint count, byte* next, float* ahead)
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
         {
             nint w = V.Count, step = w * TStorage.Size;
@@ -137,6 +149,11 @@ internal sealed partial class CpuDevice
                 {
                     Prefetch.Bytes(next, 4 * step);
                     next += 4 * step;
+                }
+                if (ahead != null)
+                {
+                    Prefetch.Four<V>(ahead);
+                    ahead += 4 * w;
                 }
                 V y0 = V.MaxNative(lowest, (TStorage.Load<V>(u) - anchor) * scale), y1 = V.MaxNative(lowest, (TStorage.Load<V>(u + step) - anchor) * scale);
                 V y2 = V.MaxNative(lowest, (TStorage.Load<V>(u + 2 * step) - anchor) * scale), y3 = V.MaxNative(lowest, (TStorage.Load<V>(u + 3 * step) - anchor) * scale);
@@ -153,12 +170,16 @@ internal sealed partial class CpuDevice
             }
         }
 
-        // e (a + b y), times u² − 1 if there is a softcap.
+        // e (a + b y), of the logit.
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         private static V Slope<V, TStorage, TUniform, TCapped>(V e, V y, V a, V b, byte* u)
-            where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice
+            where V : struct, ILanes<V> where TStorage : struct, IStorage where TUniform : struct, IChoice where TCapped : struct, IChoice =>
+            OfLogit<V, TStorage, TCapped>(e, u) * (TUniform.Taken ? a : V.MultiplyAdd(b, y, a));
+
+        /// <summary>What becomes of a slope of z before it is one of the logit but for <see cref="Unit"/>: with a softcap it is multiplied by u² − 1.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public static V OfLogit<V, TStorage, TCapped>(V slope, byte* u) where V : struct, ILanes<V> where TStorage : struct, IStorage where TCapped : struct, IChoice
         {
-            V slope = e * (TUniform.Taken ? a : V.MultiplyAdd(b, y, a));
             if (!TCapped.Taken)
                 return slope;
             V tanh = TStorage.Load<V>(u);

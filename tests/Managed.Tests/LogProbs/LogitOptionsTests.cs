@@ -21,6 +21,9 @@ public class LogitOptionsTests
                 foreach (string options in (string[])["", "bias", "softcap", "temperature", "padded", "weights", "bias softcap temperature padded weights"])
                     rows.Add(type, vocabulary, options);
             }
+            // Longer than what is kept of a row whose gradient has 16 bits.
+            foreach (string options in (string[])["", "softcap padded"])
+                rows.Add(type, 20_001, options);
         }
         return rows;
     }
