@@ -48,8 +48,14 @@ public sealed class AttentionCase
     public int[]? KeyLengths { get; init; }
     public IReadOnlyList<CapturedValues> Captured { get; init; } = [];
 
+    /// <summary>The captured tensor whose gradient is wanted; of all if absent.</summary>
+    public int? OnlyCaptured { get; init; }
+
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
+
+    /// <summary>Changes the gradient that arrives for the log-sum-exp.</summary>
+    public Action<float[]>? PrepareUpstream { get; init; }
 
     public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("cells", CellTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{Shapes("mask", Mask)}{(QueryOffsets is null ? "" : $" offsets {string.Join(',', QueryOffsets)}")}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
@@ -116,7 +122,7 @@ public sealed class AttentionCase
                 Add(name, ours, oracle!.Data, naive!.Data, Contract.Gradient, 1, 1);
                 magnitudes[name] = Math.Max(magnitudes.GetValueOrDefault(name), magnitude!.Data.Append(0).Max());
             }
-            for (int c = 0; c < Captured.Count; c++)
+            for (int c = OnlyCaptured ?? 0; c < (OnlyCaptured + 1 ?? Captured.Count); c++)
                 Add($"dCaptured{c} by {Captured[c].By}", ours.Captured[c], backward.Captured[c].Data, naiveBackward.Captured[c].Data, Contract.Gradient, 1, 1);
         }
         foreach ((string name, (List<float> ours, List<double> oracle, List<float> naive, double factor, int heads, int batch)) in tensors)
@@ -131,6 +137,7 @@ public sealed class AttentionCase
         Strided output = Tensor(Heads, Queries, ValueSize), upstream = Tensor(Heads, Queries, ValueSize).Fill(seed + 4);
         var logSumExp = new float[Batch * Heads * Queries];
         float[] upstreamL = Seeded.Normal(logSumExp.Length, seed + 5);
+        PrepareUpstream?.Invoke(upstreamL);
         Strided dQuery = Tensor(Heads, Queries, HeadSize), dKey = Tensor(KeyHeads, Keys, HeadSize), dValue = Tensor(KeyHeads, Keys, ValueSize);
         float start = accumulate ? 1 : float.NaN;
         foreach (Strided gradient in (Strided[])[dQuery, dKey, dValue])
@@ -193,7 +200,7 @@ public sealed class AttentionCase
         for (int c = 0; c < Captured.Count; c++)
         {
             CapturedTensor captured = Of(Captured[c]);
-            TensorView gradient = TensorView.Of(dCaptured[c], Shape(Captured[c].Values));
+            TensorView gradient = OnlyCaptured is null || OnlyCaptured == c ? TensorView.Of(dCaptured[c], Shape(Captured[c].Values)) : default;
             switch (c)
             {
                 case 0: problem.Captured0 = captured; gradients.Captured0 = gradient; break;
