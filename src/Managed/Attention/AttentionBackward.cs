@@ -323,20 +323,20 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             }
             valuesAhead.AskForRest();
             gradientsAhead.AskForRest();
-            // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something isn't 0.
+            // A mark instead of 0 lets the products below skip a hidden pair, and what stands for missing keys; it is needed only where 0 times something may not be 0.
             bool skips = (hides || ruled || tileKeys % Product.Rows != 0) && !IsFinite<V>(j0, (j0 - first) / AttentionTiles.Keys, tileK, tileV);
             bool refines = first == 0 && end <= AttentionTiles.Keys, keeps = WantsScoring || refines; // dz as it is
             bool apart = ruled && WantsScoring && !refines && WantedCaptures == 0; // and beside it what passes through the rule
             foreach (ref readonly TilePart part in visible.Parts)
             {
+                // What a rule says may be anything.
+                bool marks = skips || (typeof(TRule) != typeof(PlainScore) && !AttentionTiles.IsFinite<V>(s + part.Start<V>(), block, 1, part.Keys, part.Vectors * V.Count));
                 if (apart)
-                    Differentiate<V, Yes, Yes, Yes>(bias, part, skips ? -1f : 0f);
+                    Differentiate<V, Yes, Yes>(bias, part, hides, marks, skips ? -1f : 0f);
                 else if (ruled && !keeps)
-                    Differentiate<V, Yes, Yes, No>(bias, part, skips ? -1f : 0f);
-                else if (hides || ruled)
-                    Differentiate<V, Yes, No, No>(bias, part, skips ? -1f : 0f);
+                    Differentiate<V, Yes, No>(bias, part, hides, marks, skips ? -1f : 0f);
                 else
-                    Differentiate<V, No, No, No>(bias, part, 0f);
+                    Differentiate<V, No, No>(bias, part, hides, marks, skips ? -1f : 0f);
             }
             // What is summed takes four keys at a time; what stands for missing ones must add nothing to the keys that follow.
             nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);
@@ -406,11 +406,23 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         then.Add(Output, Output.Matrix(batch, nextHead) + next * Output.Row, rows, dv, tilesLeft);
     }
 
+    // Where scores and dP − D are numbers, weights of 0 do for hidden pairs.
+    private readonly void Differentiate<V, TSlopes, TApart>(LaneRows bias, in TilePart part, bool hides, bool marks, float hiddenWeight)
+        where V : struct, ILanes<V> where TSlopes : struct, IChoice where TApart : struct, IChoice
+    {
+        if (marks && (hides || IsRuled))
+            Differentiate<V, Yes, Yes, TSlopes, TApart>(bias, part, hiddenWeight);
+        else if (hides)
+            Differentiate<V, Yes, No, TSlopes, TApart>(bias, part, 0f);
+        else
+            Differentiate<V, No, No, TSlopes, TApart>(bias, part, 0f);
+    }
+
     // From scores and dP of a part: P in place of S and dz, or dS = dz · ∂rule/∂score, in place of dP, or dz in place of dP and dS in place of the slopes; four keys at a time of one vector of queries.
     // The last key stands for those that are missing of four.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    private readonly void Differentiate<V, THiding, TSlopes, TApart>(LaneRows bias, in TilePart part, float hiddenWeight)
-        where V : struct, ILanes<V> where THiding : struct, IChoice where TSlopes : struct, IChoice where TApart : struct, IChoice
+    private readonly void Differentiate<V, THiding, TMarking, TSlopes, TApart>(LaneRows bias, in TilePart part, float hiddenWeight)
+        where V : struct, ILanes<V> where THiding : struct, IChoice where TMarking : struct, IChoice where TSlopes : struct, IChoice where TApart : struct, IChoice
     {
         nint step = AttentionTiles.Block<V>(), first = part.Lane<V>(), end = part.EndVector * V.Count, keys = part.Keys;
         V scale = V.From(Shape.Scale);
@@ -421,14 +433,14 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
             for (nint key = 0; key < keys; key += Product.Rows, scores += Product.Rows * step, gradients += Product.Rows * step, b0 += Product.Rows * bias.Step)
             {
                 float* b1 = key + 1 < keys ? b0 + bias.Step : b0, b2 = key + 2 < keys ? b1 + bias.Step : b1, b3 = key + 3 < keys ? b2 + bias.Step : b2;
-                V z0 = Score<V, THiding>(V.Load(scores), scale, V.Load(b0)), z1 = Score<V, THiding>(V.Load(scores + step), scale, V.Load(b1));
-                V z2 = Score<V, THiding>(V.Load(scores + 2 * step), scale, V.Load(b2)), z3 = Score<V, THiding>(V.Load(scores + 3 * step), scale, V.Load(b3));
+                V z0 = Score<V, THiding, TMarking>(V.Load(scores), scale, V.Load(b0)), z1 = Score<V, THiding, TMarking>(V.Load(scores + step), scale, V.Load(b1));
+                V z2 = Score<V, THiding, TMarking>(V.Load(scores + 2 * step), scale, V.Load(b2)), z3 = Score<V, THiding, TMarking>(V.Load(scores + 3 * step), scale, V.Load(b3));
                 V t0 = z0 - l, t1 = z1 - l, t2 = z2 - l, t3 = z3 - l, lowest = V.From(Exponential.Lowest);
                 // The forward pass's exponential, so that weights add up to 1.
                 Exponential.Precise(V.MaxNative(lowest, t0), V.MaxNative(lowest, t1), V.MaxNative(lowest, t2), V.MaxNative(lowest, t3), out V p0, out V p1, out V p2, out V p3);
                 (p0, p1, p2, p3) = (PutBack(p0, z0, t0, l, rest), PutBack(p1, z1, t1, l, rest), PutBack(p2, z2, t2, l, rest), PutBack(p3, z3, t3, l, rest));
                 V dz0 = p0 * (V.Load(gradients) - d), dz1 = p1 * (V.Load(gradients + step) - d), dz2 = p2 * (V.Load(gradients + 2 * step) - d), dz3 = p3 * (V.Load(gradients + 3 * step) - d);
-                if (THiding.Taken)
+                if (TMarking.Taken)
                 {
                     V none = V.From(float.NegativeInfinity), hidden = V.From(hiddenWeight);
                     (p0, p1, p2, p3) = (V.SelectEqual(z0, none, hidden, p0), V.SelectEqual(z1, none, hidden, p1), V.SelectEqual(z2, none, hidden, p2), V.SelectEqual(z3, none, hidden, p3));
@@ -455,12 +467,17 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         x3.Store(to + 3 * step);
     }
 
-    // The final score: of q·k, or of what a rule says. A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back.
+    // The final score: of q·k, or of what a rule says. A rule hides by −∞ before any bias is added: ∞ in a bias must not bring the pair back. Without marks a hidden pair's score is a number, for
+    // −∞ less −∞ isn't, and far below any other: its weight is 0.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static V Score<V, THiding>(V value, V scale, V bias) where V : struct, ILanes<V> where THiding : struct, IChoice
+    private static V Score<V, THiding, TMarking>(V value, V scale, V bias) where V : struct, ILanes<V> where THiding : struct, IChoice where TMarking : struct, IChoice
     {
-        V none = V.From(float.NegativeInfinity), z = IsRuled ? V.SelectEqual(value, none, none, value + bias) : V.MultiplyAdd(value, scale, bias);
-        return THiding.Taken ? V.SelectEqual(bias, none, none, z) : z;
+        const float far = -1e30f;
+        V none = V.From(float.NegativeInfinity);
+        if (TMarking.Taken)
+            return V.SelectEqual(bias, none, none, IsRuled ? V.SelectEqual(value, none, none, value + bias) : V.MultiplyAdd(value, scale, bias));
+        V z = IsRuled ? value + bias : V.MultiplyAdd(value, scale, bias);
+        return THiding.Taken ? V.MaxNative(V.From(far), z) : z;
     }
 
     // A weight e^t with what was rounded away when L was subtracted from z, t being the difference, and e^−remainder − 1 of L.

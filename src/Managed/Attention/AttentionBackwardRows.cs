@@ -22,7 +22,10 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         blockIsFinite = null;
     }
 
-    // Whether a tile's keys and values and the block's queries and upstream gradients hold neither NaN nor ∞. What was found is kept: for the other blocks, for the other tiles.
+    // Times this, numbers from 2⁴⁰ on are infinite. No sum of products of smaller ones is.
+    private const float TooLarge = (1L << 44) * (float)(1L << 44);
+
+    // Whether products of a tile's keys and values with the block's queries and upstream gradients hold neither NaN nor ∞, nor dP − D. What was found is kept: for the other blocks, for the other tiles.
     private bool IsFinite<V>(nint j0, nint tile, float* k, float* v) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -31,10 +34,12 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         {
             // A causal block may need a part of the tile only; other blocks need all of it.
             nint all = Math.Min(AttentionTiles.Keys, (nint)Shape.Keys - j0);
-            tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize)
-                && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize) ? yes : no;
+            tileIsFinite[tile] = AttentionTiles.IsFinite<V>(k, Key.Row, Key.Column, all, (nint)Shape.HeadSize, TooLarge)
+                && AttentionTiles.IsFinite<V>(v, Value.Row, Value.Column, all, (nint)Shape.ValueSize, TooLarge) ? yes : no;
         }
-        blockIsFinite ??= AttentionTiles.IsFinite<V>(queryColumns, block, 1, (nint)Shape.HeadSize, block) && AttentionTiles.IsFinite<V>(upstreamColumns, block, 1, (nint)Shape.ValueSize, block);
+        blockIsFinite ??= AttentionTiles.IsFinite<V>(queryColumns, block, 1, (nint)Shape.HeadSize, block, TooLarge * MathF.Max(1, MathF.Abs(Shape.Scale)))
+            && AttentionTiles.IsFinite<V>(upstreamColumns, block, 1, (nint)Shape.ValueSize, block, TooLarge) && AttentionTiles.IsFinite<V>(logSumExp, block, 1, 1, block)
+            && AttentionTiles.IsFinite<V>(delta, block, 1, 1, block, 2);
         return tileIsFinite[tile] == yes && blockIsFinite.Value;
     }
 

@@ -76,9 +76,9 @@ internal static unsafe class AttentionTiles
             MatrixCopy.Run(source, 1, Block<V>(), target, result.Row, result.Column, rows, columns, add);
     }
 
-    /// <summary>Whether a matrix holds neither NaN nor ∞.</summary>
+    /// <summary>Whether a matrix times a factor holds neither NaN nor ∞.</summary>
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-    public static bool IsFinite<V>(float* source, nint rowStep, nint columnStep, nint rows, nint columns) where V : struct, ILanes<V>
+    public static bool IsFinite<V>(float* source, nint rowStep, nint columnStep, nint rows, nint columns, float factor = 1) where V : struct, ILanes<V>
     {
         // x·0 is 0, or NaN where x isn't finite. Four sums, so that the next needn't wait for the last.
         V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
@@ -91,21 +91,21 @@ internal static unsafe class AttentionTiles
             {
                 for (; column + 4 * V.Count <= columns; column += 4 * V.Count)
                 {
-                    s0 = V.MultiplyAdd(V.Load(from + column), V.Zero, s0);
-                    s1 = V.MultiplyAdd(V.Load(from + column + V.Count), V.Zero, s1);
-                    s2 = V.MultiplyAdd(V.Load(from + column + 2 * V.Count), V.Zero, s2);
-                    s3 = V.MultiplyAdd(V.Load(from + column + 3 * V.Count), V.Zero, s3);
+                    s0 = V.MultiplyAdd(V.Load(from + column) * factor, V.Zero, s0);
+                    s1 = V.MultiplyAdd(V.Load(from + column + V.Count) * factor, V.Zero, s1);
+                    s2 = V.MultiplyAdd(V.Load(from + column + 2 * V.Count) * factor, V.Zero, s2);
+                    s3 = V.MultiplyAdd(V.Load(from + column + 3 * V.Count) * factor, V.Zero, s3);
                 }
                 for (; column + V.Count <= columns; column += V.Count)
-                    s0 = V.MultiplyAdd(V.Load(from + column), V.Zero, s0);
+                    s0 = V.MultiplyAdd(V.Load(from + column) * factor, V.Zero, s0);
                 if (column < columns && columns >= V.Count)
                 {
-                    s1 = V.MultiplyAdd(V.Load(from + columns - V.Count), V.Zero, s1);
+                    s1 = V.MultiplyAdd(V.Load(from + columns - V.Count) * factor, V.Zero, s1);
                     continue;
                 }
             }
             for (; column < columns; column++)
-                sum += from[column * columnStep] * 0f;
+                sum += from[column * columnStep] * factor * 0f;
         }
         return sum + ((s0 + s1) + (s2 + s3)).Sum() == 0;
     }

@@ -289,19 +289,20 @@ public class AttentionBiasTests
     [Theory]
     [InlineData(float.NaN)]
     [InlineData(float.PositiveInfinity)]
+    [InlineData(float.MaxValue)]
     public void What_a_boolean_mask_hides_contributes_nothing_whatever_it_holds(float poison)
     {
         foreach ((int queries, int keys) in ((int, int)[])[(5, 9), (70, 140)])
         {
             // Hidden are a key and a value of some heads, and pairs whose bias is poisoned.
-            Grid<double> mask = Grid.Zeros<double>(2, 1, queries, keys), bias = AttentionCase.Numbers(4, 1, 2, 2, queries, keys);
+            Grid<double> mask = Grid.Zeros<double>(2, 1, queries, keys), bias = AttentionCase.Numbers(4, 1, 2, 2, queries, keys), captured = AttentionCase.Numbers(2, 1, 1, 2, queries, keys);
             for (int i = 0; i < queries; i++)
             {
                 for (int b = 0; b < 2; b++)
                 {
                     for (int j = 0; j < keys; j++)
                         mask[b, 0, i, j] = j == 2 || j == keys - 1 || (i + j) % 5 == 0 ? 0 : 1;
-                    bias[b, 1, i, (5 - i % 5) % 5] = poison;
+                    bias[b, 1, i, (5 - i % 5) % 5] = captured[0, 1, i, (5 - i % 5) % 5] = poison;
                 }
             }
             new AttentionCase
@@ -311,7 +312,7 @@ public class AttentionBiasTests
             }.Check(Device, default(PlainScore));
             new AttentionCase
             {
-                Batch = 2, Queries = queries, Keys = keys, Mask = mask, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(2, 1, 1, 2, queries, keys), CapturedBy.Pair)],
+                Batch = 2, Queries = queries, Keys = keys, Mask = mask, Captured = [new(AttentionCase.Numbers(1, 1, 2), CapturedBy.Head), new(captured, CapturedBy.Pair)],
                 Prepare = (_, k, v) => { k[0, 0, 2, 0] = poison; v[1, 1, keys - 1, 1] = poison; },
             }.Check(Device, new Gained<Temperature>(new Temperature(0.25f, 200)), new GainedTemperatureFormula(0.25f, 200));
         }

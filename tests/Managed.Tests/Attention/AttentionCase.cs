@@ -54,6 +54,9 @@ public sealed class AttentionCase
     /// <summary>Changes query, key and value before anything is computed.</summary>
     public Action<Strided, Strided, Strided>? Prepare { get; init; }
 
+    /// <summary>Changes the gradient that arrives for the log-sum-exp.</summary>
+    public Action<float[]>? PrepareUpstream { get; init; }
+
     public string Text => $"b{Batch} h{Heads}/{KeyHeads} {Queries}x{Keys} d{HeadSize}/{ValueSize}{(Causal ? " causal" : "")}{(QueryOffset is { } o ? $" offset {o}" : "")}{(Slopes is null ? "" : " slopes")}{(DistanceBias is null ? "" : " distance")}{Shapes("buckets", BucketTable)}{Shapes("cells", CellTable)}{Shapes("dense", DenseBias)}{Shapes("row", RowBias)}{Shapes("column", ColumnBias)}{Shapes("sinks", Sinks)}{Shapes("mask", Mask)}{(QueryOffsets is null ? "" : $" offsets {string.Join(',', QueryOffsets)}")}{(KeyLengths is null ? "" : $" lengths {string.Join(',', KeyLengths)}")}{(Softcap is { } c ? $" softcap {c}" : "")} order {string.Join("", Order)} gap {Gap}";
 
     private static string Shapes(string name, Grid<double>? grid) => grid is null ? "" : $" {name} [{string.Join(',', grid.Shape)}]";
@@ -138,6 +141,7 @@ public sealed class AttentionCase
         Strided output = Tensor(Heads, Queries, ValueSize), upstream = Tensor(Heads, Queries, ValueSize).Fill(seed + 4);
         var logSumExp = new float[Batch * Heads * Queries];
         float[] upstreamL = Seeded.Normal(logSumExp.Length, seed + 5);
+        PrepareUpstream?.Invoke(upstreamL);
         Strided dQuery = Tensor(Heads, Queries, HeadSize), dKey = Tensor(KeyHeads, Keys, HeadSize), dValue = Tensor(KeyHeads, Keys, ValueSize);
         float start = accumulate ? 1 : float.NaN;
         foreach (Strided gradient in (Strided[])[dQuery, dKey, dValue])

@@ -219,6 +219,19 @@ public class AttentionTests
     }
 
     [Fact]
+    public void One_captured_tensors_gradient_agrees_with_the_definition_whichever_it_is()
+    {
+        for (int only = 0; only < 4; only++)
+        {
+            new AttentionCase
+            {
+                Queries = 67, Keys = 71, WantedCapture = only,
+                Captured = [new(AttentionCase.Numbers(30, 0.5f, 2), CapturedBy.Head), new(AttentionCase.Numbers(31, 0.5f, 1, 2, 67), CapturedBy.Query), new(AttentionCase.Numbers(32, 0.5f, 1, 2, 71), CapturedBy.Key), new(AttentionCase.Numbers(33, 0.5f, 2, 9), CapturedBy.HeadAndDistance, 3)],
+            }.Check(Device, default(FourCaptures), new FourCapturesFormula());
+        }
+    }
+
+    [Fact]
     public void Minus_infinity_in_a_bias_hides_the_pair()
     {
         foreach ((int queries, int keys) in ((int, int)[])[(7, 7), (70, 40), (40, 140)])

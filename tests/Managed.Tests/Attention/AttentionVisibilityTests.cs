@@ -81,8 +81,12 @@ public unsafe class AttentionVisibilityTests
         {
             Grid<double> mask = Mask(kind, queries, keys);
             AttentionCase.Results results = new AttentionCase { Queries = queries, Keys = keys, HeadSize = headSize, Mask = mask, Prepare = (q, _, _) => q[0, 0, poisoned, 0] = float.NaN }.Run(Device, default(PlainScore));
+            AttentionCase.Results ofUpstream = new AttentionCase { Queries = queries, Keys = keys, HeadSize = headSize, Mask = mask, HasLogSumExpUpstream = true, PrepareUpstream = l => l[poisoned] = float.NaN }.Run(Device, default(PlainScore));
             for (int j = 0; j < keys; j++)
+            {
                 Assert.All(results.Key.Skip(j * headSize).Take(headSize), gradient => Assert.Equal(mask[0, 0, poisoned, j] == 1, float.IsNaN(gradient)));
+                Assert.All(ofUpstream.Key.Skip(j * headSize).Take(headSize), gradient => Assert.Equal(mask[0, 0, poisoned, j] == 1, float.IsNaN(gradient)));
+            }
         }
     }
 
