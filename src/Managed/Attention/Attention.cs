@@ -30,9 +30,11 @@ public static class Attention
     /// backward pass. May be absent (default).
     /// </param>
     /// <param name="workspace">Scratch memory of the device; <see cref="ForwardWorkspaceBytes"/>.</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output, or the workspace's limit is too low; the message names it.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment; or the rule isn't the same formula each time, and a call of it took more steps than there is memory for: outputs are undefined.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled: outputs are undefined.</exception>
     public static void Forward<TRule>(ComputeDevice device, in AttentionProblem problem, TRule rule, TensorView output, TensorView logSumExp,
         Workspace workspace) where TRule : unmanaged, IScoreRule
     {
@@ -63,9 +65,11 @@ public static class Attention
     /// <param name="upstream">The gradients that arrive at the outputs.</param>
     /// <param name="gradients">Where to put the gradients, and whether to add them.</param>
     /// <param name="workspace">Scratch memory of the device; <see cref="BackwardWorkspaceBytes"/>.</param>
-    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output; the message names it.</exception>
+    /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps an output, or the workspace's limit is too low; the message names it.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device, a tensor's buffer or the workspace was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another call is using the workspace at the moment; or the rule isn't the same formula each time, and a call of it took more steps than there is memory for: outputs are undefined.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled: outputs are undefined.</exception>
     public static void Backward<TRule>(ComputeDevice device, in AttentionProblem problem, TRule rule, in AttentionSaved saved,
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule
     {

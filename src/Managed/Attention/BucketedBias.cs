@@ -15,8 +15,10 @@ public readonly ref struct BucketedBias
     /// <param name="table">[buckets, h], float32; an even number of buckets if bidirectional, at least 2 a direction.</param>
     /// <param name="maximumDistance">The distance from which on the last bucket is used; above half of the buckets of a direction. 128 in T5.</param>
     /// <param name="bidirectional">Whether keys behind and keys ahead have buckets of their own, half each: true in T5's encoder, false in its decoder.</param>
+    /// <exception cref="ArgumentNullException">There is no table.</exception>
     public BucketedBias(TensorView table, int maximumDistance, bool bidirectional)
     {
+        Require.Present(table, nameof(table));
         Table = table;
         MaximumDistance = maximumDistance;
         IsBidirectional = bidirectional;

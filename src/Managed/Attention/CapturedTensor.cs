@@ -18,11 +18,15 @@ public enum CapturedStructure
 }
 
 /// <summary>A learned tensor that a score rule reads: the library looks its values up, and sums its gradient in a fixed order.</summary>
-/// <remarks>Every axis but the distance may have length 1, which shares the values along it; h counts query heads.</remarks>
+/// <remarks>
+/// Every axis but the distance may have length 1, which shares the values along it; h counts query heads. Of values that are absent none is made
+/// (<see cref="ArgumentNullException"/>): no tensor is <see langword="default"/>.
+/// </remarks>
 public readonly ref struct CapturedTensor
 {
     private CapturedTensor(TensorView values, CapturedStructure structure, long centre = 0)
     {
+        Require.Present(values, nameof(values));
         Values = values;
         Structure = structure;
         Centre = centre;

@@ -13,8 +13,10 @@ public readonly ref struct GridBias
     /// <param name="table">[(2·height − 1)(2·width − 1), h], float32.</param>
     /// <param name="height">The rows of the window, 1 to 2²⁰.</param>
     /// <param name="width">The columns of the window, 1 to 2²⁰.</param>
+    /// <exception cref="ArgumentNullException">There is no table.</exception>
     public GridBias(TensorView table, int height, int width)
     {
+        Require.Present(table, nameof(table));
         Table = table;
         Height = height;
         Width = width;

@@ -5,7 +5,8 @@ namespace TransformerKernels;
 /// <summary>A formula that changes attention's scores, written once and run fused on every device.</summary>
 /// <remarks>
 /// It is applied to scale · query · key, before biases and mask. Make it a small public struct whose fields are numbers of fixed size: the CPU takes any unmanaged struct, GPUs refuse one that has a
-/// <see langword="bool"/> or <see langword="char"/>, or isn't public. What is learned comes in as captured tensors. A rule that returns −∞ hides the pair. Its derivatives with respect to the score and to every captured
+/// <see langword="bool"/> or <see langword="char"/>, or isn't public. What is learned comes in as captured tensors. A rule that returns −∞ hides the pair. It must be the same formula each time: a loop or an
+/// <see langword="if"/> may ask its fields alone. Its derivatives with respect to the score and to every captured
 /// value are taken by <see cref="Dual{T}"/>.
 /// <code>
 /// public readonly struct RelativeTemperature(float strength) : IScoreRule

@@ -5,11 +5,17 @@ namespace TransformerKernels;
 /// <summary>The checks that every operation makes of its tensors before anything is written.</summary>
 internal static class Require
 {
-    /// <summary>A tensor that the device can address, alive, of one of the types, with the shape; −1 allows any length.</summary>
-    public static void Input(ComputeDevice device, in TensorView tensor, string name, ReadOnlySpan<ElementType> types, params ReadOnlySpan<long> shape)
+    /// <summary>There is a tensor.</summary>
+    public static void Present(in TensorView tensor, string name)
     {
         if (!tensor.IsPresent)
             throw new ArgumentNullException(name, $"{name} is required.");
+    }
+
+    /// <summary>A tensor that the device can address, alive, of one of the types, with the shape; −1 allows any length.</summary>
+    public static void Input(ComputeDevice device, in TensorView tensor, string name, ReadOnlySpan<ElementType> types, params ReadOnlySpan<long> shape)
+    {
+        Present(tensor, name);
         ObjectDisposedException.ThrowIf(tensor.Owner is { IsDisposed: true }, typeof(TensorBuffer));
         if (!ReferenceEquals(tensor.Space, device.MemorySpace))
             throw new ArgumentException($"{name} lies in memory that {device.Name} can't address; copy it to that device first.", name);

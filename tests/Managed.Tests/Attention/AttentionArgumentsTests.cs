@@ -63,6 +63,18 @@ public class AttentionArgumentsTests
     }
 
     [Fact]
+    public void Captured_tensors_and_tables_are_there_if_they_are_made()
+    {
+        Action[] captured =
+        [
+            () => CapturedTensor.PerHead(default), () => CapturedTensor.PerHeadAndDistance(default, 1), () => CapturedTensor.PerHeadAndAbsoluteDistance(default),
+            () => CapturedTensor.PerQuery(default), () => CapturedTensor.PerKey(default), () => CapturedTensor.Dense(default),
+        ];
+        Assert.All(captured, make => Assert.Throws<ArgumentNullException>("values", make));
+        Assert.All((Action[])[() => _ = new BucketedBias(default, 128, bidirectional: true), () => _ = new GridBias(default, 3, 3)], make => Assert.Throws<ArgumentNullException>("table", make));
+    }
+
+    [Fact]
     public void Wrong_ranks_and_shapes_are_named_with_what_would_be_right()
     {
         Refuses<ArgumentException>("problem.Query", "[2, 4, 12]", (ref p) => p.Query = Tensor(Batch, Heads, Queries * Size));
