@@ -7,7 +7,7 @@ namespace TransformerKernels;
 // to one maximum and adds them, halves to halves. So the forward pass reads each logit once.
 //
 // The backward pass needs what the sums gave. If what rounding took from the log-sum-exp was saved beside it, each logit is read once and replaced, by any group: a
-// row is cut into slices. A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-25, and every probability with it; at logits around 10,000 that is a
+// row is cut into slices. A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-24, and every probability with it; at logits around 10,000 that is a
 // thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps all of it in shared memory, and writes the gradient. So each
 // logit is read once here too, and a row that is longer than what shared memory keeps is refused: read twice, 32,000 logits would cost 1.4 times their bytes.
 public sealed partial class GpuDevice

@@ -30,7 +30,7 @@ internal sealed partial class CpuDevice
 
     /// <summary>The gradient of one row, in place or not.</summary>
     /// <remarks>
-    /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁵ and every p with it: more than all other errors together. Unless what rounding took
+    /// A saved log-sum-exp, being a float32, is off by up to |logSumExp|·2⁻²⁴ and every p with it: more than all other errors together. Unless what rounding took
     /// is saved too, the row is read twice, the second time from the cache, and its sums are formed again. Where each power of e
     /// counts only as it is, the first reading leaves the powers where the gradient goes, or of a gradient of 16 bits as many as there is room for. A log-sum-exp beyond 2²⁴ isn't looked at:
     /// relative to the row's own largest logit every power is at most 1.

@@ -24,7 +24,7 @@ internal sealed partial class CpuDevice
         public const float LargestNear = 1 << 24;
 
         /// <summary>Whether what is saved of a row is of use: to the first column a logit is at most half too near or too far, and both together say ln p to 2⁻²⁴, as float32 does.</summary>
-        /// <remarks>Rounded, a log-sum-exp L is off by up to |L| 2⁻²⁵, with the second column by up to |L| 2⁻⁴⁸: of larger ones e to what is off would be anything, and an infinite one says nothing.</remarks>
+        /// <remarks>Rounded, a log-sum-exp L is off by up to |L| 2⁻²⁴, with the second column by up to |L| 2⁻⁴⁸: of larger ones e to what is off would be anything, and an infinite one says nothing.</remarks>
         public bool IsNear(nint index) => Math.Abs(data[index * row]) <= LargestNear;
 
         /// <summary>As it was rounded.</summary>
