@@ -14,7 +14,10 @@ internal sealed partial class CpuDevice
         private readonly nint rowStride, targetStride;
         private readonly bool targetsAreLong;
         private readonly float* bias;
-        private readonly LogitShape shape;
+        private readonly LogitShape shape, shapeOfScaled;
+
+        // The bits of the largest float16 that the softcap takes without bounds; null where no logit is taken so.
+        private readonly ushort? nearest;
 
         /// <summary>How many rows, and how many columns of each count.</summary>
         public readonly nint Count, Vocabulary;
@@ -46,6 +49,8 @@ internal sealed partial class CpuDevice
             targetStride = (nint)problem.Targets.Stride(0);
             targetsAreLong = problem.Targets.Type == ElementType.Int64;
             shape = new(problem.Softcap ?? 0, problem.Temperature);
+            shapeOfScaled = shape.OfScaledFloat16;
+            nearest = Type == ElementType.Float16 && bias == null ? shape.NearestFloat16 : null;
             Count = (nint)problem.Logits.Length(0);
             Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Logits.Length(1));
             Tail = (nint)problem.Logits.Length(1) - Vocabulary;
@@ -99,12 +104,12 @@ internal sealed partial class CpuDevice
         {
             ElementType.Float32 => Prepare<V, Float32Storage>(source, offset, count, prepared),
             ElementType.BFloat16 => Prepare<V, BFloat16Storage>(source, offset, count, prepared),
-            _ when IsNear(source, offset, count) => Prepare<V, ScaledFloat16Storage, No, Yes, Yes>(source, offset, shape.OfScaledFloat16, count, prepared),
+            _ when IsNear(source, count) => Prepare<V, ScaledFloat16Storage, No, Yes, Yes>(source, offset, shapeOfScaled, count, prepared),
             _ => Prepare<V, Float16Storage>(source, offset, count, prepared),
         };
 
         // Whether the softcap of float16 numbers needs no bounds and meets no NaN: to look at them as integers takes a tenth of the time.
-        private bool IsNear(byte* source, float* offset, nint count) => shape.NearestFloat16 is ushort nearest && offset == null && !Storage16.AnyBeyond(nearest, (ushort*)source, count);
+        private bool IsNear(byte* source, nint count) => nearest is ushort limit && !Storage16.AnyBeyond(limit, (ushort*)source, count);
 
         private float Prepare<V, TStorage>(byte* source, float* offset, nint count, float* prepared) where V : struct, ILanes<V> where TStorage : struct, IStorage => (offset != null, shape.IsCapped) switch
         {
