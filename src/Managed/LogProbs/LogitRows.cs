@@ -61,6 +61,9 @@ internal sealed partial class CpuDevice
 
         public LogitShape Shape => shape;
 
+        /// <summary>Whether <see cref="Prepare{V}(nint, nint, nint, float*)"/> asks for memory that comes next: it takes longest then, and what is asked for in bursts is forgotten.</summary>
+        public bool AsksAhead => shape.IsCapped && HasManyRegisters;
+
         public byte* Row(nint row) => logits + row * rowStride;
 
         public long Target(nint row) => targetsAreLong ? ((long*)targets)[row * targetStride] : ((int*)targets)[row * targetStride];
@@ -138,6 +141,8 @@ internal sealed partial class CpuDevice
             V largest = V.From(float.NegativeInfinity);
             for (float* end = prepared + count; prepared < end; prepared += 8 * w, source += 8 * step)
             {
+                Prefetch.Bytes(source + LogitSums<V>.PrefetchBytes, 4 * step);
+                Prefetch.Bytes(source + LogitSums<V>.PrefetchBytes + 4 * step, 4 * step);
                 V u0 = TStorage.Load<V>(source), u1 = TStorage.Load<V>(source + step), u2 = TStorage.Load<V>(source + 2 * step), u3 = TStorage.Load<V>(source + 3 * step);
                 V u4 = TStorage.Load<V>(source + 4 * step), u5 = TStorage.Load<V>(source + 5 * step), u6 = TStorage.Load<V>(source + 6 * step), u7 = TStorage.Load<V>(source + 7 * step);
                 if (TBias.Taken)
@@ -280,6 +285,9 @@ internal sealed partial class CpuDevice
 
         /// <summary>The scale for powers of two in place of those of e.</summary>
         public float PowerScale => (float)Math.Min(Scale / Math.Log(2), float.MaxValue);
+
+        /// <summary>Whether the largest and the smallest z that there are lie at most so many powers of two apart.</summary>
+        public bool Spans(float powers) => IsCapped && 2.001 * PowerScale <= powers;
 
         /// <summary>∂z/∂x of a small x: 1 / T.</summary>
         public double Steepest => 1.0 / temperature;

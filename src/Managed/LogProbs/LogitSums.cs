@@ -58,6 +58,10 @@ internal sealed partial class CpuDevice
         private double scale;
         private Sought sought;
         private bool infinite, sawNaN;
+
+        // Whether no power of what is added next lies below the lowest.
+        private bool nearby;
+
         private nint largestBlock;
         private V ones, sum, weighted, squares;
 
@@ -129,12 +133,13 @@ internal sealed partial class CpuDevice
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private void AddPrepared(in LogitRows rows, nint row, nint start, float* scratch, TopRows.List* top, float* kept)
         {
+            nextStep = rows.AsksAhead ? 0 : V.Count * rows.Type.Size();
             for (nint block = Block; start < rows.Vocabulary; start += block)
             {
                 nint length = Math.Min(block, rows.Vocabulary - start);
+                nearby = length == block && rows.Shape.Spans(-V.LowestPower);
                 float* prepared = kept != null && length == block ? kept + start : scratch;
                 next = rows.Row(row) + start * rows.Type.Size() + PrefetchBytes;
-                nextStep = V.Count * rows.Type.Size();
                 float largest = rows.Prepare<V>(row, start, length, prepared);
                 Add<Float32Storage>((byte*)prepared, Whole(length + V.Count - 1), start, largest, (byte*)prepared, 0);
                 if (top != null)
@@ -191,7 +196,9 @@ internal sealed partial class CpuDevice
                 return AddExponentials4<TStorage, TOnes, TWeighted, TSquares>(ref this, block, count, ahead, aheadCount);
             if (TOnes.Taken)
                 CountOnes<TStorage>(ref this, block, eights);
-            float largest = AddExponentials8<TStorage, TOnes, TGuess, TWeighted, TSquares>(ref this, block, eights);
+            float largest = nearby
+                ? AddExponentials8<TStorage, TOnes, TGuess, Yes, TWeighted, TSquares>(ref this, block, eights)
+                : AddExponentials8<TStorage, TOnes, TGuess, No, TWeighted, TSquares>(ref this, block, eights);
             if (eights < count)
                 AddExponentials4<TStorage, TOnes, TWeighted, TSquares>(ref this, block + eights * TStorage.Size, count - eights, ahead, 0);
             return largest;
@@ -299,8 +306,8 @@ internal sealed partial class CpuDevice
 
         // The same, eight vectors at a time; what counts as one is counted already, and here it is nothing.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static float AddExponentials8<TStorage, TOnes, TGuess, TWeighted, TSquares>(ref LogitSums<V> to, byte* block, nint count)
-            where TStorage : struct, IStorage where TOnes : struct, IChoice where TGuess : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
+        private static float AddExponentials8<TStorage, TOnes, TGuess, TNearby, TWeighted, TSquares>(ref LogitSums<V> to, byte* block, nint count)
+            where TStorage : struct, IStorage where TOnes : struct, IChoice where TGuess : struct, IChoice where TNearby : struct, IChoice where TWeighted : struct, IChoice where TSquares : struct, IChoice
         {
             nint w = V.Count * TStorage.Size;
             V anchor = V.From(to.anchor), scale = V.From(to.powerScale), lowest = V.From(V.LowestPower);
@@ -321,10 +328,10 @@ internal sealed partial class CpuDevice
                     if (V.AnyLess(anchor, V.MaxNative(largest0, largest1)))
                         return GuessedWrong<TStorage>(ref to, block, end, next, V.MaxNative(largest0, largest1));
                 }
-                Powers<TStorage, TOnes>(block, anchor, scale, lowest, out V y0, out V y1);
-                Powers<TStorage, TOnes>(block + 2 * w, anchor, scale, lowest, out V y2, out V y3);
-                Powers<TStorage, TOnes>(block + 4 * w, anchor, scale, lowest, out V y4, out V y5);
-                Powers<TStorage, TOnes>(block + 6 * w, anchor, scale, lowest, out V y6, out V y7);
+                Powers<TStorage, TOnes, TNearby>(block, anchor, scale, lowest, out V y0, out V y1);
+                Powers<TStorage, TOnes, TNearby>(block + 2 * w, anchor, scale, lowest, out V y2, out V y3);
+                Powers<TStorage, TOnes, TNearby>(block + 4 * w, anchor, scale, lowest, out V y4, out V y5);
+                Powers<TStorage, TOnes, TNearby>(block + 6 * w, anchor, scale, lowest, out V y6, out V y7);
                 Exponential.PowersOfTwo(y0, y1, y2, y3, y4, y5, y6, y7, out V e0, out V e1, out V e2, out V e3, out V e4, out V e5, out V e6, out V e7);
                 if (TWeighted.Taken)
                 {
@@ -374,11 +381,16 @@ internal sealed partial class CpuDevice
 
         // Two vectors of powers of two, bounded; without the ones if they are counted apart.
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static void Powers<TStorage, TOnes>(byte* two, V anchor, V scale, V lowest, out V a, out V b) where TStorage : struct, IStorage where TOnes : struct, IChoice
+        private static void Powers<TStorage, TOnes, TNearby>(byte* two, V anchor, V scale, V lowest, out V a, out V b) where TStorage : struct, IStorage where TOnes : struct, IChoice where TNearby : struct, IChoice
         {
             TStorage.Load(two, out V x, out V y);
-            a = V.MaxNative(lowest, (x - anchor) * scale);
-            b = V.MaxNative(lowest, (y - anchor) * scale);
+            a = (x - anchor) * scale;
+            b = (y - anchor) * scale;
+            if (!TNearby.Taken)
+            {
+                a = V.MaxNative(lowest, a);
+                b = V.MaxNative(lowest, b);
+            }
             if (TOnes.Taken)
             {
                 a = V.SelectEqual(x, anchor, lowest, a);
