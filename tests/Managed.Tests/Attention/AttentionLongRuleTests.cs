@@ -26,13 +26,12 @@ public class AttentionLongRuleTests
     public void Captured_tensors_of_every_structure_are_multiplied_into_a_long_rule(CapturedBy by)
     {
         foreach (int turns in (int[])[1, 5])
-        {
             Case(by).Check(Device, new Winding(Member.Captured0, Member.Captured0, turns), new WindingFormula(Member.Captured0, Member.Captured0, turns));
-            foreach (CapturedBy other in Enum.GetValues<CapturedBy>())
-            {
-                foreach (int? wanted in (int?[])[null, 0, 1])
-                    Case(wanted, by, other).Check(Device, new Winding(Member.Captured0, Member.Captured1, turns), new WindingFormula(Member.Captured0, Member.Captured1, turns));
-            }
+        foreach (CapturedBy other in Enum.GetValues<CapturedBy>())
+        {
+            // Of neighbouring structures each gradient alone too.
+            foreach (int? wanted in (other - by) is 0 or 1 ? (int?[])[null, 0, 1] : [null])
+                Case(wanted, by, other).Check(Device, new Winding(Member.Captured0, Member.Captured1, 3), new WindingFormula(Member.Captured0, Member.Captured1, 3));
         }
     }
 
@@ -67,7 +66,7 @@ public class AttentionLongRuleTests
 
     private static AttentionCase Case(int? wanted, params CapturedBy[] structures)
     {
-        const int heads = 2, batch = 2, queries = 35, keys = 71;
+        const int heads = 2, batch = 2, queries = 19, keys = 67;
         return new()
         {
             Batch = batch, Heads = heads, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, WantedCapture = wanted,
