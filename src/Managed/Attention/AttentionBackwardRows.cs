@@ -25,7 +25,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
     // Times this, numbers from 2⁴⁰ on are infinite. No sum of products of smaller ones is.
     private const float TooLarge = (1L << 44) * (float)(1L << 44);
 
-    // Whether products of a tile's keys and values with the block's queries and upstream gradients hold neither NaN nor ∞, nor dP − D. What was found is kept: for the other blocks, for the other tiles.
+    // Whether products of a tile's keys and values with the block's queries and upstream gradients hold neither NaN nor ∞, nor dP − D, and hidden pairs' scores are far below any other. What was found is kept: for the other blocks, for the other tiles.
     private bool IsFinite<V>(nint j0, nint tile, float* k, float* v) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
@@ -39,8 +39,18 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         }
         blockIsFinite ??= AttentionTiles.IsFinite<V>(queryColumns, block, 1, (nint)Shape.HeadSize, block, TooLarge * MathF.Max(1, MathF.Abs(Shape.Scale)))
             && AttentionTiles.IsFinite<V>(upstreamColumns, block, 1, (nint)Shape.ValueSize, block, TooLarge) && AttentionTiles.IsFinite<V>(logSumExp, block, 1, 1, block)
-            && AttentionTiles.IsFinite<V>(delta, block, 1, 1, block, 2);
+            && AttentionTiles.IsFinite<V>(delta, block, 1, 1, block, 2) && !SeesPaddingAlone<V>();
         return tileIsFinite[tile] == yes && blockIsFinite.Value;
+    }
+
+    // Whether a query of the block sees nothing but keys whose bias is as low as numbers get: beside it, what hides a pair without marks isn't low.
+    private readonly bool SeesPaddingAlone<V>() where V : struct, ILanes<V>
+    {
+        const float low = -(1L << 40);
+        bool any = false;
+        for (nint lane = 0; lane < AttentionTiles.Block<V>(); lane += V.Count)
+            any |= V.AnyLess(V.Load(logSumExp + lane), V.From(low));
+        return any;
     }
 
     // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.

@@ -318,6 +318,24 @@ public class AttentionBiasTests
         }
     }
 
+    // Other libraries pad so: the lowest number of a type, here on the first key. Causality leaves the first query nothing else.
+    [Theory]
+    [InlineData(-65504f)]
+    [InlineData(-1e29f)]
+    [InlineData(-1e31f)]
+    [InlineData(float.MinValue)]
+    public void A_query_that_sees_padding_alone_has_the_definitions_gradients(float padding)
+    {
+        foreach (int length in (int[])[9, 70, 140])
+        {
+            Grid<double> bias = Grid.Zeros<double>(1, 1, length, length);
+            for (int i = 0; i < length; i++)
+                bias[0, 0, i, 0] = padding;
+            new AttentionCase { Queries = length, Keys = length, Causal = true, DenseBias = bias, HasLogSumExpUpstream = true }.Check(Device, default(PlainScore));
+            new AttentionCase { Queries = length, Keys = length, Causal = true, DenseBias = bias }.Check(Device, new Temperature(0.25f, 200), new TemperatureFormula(0.25f, 200));
+        }
+    }
+
     [Fact]
     public void A_query_whose_keys_the_mask_hides_sees_none()
     {
