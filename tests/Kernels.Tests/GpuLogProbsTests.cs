@@ -34,6 +34,89 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         }
     }
 
+    public static TheoryData<int, string> Shaped()
+    {
+        var rows = new TheoryData<int, string>();
+        foreach (int vocabulary in (int[])[1, 2, 257, 1024, 4097, 11_265, 20_011])
+        {
+            foreach (string options in (string[])["bias", "softcap", "temperature", "padded", "bias softcap temperature padded"])
+                rows.Add(vocabulary, options);
+        }
+        return rows;
+    }
+
+    // The third row is ignored and full of NaN, as is the padding: a column, or a slice and some.
+    [Theory]
+    [MemberData(nameof(Shaped))]
+    public void Bias_softcap_temperature_and_padding_keep_the_contract_with_and_without_saved_sums(int vocabulary, string options)
+    {
+        const int rows = 4;
+        int valid = options.Contains("padded") ? Math.Max(1, vocabulary - (vocabulary > KeptLogits ? 5000 : 1)) : vocabulary;
+        float[] logits = Seeded.Normal(rows * vocabulary, vocabulary, 3), bias = [.. Seeded.Normal(vocabulary, 5).Select((x, j) => j >= valid ? float.NaN : x)];
+        for (int i = 0; i < logits.Length; i++)
+            logits[i] = i / vocabulary == 2 || i % vocabulary >= valid ? float.NaN : logits[i];
+        long[] targets = [valid - 1, valid / 2, -100, 0];
+        LogitShaping shaping = new(options.Contains("bias") ? Wide(bias) : null, options.Contains("softcap") ? 5 : 0, options.Contains("temperature") ? 0.7f : 1, valid);
+        float[] a = Seeded.Normal(rows, 1), b = Seeded.Normal(rows, 2), c = Seeded.Normal(rows, 3);
+        Grid<double> z = Grid.Of(logits, rows, vocabulary);
+        (TokenResult<double> oracle, TokenResult<float> naive) = (LogProbsOracle.Forward<double>(z, targets, shaping: shaping), LogProbsOracle.Forward<float>(z, targets, shaping: shaping));
+        (double[] exact, float[] plain) = (LogProbsOracle.Backward<double>(z, targets, Wide(a), Wide(b), Wide(c), shaping: shaping).Data, LogProbsOracle.Backward<float>(z, targets, Wide(a), Wide(b), Wide(c), shaping: shaping).Data);
+        foreach (bool keepsRemainder in valid <= KeptLogits ? (bool[])[false, true] : [true])
+        {
+            Outcome outcome = Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0, keepsRemainder, shaping);
+            float[] logSumExp = keepsRemainder ? [.. outcome.LogSumExp.Where((_, i) => i % 2 == 0)] : outcome.LogSumExp;
+            Contract.Check(outcome.LogProb, oracle.LogProb, naive.LogProb, Contract.Forward, "log-prob");
+            Contract.Check(logSumExp, oracle.LogSumExp, naive.LogSumExp, Contract.Forward, "log-sum-exp");
+            Contract.Check(outcome.Entropy, oracle.Entropy, naive.Entropy, Contract.Forward, "entropy");
+            Contract.Check(outcome.Gradient, exact, plain, Contract.Gradient, keepsRemainder ? "gradient with what rounding took" : "gradient");
+            for (int i = 0; i < outcome.Gradient.Length; i++)
+                Assert.True(i % vocabulary < valid || outcome.Gradient[i] == 0, $"{i}: {outcome.Gradient[i]}");
+        }
+        double[] Wide(float[] x) => Array.ConvertAll(x, v => (double)v);
+    }
+
+    // |z| goes from 10 to 1e38 and beyond.
+    [Theory]
+    [InlineData(1, 0.7f)]
+    [InlineData(1, 1e-6f)]
+    [InlineData(1, 3e-7f)]
+    [InlineData(1, 1e-9f)]
+    [InlineData(1, 1e-37f)]
+    [InlineData(1e21f, 0.7f)]
+    [InlineData(1e30f, 1e-10f)]
+    [InlineData(1e20f, 1e20f)]
+    public void What_rounding_took_restores_the_log_sum_exp_and_gradients_are_exact_however_small_the_temperature_is(float factor, float temperature)
+    {
+        const int rows = 6, vocabulary = 4200;
+        var random = new Random(1);
+        float[] logits = [.. Enumerable.Range(0, rows * vocabulary).Select(_ => (20 * random.NextSingle() - 10) * factor)], gradients = Seeded.Normal(rows, 1);
+        long[] targets = [.. Enumerable.Range(0, rows).Select(_ => (long)random.Next(vocabulary))];
+        for (int row = 0; row < rows; row++)
+        {
+            Span<float> x = logits.AsSpan(row * vocabulary, vocabulary);
+            int largest = x.IndexOf(x.ToArray().Max()), other = (largest + 4150) % vocabulary;
+            x[other] = (row % 3) switch { 0 => x[largest], 1 => float.BitDecrement(x[largest]), _ => x[other] };
+            targets[row] = (row % 3) switch { 0 => largest, 1 => other, _ => targets[row] };
+        }
+        float[] a = [.. gradients.Select(u => u * temperature)];
+        double[] upstream = Array.ConvertAll(a, u => (double)u);
+        LogitShaping shaping = new(Temperature: temperature);
+        Grid<double> z = Grid.Of(logits, rows, vocabulary);
+        TokenResult<double> oracle = LogProbsOracle.Forward<double>(z, targets, shaping: shaping);
+        double[] expected = LogProbsOracle.Backward<double>(z, targets, upstream, upstream, upstream, shaping: shaping).Data;
+        foreach (bool keepsRemainder in (bool[])[false, true])
+        {
+            Outcome outcome = Run(logits, targets, vocabulary, a, a, a, inPlace: keepsRemainder, keepsRemainder, shaping);
+            for (int row = 0; keepsRemainder && row < rows; row++)
+            {
+                double size = Math.Abs(oracle.LogSumExp[row]);
+                Assert.Equal(oracle.LogSumExp[row], (double)outcome.LogSumExp[2 * row] + outcome.LogSumExp[2 * row + 1], size < float.MaxValue ? 4e-6 + size * 1e-14 : double.PositiveInfinity);
+            }
+            for (int i = 0; i < expected.Length; i++)
+                Assert.Equal(expected[i], outcome.Gradient[i], 2e-6);
+        }
+    }
+
     [Fact]
     public void Longer_rows_than_are_kept_need_what_rounding_took_and_are_refused_without_it_before_anything_is_written()
     {
@@ -166,14 +249,23 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
 
     private sealed record Outcome(float[] LogProb, float[] LogSumExp, float[] Entropy, float[] Gradient);
 
-    private Outcome Run(float[] logits, long[] targets, int vocabulary, float[] ofLogProb, float[] ofLogSumExp, float[] ofEntropy, bool inPlace, bool keepsRemainder = false)
+    private Outcome Run(float[] logits, long[] targets, int vocabulary, float[] ofLogProb, float[] ofLogSumExp, float[] ofEntropy, bool inPlace, bool keepsRemainder = false, LogitShaping? shaping = null)
     {
         int rows = targets.Length;
+        using TensorBuffer? bias = shaping?.Bias is { } added ? gpu.Device.Upload<float>(Array.ConvertAll(added, x => (float)x)) : null;
         using TensorBuffer z = gpu.Device.Upload<float>(logits, rows, vocabulary), y = gpu.Device.Upload<long>(targets), elsewhere = gpu.Device.Allocate(ElementType.Float32, rows, vocabulary);
         using TensorBuffer logProb = gpu.Device.Allocate(ElementType.Float32, rows), entropy = gpu.Device.Allocate(ElementType.Float32, rows);
         using TensorBuffer logSumExp = keepsRemainder ? gpu.Device.Allocate(ElementType.Float32, rows, 2) : gpu.Device.Allocate(ElementType.Float32, rows);
         using TensorBuffer a = gpu.Device.Upload<float>(ofLogProb), b = gpu.Device.Upload<float>(ofLogSumExp), c = gpu.Device.Upload<float>(ofEntropy);
-        LogitsProblem problem = new() { Logits = z, Targets = y };
+        LogitsProblem problem = new()
+        {
+            Logits = z,
+            Targets = y,
+            Bias = bias is null ? default : bias.View,
+            Softcap = shaping is { Softcap: not 0 } ? (float)shaping.Softcap : null,
+            Temperature = (float)(shaping?.Temperature ?? 1),
+            ValidVocabulary = shaping?.Valid,
+        };
         LogProbs.FromLogits(gpu.Device, problem, new() { LogProb = logProb, LogSumExp = logSumExp, Entropy = entropy });
         TensorBuffer gradient = inPlace ? z : elsewhere;
         LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = logSumExp, Entropy = entropy }, new() { LogProb = a, LogSumExp = b, Entropy = c }, gradient);

@@ -79,7 +79,7 @@ public class PtxTests(ITestOutputHelper output)
     {
         IEnumerable<(MethodInfo, int)> products = ((Assembly[])[typeof(GpuDevice).Assembly, typeof(GpuMaths).Assembly]).SelectMany(assembly => assembly.GetTypes())
             .Where(type => type.Name.Split('`')[0].EndsWith("Kernels", StringComparison.Ordinal))
-            .SelectMany(Tiles).SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
+            .SelectMany(Variants).SelectMany(type => KernelsOf(type).SelectMany(Instances).Select(instance => (instance, GroupSize(type))));
         IEnumerable<(MethodInfo, int)> proof = KernelsOf(typeof(ProofKernels)).Select(kernel => (kernel.MakeGenericMethod(Rule), GroupSize(typeof(ProofKernels))));
         IEnumerable<(MethodInfo, int)> comparisons = KernelsOf(typeof(ComparisonKernels)).Select(kernel => (kernel, GroupSize(typeof(ComparisonKernels))));
         IEnumerable<(MethodInfo, int)> tables = typeof(ITabulated).Assembly.GetTypes().Where(type => type.IsValueType && type.IsAssignableTo(typeof(ITabulated)))
@@ -87,9 +87,14 @@ public class PtxTests(ITestOutputHelper output)
         return products.Concat(proof).Concat(comparisons).Concat(tables).Select(kernel => (Name(kernel.Item1), kernel.Item1, kernel.Item2));
     }
 
-    // A class whose kernels have a tile, with every one.
-    private static IEnumerable<Type> Tiles(Type type) =>
-        !type.IsGenericTypeDefinition ? [type] : type.Assembly.GetTypes().Where(side => side.IsValueType && side.IsAssignableTo(typeof(ITileSide))).Select(side => type.MakeGenericType(side));
+    // A class whose kernels have a tile, or read logits of some kind, with every one.
+    private static IEnumerable<Type> Variants(Type type)
+    {
+        if (!type.IsGenericTypeDefinition)
+            return [type];
+        string kind = type.GetGenericArguments()[0].GetGenericParameterConstraints().Single(constraint => constraint.IsInterface).Name;
+        return type.Assembly.GetTypes().Where(variant => variant.IsValueType && variant.GetInterface(kind) is not null).Select(variant => type.MakeGenericType(variant));
+    }
 
     // A kernel that takes a struct, with every built-in one of the kind that it asks for, and with the proof rule.
     private static IEnumerable<MethodInfo> Instances(MethodInfo kernel)

@@ -8,10 +8,6 @@ public sealed partial class GpuDevice
     {
         string? lacking =
             problem.Logits.Type != ElementType.Float32 ? $"logits of {problem.Logits.Type}" :
-            problem.Bias.IsPresent ? "a bias of the vocabulary" :
-            problem.Softcap is not null ? "a softcap of logits" :
-            problem.Temperature != 1 ? "a temperature" :
-            problem.ValidVocabulary is { } valid && valid != problem.Logits.Length(1) ? "a padded vocabulary" :
             outputs.SumOfSquares.IsPresent ? "the sum of squared probabilities" :
             outputs.Argmax.IsPresent ? "the likeliest token" :
             outputs.TopLogProbs.IsPresent ? "the likeliest tokens" : null;

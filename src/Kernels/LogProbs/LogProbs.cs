@@ -15,47 +15,70 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
     {
-        LogProbsArguments arguments = new(this, problem, outputs);
-        cancellation.ThrowIfCancellationRequested();
-        if (arguments.Rows.Count > 0)
-            Queue.Launch(LogProbsKernels.FromLogits, LogProbsKernels.Groups(arguments.Rows.Count), LogProbsKernels.GroupSize, arguments, Queue.Faults);
+        if (IsShaped(problem))
+            LogProbsFromLogits<ShapedLogits>(problem, outputs);
+        else
+            LogProbsFromLogits<PlainLogits>(problem, outputs);
     }
 
     /// <inheritdoc/>
     protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        long vocabulary = problem.Logits.Length(1);
-        if (saved.LogSumExp.Rank == 1 && vocabulary > LogProbsKernels.KeptLogits)
+        long vocabulary = problem.Logits.Length(1), counted = problem.ValidVocabulary ?? vocabulary;
+        if (saved.LogSumExp.Rank == 1 && counted > LogProbsSize.KeptLogits)
         {
             long tokens = problem.Logits.Length(0);
-            throw new NotSupportedException($"saved.LogSumExp is [{tokens}]; for rows of more than {LogProbsKernels.KeptLogits} logits, here {vocabulary}, the device {Name} needs it as "
+            throw new NotSupportedException($"saved.LogSumExp is [{tokens}]; for rows of more than {LogProbsSize.KeptLogits} logits, here {counted}, the device {Name} needs it as "
                 + $"[{tokens}, 2]: allocate it so, and the forward pass fills both columns. Nothing was written.");
         }
-        LogProbsBackwardArguments arguments = new(this, problem, saved, upstream, logitsGradient);
+        if (IsShaped(problem))
+            LogProbsFromLogitsBackward<ShapedLogits>(problem, saved, upstream, logitsGradient);
+        else
+            LogProbsFromLogitsBackward<PlainLogits>(problem, saved, upstream, logitsGradient);
+    }
+
+    private static bool IsShaped(in LogitsProblem problem) =>
+        problem.Bias.IsPresent || problem.Softcap is not null || problem.Temperature != 1 || (problem.ValidVocabulary is { } valid && valid != problem.Logits.Length(1));
+
+    private void LogProbsFromLogits<TLogits>(in LogitsProblem problem, in TokenOutputs outputs) where TLogits : struct, IGpuLogits<TLogits>
+    {
+        LogProbsArguments<TLogits> arguments = new(this, problem, outputs);
+        cancellation.ThrowIfCancellationRequested();
+        if (arguments.Rows.Count > 0)
+            Queue.Launch(LogProbsKernels<TLogits>.FromLogits, LogProbsSize.Groups(arguments.Rows.Count), LogProbsSize.GroupSize, arguments, Queue.Faults);
+    }
+
+    private void LogProbsFromLogitsBackward<TLogits>(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient) where TLogits : struct, IGpuLogits<TLogits>
+    {
+        LogProbsBackwardArguments<TLogits> arguments = new(this, problem, saved, upstream, logitsGradient);
         cancellation.ThrowIfCancellationRequested();
         if (arguments.Rows.Count > 0 && saved.LogSumExp.Rank == 2)
-            Queue.Launch(LogProbsKernels.FromLogitsBackwardOfSaved, LogProbsKernels.Groups(arguments.Rows.Count * arguments.Slices), LogProbsKernels.GroupSize, arguments, Queue.Faults);
+            Queue.Launch(LogProbsKernels<TLogits>.FromLogitsBackwardOfSaved, LogProbsSize.Groups(arguments.Rows.Count * arguments.Slices), LogProbsSize.GroupSize, arguments, Queue.Faults);
         else if (arguments.Rows.Count > 0)
-            Queue.Launch(LogProbsKernels.FromLogitsBackward, LogProbsKernels.Groups(arguments.Rows.Count), LogProbsKernels.GroupSize, arguments, Queue.Faults);
+            Queue.Launch(LogProbsKernels<TLogits>.FromLogitsBackward, LogProbsSize.Groups(arguments.Rows.Count), LogProbsSize.GroupSize, arguments, Queue.Faults);
     }
 }
 
 /// <summary>The logits of a kernel's argument, and which token came at each row.</summary>
-internal readonly struct GpuLogitRows
+internal readonly struct GpuLogitRows<TLogits> where TLogits : struct, IGpuLogits<TLogits>
 {
-    public readonly GpuTensor<float> Logits;
+    public readonly TLogits Logits;
     public readonly GpuTensor<int> Targets;
     public readonly GpuTensor<long> LongTargets;
-    public readonly long Count, Vocabulary, IgnoreTarget;
+    public readonly long Count, IgnoreTarget;
+
+    /// <summary>How many columns count, the first ones, and how many there are.</summary>
+    public readonly long Vocabulary, Columns;
 
     public GpuLogitRows(GpuDevice device, in LogitsProblem problem)
     {
         bool areLong = problem.Targets.Type == ElementType.Int64;
-        Logits = new(device, problem.Logits, "problem.Logits");
+        Logits = TLogits.Of(device, problem);
         Targets = new(device, areLong ? default : problem.Targets, "problem.Targets");
         LongTargets = new(device, areLong ? problem.Targets : default, "problem.Targets");
         Count = problem.Logits.Length(0);
-        Vocabulary = problem.Logits.Length(1);
+        Columns = problem.Logits.Length(1);
+        Vocabulary = problem.ValidVocabulary ?? Columns;
         IgnoreTarget = problem.IgnoreTarget;
     }
 
@@ -65,9 +88,9 @@ internal readonly struct GpuLogitRows
 }
 
 /// <summary>What the forward kernel reads and writes.</summary>
-internal readonly struct LogProbsArguments(GpuDevice device, in LogitsProblem problem, in TokenOutputs outputs)
+internal readonly struct LogProbsArguments<TLogits>(GpuDevice device, in LogitsProblem problem, in TokenOutputs outputs) where TLogits : struct, IGpuLogits<TLogits>
 {
-    public readonly GpuLogitRows Rows = new(device, problem);
+    public readonly GpuLogitRows<TLogits> Rows = new(device, problem);
     public readonly GpuTensor<float> LogProb = new(device, outputs.LogProb, "outputs.LogProb");
     public readonly GpuTensor<float> LogSumExp = new(device, outputs.LogSumExp, "outputs.LogSumExp");
     public readonly int HasRemainder = outputs.LogSumExp.Rank == 2 ? 1 : 0;
@@ -75,9 +98,10 @@ internal readonly struct LogProbsArguments(GpuDevice device, in LogitsProblem pr
 }
 
 /// <summary>What the backward kernel reads and writes.</summary>
-internal readonly struct LogProbsBackwardArguments(GpuDevice device, in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+internal readonly struct LogProbsBackwardArguments<TLogits>(GpuDevice device, in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
+    where TLogits : struct, IGpuLogits<TLogits>
 {
-    public readonly GpuLogitRows Rows = new(device, problem);
+    public readonly GpuLogitRows<TLogits> Rows = new(device, problem);
     public readonly GpuTensor<float> LogSumExp = new(device, saved.LogSumExp, "saved.LogSumExp");
     public readonly GpuTensor<float> Entropy = new(device, saved.Entropy, "saved.Entropy");
     public readonly GpuTensor<float> OfLogProb = new(device, upstream.LogProb, "upstream.LogProb");
@@ -86,16 +110,18 @@ internal readonly struct LogProbsBackwardArguments(GpuDevice device, in LogitsPr
     public readonly GpuTensor<float> Gradient = new(device, logitsGradient, "logitsGradient");
 
     /// <summary>Into how many parts a row is cut where its sums are saved.</summary>
-    public readonly long Slices = (problem.Logits.Length(1) + LogProbsKernels.SliceLogits - 1) / LogProbsKernels.SliceLogits;
+    public readonly long Slices = (problem.Logits.Length(1) + LogProbsSize.SliceLogits - 1) / LogProbsSize.SliceLogits;
 }
 
-internal static class LogProbsKernels
+/// <summary>How the kernels' work is cut.</summary>
+internal static class LogProbsSize
 {
     public const int GroupSize = 256;
 
     // A thread takes so many logits at a time, a group's width apart: their loads are under way together, and they share one look at the maximum.
     private const int Logits = 4;
-    private const int BlockLogits = Logits * GroupSize;
+
+    public const int BlockLogits = Logits * GroupSize;
 
     /// <summary>Logits of a row whose sums aren't saved, which stay in shared memory until their gradient is written: with the sums 47 of the 48 KB that a kernel may declare.</summary>
     public const int KeptLogits = 11 * BlockLogits;
@@ -106,13 +132,23 @@ internal static class LogProbsKernels
     // Beyond so many, a group takes several rows or slices.
     private const long MaximumGroups = 1 << 20;
 
+    public static int Groups(long rows) => (int)Math.Min(rows, MaximumGroups);
+}
+
+/// <typeparam name="TLogits">How logits are read.</typeparam>
+internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogits<TLogits>
+{
+    public const int GroupSize = LogProbsSize.GroupSize;
+
     // e to this power and below is 0 in float32. The bound leaves −∞ out of the entropy: e^t is 0 there, and 0 · t must be.
     private const float LowestExponent = -104f;
 
-    public static int Groups(long rows) => (int)Math.Min(rows, MaximumGroups);
+    // Up to here float32 has every integer, and a log-sum-exp L with what rounding took says ln p to 2⁻²⁴. What it says of p is off by e^(|L| 2⁻⁴⁸), which of larger ones could be anything:
+    // where z is scaled u, such a row's sums are formed again.
+    private const float LargestNear = 1 << 24;
 
     /// <summary>Log-prob, log-sum-exp and entropy of a row.</summary>
-    public static void FromLogits(LogProbsArguments a, GpuFaults faults)
+    public static void FromLogits(LogProbsArguments<TLogits> a, GpuFaults faults)
     {
         ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums);
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
@@ -133,17 +169,23 @@ internal static class LogProbsKernels
             GpuLogitSums sums = Sums(a.Rows, row, shared, shared, keeps: false);
             if (Group.IdxX == 0)
             {
-                float logit = a.Rows.Logits.Memory[a.Rows.Logits.At(row, 0) + target];
-                float logSumExp = sums.Shift + sums.LogSum, part = logSumExp - sums.Shift, lost = sums.Shift - (logSumExp - part) + (sums.LogSum - part);
-                Store(a, row, logit - sums.Shift - sums.LogSum, logSumExp, lost - lost == 0f ? lost : 0f, sums.Entropy);
+                float logit = a.Rows.Logits.Read(a.Rows.Logits.At(row), target), shift = sums.Shift, further = sums.LogSum;
+                if (TLogits.IsShaped)
+                {
+                    ExactProduct scaled = new(a.Rows.Logits.Scale, shift);
+                    shift = scaled.Rounded;
+                    further += scaled.Lost + a.Rows.Logits.ScaleLost * sums.Shift;
+                }
+                float logSumExp = shift + further, part = logSumExp - shift, lost = shift - (logSumExp - part) + (further - part);
+                Store(a, row, Scaled(a.Rows, logit - sums.Shift) - sums.LogSum, logSumExp, lost - lost == 0f ? lost : 0f, sums.Entropy);
             }
         }
     }
 
-    /// <summary>The gradient of a row's logits: dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)) wherever the target isn't.</summary>
-    public static void FromLogitsBackward(LogProbsBackwardArguments a, GpuFaults faults)
+    /// <summary>The gradient of a row's logits: dz = p (u_logSumExp − u_logProb − u_entropy (ln p + H)) wherever the target isn't, and dx = dz ∂z/∂x.</summary>
+    public static void FromLogitsBackward(LogProbsBackwardArguments<TLogits> a, GpuFaults faults)
     {
-        ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums), kept = SharedMemory.Allocate<float>(KeptLogits);
+        ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums), kept = SharedMemory.Allocate<float>(LogProbsSize.KeptLogits);
         ArrayView<float> gradient = a.Gradient.Memory;
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
         {
@@ -151,47 +193,60 @@ internal static class LogProbsKernels
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
             {
                 bool ignored = target == a.Rows.IgnoreTarget;
-                for (long j = Group.IdxX; j < a.Rows.Vocabulary; j += GroupSize)
+                for (long j = Group.IdxX; j < a.Rows.Columns; j += GroupSize)
                     gradient[to + j] = ignored ? 0f : float.NaN;
                 if (Group.IdxX == 0 && !ignored)
                     faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 continue;
             }
             GpuLogitSums sums = Sums(a.Rows, row, shared, kept, keeps: true);
-            Upstream upstream = new(OrZero(a.OfLogProb, row), OrZero(a.OfLogSumExp, row), OrZero(a.OfEntropy, row));
+            float unit = a.Rows.Logits.Steepest;
+            Upstream upstream = new(unit * OrZero(a.OfLogProb, row), unit * OrZero(a.OfLogSumExp, row), unit * OrZero(a.OfEntropy, row));
             // A thread takes the logits that it kept itself.
             for (int j = Group.IdxX; j < a.Rows.Vocabulary; j += GroupSize)
-                gradient[to + j] = upstream.Of(kept[j] - sums.Shift - sums.LogSum, sums.Entropy, j == target);
+                gradient[to + j] = Gradient(a.Rows, upstream, kept[j], sums.Shift, sums.LogSum, sums.Entropy, j == target);
+            if (TLogits.IsShaped)
+                Clear(a, to, a.Rows.Vocabulary, a.Rows.Columns);
             Group.Barrier(); // for PoCL 6, whose code corrupts memory without; nothing here needs it
         }
     }
 
     /// <summary>The same where the sums are saved and what rounding took from the log-sum-exp.</summary>
-    public static void FromLogitsBackwardOfSaved(LogProbsBackwardArguments a, GpuFaults faults)
+    public static void FromLogitsBackwardOfSaved(LogProbsBackwardArguments<TLogits> a, GpuFaults faults)
     {
         ArrayView<long> sharedTarget = SharedMemory.Allocate<long>(1);
         ArrayView<float> terms = SharedMemory.Allocate<float>(RowTerms);
-        ArrayView<float> logits = a.Rows.Logits.Memory, gradient = a.Gradient.Memory;
+        ArrayView<float> gradient = a.Gradient.Memory;
         for (long item = Grid.IdxX; item < a.Rows.Count * a.Slices; item += Grid.DimX)
         {
-            long row = item / a.Slices, start = (item - row * a.Slices) * SliceLogits, end = start + SliceLogits;
-            end = end < a.Rows.Vocabulary ? end : a.Rows.Vocabulary;
-            long from = a.Rows.Logits.At(row, 0), to = a.Gradient.At(row, 0);
+            long row = item / a.Slices, start = (item - row * a.Slices) * LogProbsSize.SliceLogits, end = start + LogProbsSize.SliceLogits;
+            end = end < a.Rows.Columns ? end : a.Rows.Columns;
+            long from = a.Rows.Logits.At(row), to = a.Gradient.At(row, 0);
             if (Group.IdxX == 0)
             {
-                float rounded = a.LogSumExp[row, 0];
+                float rounded = a.LogSumExp[row, 0], remainder = a.LogSumExp[row, 1], unit = a.Rows.Logits.Steepest;
                 sharedTarget[0] = a.Rows.Target(row);
+                if (TLogits.IsShaped)
+                {
+                    terms[6] = MathF.Abs(rounded) <= LargestNear ? 1f : 0f;
+                    // The u of which z is the log-sum-exp, or nearly so: what is off is taken from z afterwards.
+                    float anchor = Bounded(rounded / a.Rows.Logits.Scale, float.MaxValue);
+                    ExactProduct scaled = new(a.Rows.Logits.Scale, anchor);
+                    remainder += rounded - scaled.Rounded - (scaled.Lost + a.Rows.Logits.ScaleLost * anchor);
+                    rounded = anchor;
+                }
                 terms[0] = rounded;
-                terms[1] = a.LogSumExp[row, 1] + (rounded - rounded); // without a distribution there is no gradient
+                terms[1] = remainder + (rounded - rounded); // without a distribution there is no gradient
                 terms[2] = OrZero(a.Entropy, row);
-                terms[3] = OrZero(a.OfLogProb, row);
-                terms[4] = OrZero(a.OfLogSumExp, row);
-                terms[5] = OrZero(a.OfEntropy, row);
+                terms[3] = unit * OrZero(a.OfLogProb, row);
+                terms[4] = unit * OrZero(a.OfLogSumExp, row);
+                terms[5] = unit * OrZero(a.OfEntropy, row);
             }
             Group.Barrier();
             long target = sharedTarget[0];
-            float logSumExp = terms[0], remainder = terms[1], entropy = terms[2];
+            float shift = terms[0], further = terms[1], entropy = terms[2];
             Upstream upstream = new(terms[3], terms[4], terms[5]);
+            bool isNear = !TLogits.IsShaped || terms[6] != 0f;
             Group.Barrier(); // the next slice replaces the terms
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
             {
@@ -202,61 +257,84 @@ internal static class LogProbsKernels
                     faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 continue;
             }
-            for (long j0 = start + Group.IdxX; j0 < end; j0 += BlockLogits)
+            if (TLogits.IsShaped && !isNear)
+            {
+                // One group takes the whole row: what others wrote in place can't be read any more.
+                if (start != 0)
+                    continue;
+                GpuLogitSums sums = Sums(a.Rows, row, SharedMemory.Allocate<float>(SharedSums), terms, keeps: false);
+                shift = sums.Shift;
+                further = sums.LogSum;
+                entropy = sums.Entropy;
+                end = a.Rows.Columns;
+            }
+            long counted = end < a.Rows.Vocabulary ? end : a.Rows.Vocabulary;
+            for (long j0 = start + Group.IdxX; j0 < counted; j0 += LogProbsSize.BlockLogits)
             {
                 long j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
-                float z0 = logits[from + j0], z1 = 0f, z2 = 0f, z3 = 0f;
-                if (j1 < end)
-                    z1 = logits[from + j1];
-                if (j2 < end)
-                    z2 = logits[from + j2];
-                if (j3 < end)
-                    z3 = logits[from + j3];
-                gradient[to + j0] = upstream.Of(z0 - logSumExp - remainder, entropy, j0 == target);
-                if (j1 < end)
-                    gradient[to + j1] = upstream.Of(z1 - logSumExp - remainder, entropy, j1 == target);
-                if (j2 < end)
-                    gradient[to + j2] = upstream.Of(z2 - logSumExp - remainder, entropy, j2 == target);
-                if (j3 < end)
-                    gradient[to + j3] = upstream.Of(z3 - logSumExp - remainder, entropy, j3 == target);
+                FourLogits z = a.Rows.Logits.ReadFour(from, j0, GroupSize, counted);
+                gradient[to + j0] = Gradient(a.Rows, upstream, z.First, shift, further, entropy, j0 == target);
+                if (j1 < counted)
+                    gradient[to + j1] = Gradient(a.Rows, upstream, z.Second, shift, further, entropy, j1 == target);
+                if (j2 < counted)
+                    gradient[to + j2] = Gradient(a.Rows, upstream, z.Third, shift, further, entropy, j2 == target);
+                if (j3 < counted)
+                    gradient[to + j3] = Gradient(a.Rows, upstream, z.Fourth, shift, further, entropy, j3 == target);
+            }
+            if (TLogits.IsShaped)
+            {
+                Clear(a, to, start > a.Rows.Vocabulary ? start : a.Rows.Vocabulary, end);
+                Group.Barrier(); // as above
             }
         }
     }
 
-    // What the backward pass knows of a row whose sums are saved: log-sum-exp, what rounding took, entropy, three gradients.
-    private const int RowTerms = 6;
+    // What the backward pass knows of a row whose sums are saved: what is taken from u and then from z, entropy, three gradients, and of shaped logits whether the log-sum-exp is near.
+    private const int RowTerms = 7;
 
     // Three arrays of a float a thread.
     private const int SharedSums = 3 * GroupSize;
 
+    // z of a difference of two u.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Scaled(in GpuLogitRows<TLogits> rows, float difference) => TLogits.IsShaped ? rows.Logits.Scale * difference : difference;
+
+    // The gradient at u: ln p is scale · (u − shift) − further.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Gradient(in GpuLogitRows<TLogits> rows, in Upstream upstream, float u, float shift, float further, float entropy, bool isTarget)
+    {
+        float slope = upstream.Of(Scaled(rows, u - shift) - further, entropy, isTarget);
+        return TLogits.IsShaped ? slope * rows.Logits.Slope(u) : slope;
+    }
+
+    // Columns that don't count.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Clear(in LogProbsBackwardArguments<TLogits> a, long to, long start, long end)
+    {
+        for (long j = start + Group.IdxX; j < end; j += GroupSize)
+            a.Gradient.Memory[to + j] = 0f;
+    }
+
     /// <summary>The sums of a row, in every thread; its logits are kept if that is asked for.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static GpuLogitSums Sums(in GpuLogitRows rows, long row, ArrayView<float> shared, ArrayView<float> kept, bool keeps)
+    private static GpuLogitSums Sums(in GpuLogitRows<TLogits> rows, long row, ArrayView<float> shared, ArrayView<float> kept, bool keeps)
     {
         ThreadSums own = new(float.NegativeInfinity, 0f, 0f, 0f, 0f);
-        ArrayView<float> memory = rows.Logits.Memory;
-        long at = rows.Logits.At(row, 0);
-        for (long j0 = Group.IdxX; j0 < rows.Vocabulary; j0 += BlockLogits)
+        long at = rows.Logits.At(row);
+        for (long j0 = Group.IdxX; j0 < rows.Vocabulary; j0 += LogProbsSize.BlockLogits)
         {
-            long j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
-            float z0 = memory[at + j0], z1 = float.NegativeInfinity, z2 = float.NegativeInfinity, z3 = float.NegativeInfinity;
-            if (j1 < rows.Vocabulary)
-                z1 = memory[at + j1];
-            if (j2 < rows.Vocabulary)
-                z2 = memory[at + j2];
-            if (j3 < rows.Vocabulary)
-                z3 = memory[at + j3];
+            FourLogits z = rows.Logits.ReadFour(at, j0, GroupSize, rows.Vocabulary);
             if (keeps)
             {
-                kept[(int)j0] = z0;
-                kept[(int)j1] = z1;
-                kept[(int)j2] = z2;
-                kept[(int)j3] = z3;
+                kept[(int)j0] = z.First;
+                kept[(int)j0 + GroupSize] = z.Second;
+                kept[(int)j0 + 2 * GroupSize] = z.Third;
+                kept[(int)j0 + 3 * GroupSize] = z.Fourth;
             }
-            float low = z0 > z1 ? z0 : z1, high = z2 > z3 ? z2 : z3, largest = low > high ? low : high;
+            float largest = z.Largest;
             if (largest > own.Max)
-                own = own.Moved(largest);
-            own = own.Plus(z0).Plus(z1).Plus(z2).Plus(z3);
+                own = own.Moved(rows, largest);
+            own = own.Plus(rows, z.First).Plus(rows, z.Second).Plus(rows, z.Third).Plus(rows, z.Fourth);
         }
 
         int thread = Group.IdxX;
@@ -271,7 +349,7 @@ internal static class LogProbsKernels
         float max = shared[0];
         Group.Barrier();
         if (max > own.Max)
-            own = own.Moved(max);
+            own = own.Moved(rows, max);
         shared[thread] = own.Ones;
         shared[thread + GroupSize] = own.Rest;
         shared[thread + 2 * GroupSize] = own.Weighted;
@@ -295,7 +373,7 @@ internal static class LogProbsKernels
     private static float OrZero(in GpuTensor<float> vector, long row) => vector.IsPresent ? vector[row] : 0f;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Store(in LogProbsArguments a, long row, float logProb, float logSumExp, float remainder, float entropy)
+    private static void Store(in LogProbsArguments<TLogits> a, long row, float logProb, float logSumExp, float remainder, float entropy)
     {
         if (a.LogProb.IsPresent)
             a.LogProb[row] = logProb;
@@ -311,9 +389,12 @@ internal static class LogProbsKernels
     private static float Bounded(float t) => t < LowestExponent ? LowestExponent : t; // NaN stays, the constant being on the right
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Bounded(float x, float bound) => x > bound ? bound : x < -bound ? -bound : x;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float Exp(float t) => Real32.Exp(new(t)).Value;
 
-    /// <summary>What one thread saw: Σ e^t and Σ e^t t, t = z − shift, where the shift is the largest logit so far, or 0 where that is infinite.</summary>
+    /// <summary>What one thread saw: Σ e^t and Σ e^t t, t = scale · (u − shift), where the shift is the largest u so far, or 0 where that is infinite.</summary>
     /// <remarks>The ones of the largest logit are counted apart: a peaked row's small terms would drown in them.</remarks>
     private readonly struct ThreadSums(float max, float shift, float ones, float rest, float weighted)
     {
@@ -328,26 +409,26 @@ internal static class LogProbsKernels
         public float Weighted => weighted;
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public ThreadSums Plus(float logit)
+        public ThreadSums Plus(in GpuLogitRows<TLogits> rows, float u)
         {
-            float t = Bounded(logit - shift), power = Exp(t);
+            float t = Bounded(Scaled(rows, u - shift)), power = Exp(t);
             return new(max, shift, ones + (t == 0f ? 1f : 0f), rest + (t == 0f ? 0f : power), weighted + power * t);
         }
 
         /// <summary>The same relative to a larger maximum.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public ThreadSums Moved(float largest)
+        public ThreadSums Moved(in GpuLogitRows<TLogits> rows, float largest)
         {
             // ∞ − ∞ would be NaN where the log-sum-exp is ∞.
             float to = largest == float.PositiveInfinity ? 0f : largest;
             if (max == float.NegativeInfinity)
                 return new(largest, to, ones, rest, weighted);
-            float moved = Bounded(shift - to), factor = Exp(moved), sum = rest + ones;
+            float moved = Bounded(Scaled(rows, shift - to)), factor = Exp(moved), sum = rest + ones;
             return new(largest, to, 0f, sum * factor, (weighted + sum * moved) * factor);
         }
     }
 
-    /// <summary>A row's shift, logarithm of its Σ e^(z − shift), and entropy.</summary>
+    /// <summary>A row's shift, logarithm of its Σ e^t with t = scale · (u − shift), and entropy.</summary>
     private readonly struct GpuLogitSums
     {
         public readonly float Shift, LogSum, Entropy;

@@ -291,7 +291,8 @@ public static partial class LogProbs
     /// With p = e^(z − logSumExp), H the entropy and Q = Σ p²: dz = u_logProb (1[target] − p) + u_logSumExp p − u_entropy p (ln p + H) + 2 u_squares p (p − Q) + u_mean w / V, 1 − p
     /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
     /// Of the saved log-sum-exp L every ln p takes the error: half a unit in the last place of L where it is [n], up to |L| 2⁻²⁴, and |L| 2⁻⁴⁸ where it is [n, 2]. So from [n] the sums of a row are
-    /// formed again, and on the CPU from [n, 2] too where |L| is above 2²⁴ (z in the ten millions: a temperature near 0): then nothing of L counts, and p is as exact as that of small logits.
+    /// formed again, and from [n, 2] too where |L| is above 2²⁴ (z in the ten millions: a temperature near 0): then nothing of L counts, and p is as exact as that of small logits.
+    /// GPUs do so where there is a bias, a softcap, a temperature or padding; of other logits [n, 2] is exact there.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">As in the forward pass.</param>

@@ -92,9 +92,7 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
         lock (gate)
         {
             using var call = new MirroredCall(gpu);
-            LogitsProblem mirrored = problem;
-            mirrored.Logits = call.Read(problem.Logits);
-            mirrored.Targets = call.Read(problem.Targets);
+            LogitsProblem mirrored = Mirror(call, problem, call.Read(problem.Logits));
             TokenOutputs mirroredOutputs = outputs;
             mirroredOutputs.LogProb = call.Written(outputs.LogProb);
             mirroredOutputs.LogSumExp = call.Written(outputs.LogSumExp);
@@ -112,9 +110,7 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
         {
             using var call = new MirroredCall(gpu);
             TensorView gradient = call.Written(logitsGradient);
-            LogitsProblem mirrored = problem;
-            mirrored.Logits = logitsGradient.IsSameAs(problem.Logits) ? gradient : call.Read(problem.Logits);
-            mirrored.Targets = call.Read(problem.Targets);
+            LogitsProblem mirrored = Mirror(call, problem, logitsGradient.IsSameAs(problem.Logits) ? gradient : call.Read(problem.Logits));
             var mirroredSaved = new TokenSaved { LogSumExp = call.Read(saved.LogSumExp), Entropy = call.Read(saved.Entropy) };
             var mirroredUpstream = new TokenUpstream { LogProb = call.Read(upstream.LogProb), LogSumExp = call.Read(upstream.LogSumExp), Entropy = call.Read(upstream.Entropy) };
             gpu.LogProbsFromLogitsBackward(mirrored, mirroredSaved, mirroredUpstream, gradient);
@@ -216,6 +212,16 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
             gpu.Whiten(call.Written(values), call.Read(mask), keepMean);
             call.CopyBack(0, values);
         }
+    }
+
+    private static LogitsProblem Mirror(MirroredCall call, scoped in LogitsProblem problem, TensorView logits)
+    {
+        LogitsProblem mirrored = problem;
+        mirrored.Logits = logits;
+        mirrored.Targets = call.Read(problem.Targets);
+        mirrored.Bias = call.Read(problem.Bias);
+        mirrored.MeanWeights = call.Read(problem.MeanWeights);
+        return mirrored;
     }
 
     private static AttentionProblem Mirror(MirroredCall call, scoped in AttentionProblem problem)
