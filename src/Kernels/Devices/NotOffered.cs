@@ -8,8 +8,6 @@ public sealed partial class GpuDevice
     {
         string? lacking =
             problem.Logits.Type != ElementType.Float32 ? $"logits of {problem.Logits.Type}" :
-            outputs.SumOfSquares.IsPresent ? "the sum of squared probabilities" :
-            outputs.Argmax.IsPresent ? "the likeliest token" :
             outputs.TopLogProbs.IsPresent ? "the likeliest tokens" : null;
         if (lacking is not null)
             throw NotOffered($"{lacking} in log-probs");

@@ -170,20 +170,20 @@ internal readonly struct ShapedLogits : IGpuLogits<ShapedLogits>
     private float Capped(float x) => Real32.Tanh(new(x * perCap)).Value;
 }
 
-/// <summary>The product of two numbers and what rounding took of it.</summary>
-internal readonly struct ExactProduct
+/// <summary>scale · u, and what rounding took of it and of the scale.</summary>
+internal readonly struct ScaledLogit
 {
     public readonly float Rounded, Lost;
 
     /// <remarks>Of halves of 12 bits each product is exact, with and without fused multiply-adds. Where the product is infinite nothing is lost.</remarks>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public ExactProduct(float a, float b)
+    public ScaledLogit(float scale, float scaleLost, float u)
     {
         const int upper = ~0xfff;
-        float a1 = BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(a) & upper), b1 = BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(b) & upper);
-        float a2 = a - a1, b2 = b - b1;
-        Rounded = a * b;
-        float lost = a1 * b1 - Rounded + a1 * b2 + a2 * b1 + a2 * b2;
+        float a1 = BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(scale) & upper), b1 = BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(u) & upper);
+        float a2 = scale - a1, b2 = u - b1;
+        Rounded = scale * u;
+        float lost = a1 * b1 - Rounded + a1 * b2 + a2 * b1 + a2 * b2 + scaleLost * u;
         Lost = lost - lost == 0f ? lost : 0f;
     }
 }

@@ -97,10 +97,16 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
             mirroredOutputs.LogProb = call.Written(outputs.LogProb);
             mirroredOutputs.LogSumExp = call.Written(outputs.LogSumExp);
             mirroredOutputs.Entropy = call.Written(outputs.Entropy);
+            mirroredOutputs.SumOfSquares = call.Written(outputs.SumOfSquares);
+            mirroredOutputs.Argmax = call.Written(outputs.Argmax);
+            mirroredOutputs.MeanLogit = call.Written(outputs.MeanLogit);
             gpu.LogProbsFromLogits(mirrored, mirroredOutputs);
             call.CopyBack(0, outputs.LogProb);
             call.CopyBack(1, outputs.LogSumExp);
             call.CopyBack(2, outputs.Entropy);
+            call.CopyBack(3, outputs.SumOfSquares);
+            call.CopyBack(4, outputs.Argmax);
+            call.CopyBack(5, outputs.MeanLogit);
         }
     }
 
@@ -113,12 +119,16 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
             LogitsProblem mirrored = Mirror(call, problem, logitsGradient.IsSameAs(problem.Logits) ? gradient : call.Read(problem.Logits));
             var mirroredSaved = new TokenSaved { LogSumExp = call.Read(saved.LogSumExp), Entropy = call.Read(saved.Entropy) };
             var mirroredUpstream = new TokenUpstream { LogProb = call.Read(upstream.LogProb), LogSumExp = call.Read(upstream.LogSumExp), Entropy = call.Read(upstream.Entropy) };
+            mirroredUpstream.SumOfSquares = call.Read(upstream.SumOfSquares);
+            mirroredUpstream.MeanLogit = call.Read(upstream.MeanLogit);
             gpu.LogProbsFromLogitsBackward(mirrored, mirroredSaved, mirroredUpstream, gradient);
             call.CopyBack(0, logitsGradient);
         }
     }
 
     protected internal override bool OffersAllOfAttention => gpu.OffersAllOfAttention;
+
+    protected internal override bool OffersAllOfLogProbs => gpu.OffersAllOfLogProbs;
 
     protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs) => gpu.RequireOffered(problem, outputs);
 
