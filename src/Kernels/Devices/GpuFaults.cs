@@ -14,6 +14,8 @@ internal enum GpuFaultSource
     PositionIds,
     /// <summary>A mask that keeps fewer values than a variance needs; reported as their number.</summary>
     WhitenMask,
+    /// <summary>A cumulative length that falls or leaves the tokens; reported as its index and the number of tokens.</summary>
+    CumulativeLengths,
 }
 
 /// <summary>Where kernels report what is wrong in device memory, for instance an index that lies outside; the next <see cref="GpuDevice.Synchronize"/> throws it.</summary>
@@ -50,6 +52,8 @@ internal readonly struct GpuFaults(ArrayView<int> words)
                 $"options.PositionIds leads to position {index}; the table has 0 to {limit - 1}. The features of that token are NaN."),
             GpuFaultSource.WhitenMask => new ArgumentException(
                 $"The mask keeps {(index == 0 ? "no value" : "one value")}; a variance needs at least two. What it keeps has become NaN.", "mask"),
+            GpuFaultSource.CumulativeLengths => new ArgumentOutOfRangeException("layout.CumulativeLengths",
+                $"layout.CumulativeLengths[{index}] is wrong; it must lie between {(index == 0 ? "0" : "the one before")} and the number of tokens, {limit}. Sums of such a sequence are NaN, and so are all gradients."),
             var source => new InvalidOperationException($"A kernel reported {source}."),
         };
 

@@ -76,7 +76,10 @@ public ref struct SequenceUpstream
 }
 
 /// <summary>Sums and means of token log-probs (or of anything else per token) by sequence.</summary>
-/// <remarks>Summed in double in the order of the tokens, rounded once. What a token holds that doesn't count, NaN included, reaches nothing.</remarks>
+/// <remarks>
+/// Summed in double in the order of the tokens, rounded once; on GPUs in float32 with what rounding took beside it, in an order that the sequence's length fixes, and the mean is the rounded sum divided.
+/// What a token holds that doesn't count, NaN included, reaches nothing.
+/// </remarks>
 public static class SequenceLogProbs
 {
     /// <summary>Sums and means of each sequence.</summary>
@@ -85,7 +88,7 @@ public static class SequenceLogProbs
     /// <param name="layout">Which tokens form a sequence, and which count.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
-    /// <exception cref="ArgumentOutOfRangeException">The cumulative lengths fall, or leave the tokens.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The cumulative lengths fall, or leave the tokens; on a GPU the sum and the mean of such a sequence become NaN, its count 0, and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
@@ -115,7 +118,7 @@ public static class SequenceLogProbs
     /// <param name="upstream">The gradients that arrive.</param>
     /// <param name="gradient">[tokens] or [sequences, length], float32, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
-    /// <exception cref="ArgumentOutOfRangeException">The cumulative lengths fall, or leave the tokens.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The cumulative lengths fall, or leave the tokens; on a GPU the whole gradient becomes NaN then, and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>

@@ -34,6 +34,11 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
             new() { LogProb = t.Out(4), LogSumExp = t.Out(4), Entropy = t.Out(4) })),
         new("log-probs backward", Once, [2048, 11_264], (t, vocabulary) => LogProbsBackward(t, vocabulary, t.In(4))), // the longest row that is taken so
         new("log-probs backward with what rounding took", Once, [2048, 32_000], (t, vocabulary) => LogProbsBackward(t, vocabulary, t.In(4, 2))),
+        new("sums by sequence", Once, [1024, 4096], (t, tokens) => SequenceLogProbs.Reduce(t.Device, t.In(16 * tokens), Answers(t, tokens, t.Targets(16 * tokens, tokens)),
+            new() { Sum = t.Out(16), Mean = t.Out(16) })),
+        // The tokens that count are counted before a share can be written.
+        new("gradients of sums by sequence", Once, [1024, 4096], (t, tokens) => SequenceLogProbs.Backward(t.Device, Answers(t, tokens, t.Again(t.Targets(16 * tokens, tokens))),
+            new() { Sum = t.In(16), Mean = t.In(16) }, t.Out(16 * tokens))),
         new("attention forward", OfTile, [128, 256], (t, length) => AttentionForward(t, t.Device, length, HeadSize, Side64.Length)),
         new("attention backward", OfTile, [128, 256], (t, length) => AttentionBackward(t, t.Device, length, HeadSize, Side64.Length)),
         new("attention forward of short sequences", OfTile, [16, 32], (t, length) => AttentionForward(t, t.Device, length, SmallHeadSize, Side16.Length)),
@@ -112,6 +117,8 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
         return batch;
     }
 
+    private static SequenceLayout Answers(TrafficTensors t, int tokens, in TensorView targets) => new() { CumulativeLengths = t.Indices([.. Enumerable.Range(0, 17).Select(i => i * tokens)]), Targets = targets };
+
     private static void LogProbsBackward(TrafficTensors t, int vocabulary, in TensorView logSumExp)
     {
         var logits = t.InOut(4, vocabulary);
@@ -177,9 +184,12 @@ internal sealed class TrafficTensors(GpuDevice device) : IDisposable
         return buffer;
     }
 
-    public TensorView Targets(int rows, int vocabulary)
+    public TensorView Targets(int rows, int vocabulary) => Indices([.. Enumerable.Range(0, rows).Select(row => row * 1009 % vocabulary)]);
+
+    /// <summary>Whole numbers that are read.</summary>
+    public TensorView Indices(int[] values)
     {
-        TensorBuffer buffer = Own(device.Upload<int>(Enumerable.Range(0, rows).Select(row => row * 1009 % vocabulary).ToArray()));
+        TensorBuffer buffer = Own(device.Upload<int>(values));
         Bytes += buffer.ByteCount;
         return buffer;
     }

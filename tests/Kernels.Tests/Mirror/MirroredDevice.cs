@@ -139,6 +139,28 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients,
         bool backward, Workspace workspace) => gpu.LogProbsFromHidden(problem, upstream, outputs, gradients, backward, workspace);
 
+    protected internal override void ReduceSequences(TensorView values, in SequenceLayout layout, in SequenceOutputs outputs)
+    {
+        lock (gate)
+        {
+            using var call = new MirroredCall(gpu);
+            gpu.ReduceSequences(call.Read(values), Mirror(call, layout), new SequenceOutputs { Sum = call.Written(outputs.Sum), Mean = call.Written(outputs.Mean), Count = call.Written(outputs.Count) });
+            call.CopyBack(0, outputs.Sum);
+            call.CopyBack(1, outputs.Mean);
+            call.CopyBack(2, outputs.Count);
+        }
+    }
+
+    protected internal override void SpreadSequences(in SequenceLayout layout, in SequenceUpstream upstream, TensorView gradient)
+    {
+        lock (gate)
+        {
+            using var call = new MirroredCall(gpu);
+            gpu.SpreadSequences(Mirror(call, layout), new SequenceUpstream { Sum = call.Read(upstream.Sum), Mean = call.Read(upstream.Mean) }, call.Written(gradient));
+            call.CopyBack(0, gradient);
+        }
+    }
+
     protected internal override long LossWorkspaceBytes(long rows, long columns) => gpu.LossWorkspaceBytes(rows, columns);
 
     protected internal override void PairLoss<TLoss>(in PairBatch batch, TLoss loss, in PairOutputs outputs, TensorView metrics, Workspace workspace)
@@ -231,6 +253,15 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
         mirrored.Targets = call.Read(problem.Targets);
         mirrored.Bias = call.Read(problem.Bias);
         mirrored.MeanWeights = call.Read(problem.MeanWeights);
+        return mirrored;
+    }
+
+    private static SequenceLayout Mirror(MirroredCall call, scoped in SequenceLayout layout)
+    {
+        SequenceLayout mirrored = layout;
+        mirrored.CumulativeLengths = call.Read(layout.CumulativeLengths);
+        mirrored.Mask = call.Read(layout.Mask);
+        mirrored.Targets = call.Read(layout.Targets);
         return mirrored;
     }
 

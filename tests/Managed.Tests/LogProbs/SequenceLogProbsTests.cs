@@ -5,7 +5,7 @@ namespace TransformerKernels.Tests;
 
 public class SequenceLogProbsTests
 {
-    private static readonly ComputeDevice Device = ComputeDevice.Cpu;
+    private static ComputeDevice Device => DeviceUnderTest.Device;
 
     // What doesn't count is NaN.
     private sealed class Example
@@ -138,9 +138,11 @@ public class SequenceLogProbsTests
         Throws("layout.CumulativeLengths is required where values is of rank 1.", TensorView.Of(values), new(), new() { Sum = TensorView.Of(sum) });
         Throws("layout.CumulativeLengths is set, but values has the shape [2, 3]: a row is a sequence there.", TensorView.Of(values, 2, 3), new() { CumulativeLengths = TensorView.Of(new int[3]) }, new() { Sum = TensorView.Of(sum) });
         Throws("layout.CumulativeLengths is empty; for s sequences it has s + 1 entries.", TensorView.Of(values), new() { CumulativeLengths = TensorView.Of(new int[3]).Slice(0, 0, 0) }, new() { Sum = TensorView.Of(sum) });
+#if !GPU // whose kernel finds out
         Throws("layout.CumulativeLengths[1] is 7; it must lie between the one before, 0, and the number of tokens, 6.", TensorView.Of(values), new() { CumulativeLengths = TensorView.Of(new[] { 0, 7, 8 }) }, new() { Sum = TensorView.Of(sum) });
         Throws("layout.CumulativeLengths[2] is 2; it must lie between the one before, 4, and the number of tokens, 6.", TensorView.Of(values), new() { CumulativeLengths = TensorView.Of(new[] { 0, 4, 2 }) }, new() { Sum = TensorView.Of(sum) });
         Throws("layout.CumulativeLengths[0] is -1; it must lie between 0 and the number of tokens, 6.", TensorView.Of(values), new() { CumulativeLengths = TensorView.Of(new[] { -1, 4, 5 }) }, new() { Sum = TensorView.Of(sum) });
+#endif
         Throws("layout.Mask has the shape [6]; it should be [2, 3].", TensorView.Of(values, 2, 3), new() { Mask = TensorView.Of(new bool[6]) }, new() { Sum = TensorView.Of(sum) });
         Throws("layout.Targets holds Float32; this operation takes Int32 or Int64.", TensorView.Of(values, 2, 3), new() { Targets = TensorView.Of(new float[6], 2, 3) }, new() { Sum = TensorView.Of(sum) });
         Throws("outputs.Sum has the shape [2]; it should be [3].", TensorView.Of(values, 3, 2), new(), new() { Sum = TensorView.Of(sum) });
