@@ -226,14 +226,15 @@ internal static partial class AttentionBackwardKernels<TSide> where TSide : stru
         terms[2 * GpuTile<TSide>.Side + t] = there ? memory[2 * all + at + t] : 0f;
     }
 
-    // e^(z − L): what rounding takes from the difference, and from L, is put back as a factor 1 + it.
+    // e^(z − L): what rounding takes from the differences is put back as a factor 1 + it. The second column of L may be larger than the first difference: the logarithm of how many keys are alike,
+    // where L is so large that its first column is no more than their score.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float Weight(float z, float logSumExp, float remainder)
     {
-        float difference = z - logSumExp, second = difference - z;
-        float lost = z - (difference - second) - (logSumExp + second);
-        float p = Real32.Exp(new(difference)).Value;
-        return z == float.NegativeInfinity ? GpuTile<TSide>.Hidden : p + p * (lost - remainder);
+        float difference = z - logSumExp, second = difference - z, power = difference - remainder;
+        float lost = z - (difference - second) - (logSumExp + second) + (difference - power - remainder);
+        float p = Real32.Exp(new(power)).Value;
+        return z == float.NegativeInfinity ? GpuTile<TSide>.Hidden : p + p * lost;
     }
 
     // From dP in registers and P in the tile: dz = P (dP − D), which is what biases receive. D belongs to the tile's row or column, whichever the query is.

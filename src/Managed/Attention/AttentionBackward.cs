@@ -188,12 +188,13 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
     public bool WantsScoring;
 
     // Memory of the thread, and where the item stands.
-    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, delta, keyGradient, valueGradient, keyLanes, valueLanes, tileIsFinite;
+    private float* queryColumns, queryRows, upstreamColumns, upstreamRows, queryGradient, s, dS, scaled, slope, pairs, logSumExp, remainder, share, delta, keyGradient, valueGradient, keyLanes, valueLanes, tileIsFinite;
     private float* lineGradient;
     private LaneRowsSet capturedGradient; // of all pair tensors
     private PairStreamSet streams;
     private nint headRow, valueRow, batch, chunk, endHead;
     private bool? blockIsFinite;
+    private bool hasShares;
     private double sinkGradient;
 
     public void Run<V>(nint item, byte* scratch) where V : struct, ILanes<V>
@@ -229,6 +230,7 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
         pairs = Take(ref scratch, AttentionTiles.Keys * block);
         logSumExp = Take(ref scratch, block);
         remainder = Take(ref scratch, block);
+        share = Take(ref scratch, block);
         delta = Take(ref scratch, block);
         if (Plan.Parts > 1)
         {
@@ -337,6 +339,8 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> : IWork where 
                     Differentiate<V, Yes, No>(bias, part, hides, marks, skips ? -1f : 0f);
                 else
                     Differentiate<V, No, No>(bias, part, hides, marks, skips ? -1f : 0f);
+                if (hasShares)
+                    MultiplyByShares<V>(part, apart);
             }
             // What is summed takes four keys at a time; what stands for missing ones must add nothing to the keys that follow.
             nint fullRows = (nint)AttentionTiles.RoundUp(tileKeys, Product.Rows);

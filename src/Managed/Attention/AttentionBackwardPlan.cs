@@ -89,7 +89,7 @@ internal struct AttentionBackwardPlan
         const long block = AttentionTiles.WidestBlock;
         long row = KeyRow(shape) + ValueRow(shape);
         long floats = (shape.HeadSize + shape.ValueSize) * block + block * row + QueryRow(shape) * block
-            + 6 * AttentionTiles.WidestTile + 3 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.MostFloats(shape.HeadSize) + LaneSums.MostFloats(shape.ValueSize)) + TileFloats(chunk)
+            + 6 * AttentionTiles.WidestTile + 4 * block + (parts > 1 ? 0 : chunk * row) + chunk * (LaneSums.MostFloats(shape.HeadSize) + LaneSums.MostFloats(shape.ValueSize)) + TileFloats(chunk)
             + HeadScores.ScratchFloats(shape) + (1 + PairTensors.Count) * (LineCopies * plan.LineLength + AttentionTiles.WidestTile) + streams * PairStream.Floats(AttentionTiles.WidestBlock);
         plan.ScratchBytes = AttentionTiles.RoundUp(floats * sizeof(float), 64);
         return plan;

@@ -53,8 +53,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         return any;
     }
 
+    // A query's share is e^−remainder of its log-sum-exp where the remainder is more than this, elsewhere 1: of so much, e^−remainder − 1 is nearly −1, and what is left would have lost its digits.
+    private const float MuchRemainder = 0.5f;
+
     // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
-    private readonly void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
+    private void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();
         float* l = LogSumExp.Matrix(batch, head) + i0 * LogSumExp.Row, output = Output.Matrix(batch, head) + i0 * Output.Row;
@@ -68,11 +71,19 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
             AttentionTiles.PackColumns<V>(output + first * Output.Column, Output.Row, Output.Column, rows, columns, s);
             AddProducts<V>(s, upstreamColumns + first * block, columns, delta);
         }
+        hasShares = false;
         for (nint row = 0; row < block; row++)
         {
             bool seesKeys = row < rows && l[row * LogSumExp.Row] != float.NegativeInfinity;
             logSumExp[row] = seesKeys ? MathF.Min(l[row * LogSumExp.Row], float.MaxValue) : float.MaxValue;
             remainder[row] = seesKeys ? -l[row * LogSumExp.Row + LogSumExp.Column] : 0;
+            share[row] = 1;
+            if (MathF.Abs(remainder[row]) > MuchRemainder)
+            {
+                share[row] = (float)Math.Exp(remainder[row]);
+                remainder[row] = 0;
+                hasShares = true;
+            }
             if (!seesKeys)
                 delta[row] = 0;
             else if (upstreamL != null)
@@ -80,6 +91,24 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         }
         for (nint lane = 0; lane < block; lane += V.Count)
             V.Expm1(V.Load(remainder + lane)).Store(remainder + lane);
+    }
+
+    // Weights and dz of a part, and what of dz passed through the rule if it lies apart, times their query's share. A mark stays a mark: it is below 0.
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private readonly void MultiplyByShares<V>(in TilePart part, bool apart) where V : struct, ILanes<V>
+    {
+        nint block = AttentionTiles.Block<V>();
+        for (nint lane = part.Lane<V>(); lane < part.EndVector * V.Count; lane += V.Count)
+        {
+            V factor = V.Load(share + lane);
+            for (nint at = part.FirstKey * block + lane; at < part.EndKey * block; at += block)
+            {
+                (V.Load(s + at) * factor).Store(s + at);
+                (V.Load(dS + at) * factor).Store(dS + at);
+                if (apart)
+                    (V.Load(slope + at) * factor).Store(slope + at);
+            }
+        }
     }
 
     // The block's part of the gradient of the head's sink: −Σ e^(sink − L) · D, as of a key whose value is 0. Queries whose keys of the chunk are all hidden see the sink all the same.

@@ -498,14 +498,15 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         float* logSumExp = LogSumExp.IsPresent ? LogSumExp.Matrix(at.Batch, at.Head) + at.FirstQuery * LogSumExp.Row : null;
         for (nint row = 0; row < at.Queries; row++)
         {
-            double exact = sink != float.NegativeInfinity ? AddSink(sink, maximum[row], ref sum[row], o + row, dv, block)
-                : sum[row] == 0 ? double.NegativeInfinity : maximum[row] + Math.Log(sum[row]);
+            (float highest, double above) = sink != float.NegativeInfinity ? AddSink(sink, maximum[row], ref sum[row], o + row, dv, block)
+                : sum[row] == 0 ? (float.NegativeInfinity, 0) : (maximum[row], Math.Log(sum[row]));
             if (logSumExp == null)
                 continue;
-            float rounded = (float)exact;
+            float rounded = (float)(highest + above);
             logSumExp[row * LogSumExp.Row] = rounded;
+            // Beside a bias of −1e29, as padding has, the logarithm is nothing even in float64, and yet all there is to tell one key from many: it comes last.
             if (HasRemainder)
-                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)(exact - rounded) : 0;
+                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)((double)highest - rounded + above) : 0;
         }
         for (nint lane = 0; lane < block; lane += V.Count)
         {
@@ -516,8 +517,8 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         AttentionTiles.WriteRows<V>(o, at.Q, at.Queries, dv, at.Output, Output, add: false, Shape.Batch * Shape.Heads * Shape.Queries);
     }
 
-    // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp.
-    private static double AddSink(float sink, float maximum, ref float sum, float* output, nint dv, nint block)
+    // The sink joins the sum of a query's weights, which are measured from their maximum. Returns the log-sum-exp as a score and what it lies above it.
+    private static (float Score, double Above) AddSink(float sink, float maximum, ref float sum, float* output, nint dv, nint block)
     {
         const double far = 80; // e^80 is a float; beside it the weights are nothing
         double above = sum == 0 ? double.PositiveInfinity : (double)sink - maximum;
@@ -527,10 +528,10 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
             for (nint column = 0; column < dv; column++)
                 output[column * block] *= share;
             sum = 1;
-            return sink;
+            return (sink, 0);
         }
         double total = sum + Math.Exp(above);
         sum = (float)total;
-        return maximum + Math.Log(total);
+        return (maximum, Math.Log(total));
     }
 }

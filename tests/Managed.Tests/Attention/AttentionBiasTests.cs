@@ -336,6 +336,35 @@ public class AttentionBiasTests
         }
     }
 
+    // Padding on the left: the first queries see several keys, all of them padding. Beside numbers so low the logarithm of how many they are is nothing, beside numbers so high too.
+    [Theory]
+    [InlineData(9, 4)]
+    [InlineData(70, 37)]
+    [InlineData(140, 100)]
+    [InlineData(140, 140)]
+    public void A_query_that_sees_several_keys_of_padding_alone_has_the_definitions_gradients(int length, int padded)
+    {
+        foreach (float padding in (float[])[-1e9f, -1e29f, float.MinValue, 1e29f])
+        {
+            Grid<double> dense = Grid.Zeros<double>(1, 1, length, length), column = Grid.Zeros<double>(1, 1, length), sinks = Grid.Of((ReadOnlySpan<double>)[padding, 1], 2);
+            for (int i = 0; i < length; i++)
+                dense.Data.AsSpan(i * length, padded).Fill(padding);
+            column.Data.AsSpan(0, padded).Fill(padding);
+            foreach (bool keeps in (bool[])[false, true])
+            {
+                AttentionCase Padded(Grid<double>? sinks = null, float? softcap = null, params CapturedValues[] captured) =>
+                    new() { Queries = length, Keys = length, Causal = true, DenseBias = dense, HasLogSumExpUpstream = true, KeepsRemainder = keeps, Sinks = sinks, Softcap = softcap, Captured = captured };
+                Padded().Check(Device, default(PlainScore));
+                Padded(sinks).Check(Device, default(PlainScore));
+                Padded(softcap: 2).Check(Device, default(PlainScore));
+                Padded().Check(Device, new Temperature(0.25f, 200), new TemperatureFormula(0.25f, 200));
+                Padded(sinks, 2).Check(Device, new Many<Temperature>(new(0.25f, 200)), new TemperatureFormula(0.25f, 200));
+                Padded(null, null, new CapturedValues(AttentionCase.Numbers(1, 0.3f, 2), CapturedBy.Head)).Check(Device, new Temperature(0.25f, 200), new TemperatureFormula(0.25f, 200));
+                new AttentionCase { Heads = 4, KeyHeads = 1, Queries = length, Keys = length, Causal = true, ColumnBias = column, HeadSize = 20, ValueSize = 9, KeepsRemainder = keeps }.Check(Device, default(PlainScore));
+            }
+        }
+    }
+
     [Fact]
     public void A_query_whose_keys_the_mask_hides_sees_none()
     {

@@ -319,6 +319,26 @@ public class AttentionTests
         }
     }
 
+    // Beside numbers of this size the logarithm of how many keys are alike is nothing, and yet all that says what each of them weighs.
+    [Theory]
+    [InlineData(5, 9)]
+    [InlineData(20, 30)]
+    public void Keys_that_are_alike_share_a_query_however_large_their_scores_are(int queries, int keys)
+    {
+        foreach (float bias in (float[])[-1e9f, -1e29f, float.MinValue, 1e29f])
+        {
+            Grid<double> first = AttentionCase.Numbers(3, 1, 1, 1, keys), all = Grid.Zeros<double>(1, queries + keys - 1);
+            first.Data.AsSpan(0, keys - queries / 2).Fill(bias);
+            all.Data.AsSpan().Fill(bias);
+            foreach (bool keeps in (bool[])[false, true])
+            {
+                new AttentionCase { Queries = queries, Keys = keys, Causal = true, DistanceBias = all, HasLogSumExpUpstream = true, KeepsRemainder = keeps }.Check(Device, default(PlainScore));
+                new AttentionCase { Queries = queries, Keys = keys, QueryOffset = 0, Causal = true, HeadSize = 5, Captured = [new(first, CapturedBy.Key)], KeepsRemainder = keeps }
+                    .Check(Device, new Temperature(0.1f, 100), new TemperatureFormula(0.1f, 100));
+            }
+        }
+    }
+
     [Fact]
     public void Where_its_rounding_matters_a_rounded_log_sum_exp_gives_the_bits_that_one_with_its_remainder_gives()
     {

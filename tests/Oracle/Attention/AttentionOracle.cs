@@ -21,7 +21,7 @@ public static class AttentionOracle
             {
                 for (int i = 0; i < problem.Queries; i++)
                 {
-                    (List<Visible<T>> row, T sum) = problem.Row(b, h, i);
+                    (List<Visible<T>> row, T sum, _) = problem.Row(b, h, i);
                     logSumExp[b, h, i] = sum;
                     problem.Output(b, h, row, output.Row(b, h, i));
                 }
@@ -56,13 +56,13 @@ public static class AttentionOracle
                 int hk = problem.KeyHead(h);
                 for (int i = 0; i < problem.Queries; i++)
                 {
-                    (List<Visible<T>> row, T sum) = problem.Row(b, h, i);
+                    (List<Visible<T>> row, _, T sinkWeight) = problem.Row(b, h, i);
                     Span<T> dO = dOutput.Row(b, h, i), query = problem.Query.Row(b, h, i);
                     problem.Output(b, h, row, output);
                     T average = Dot(dO, output) - (dLogSumExp is null ? T.Zero : dLogSumExp[b, h, i]);
-                    if (dSinks is not null && !T.IsNegativeInfinity(sum))
+                    if (dSinks is not null)
                     {
-                        T term = T.Exp(problem.Sink(h) - sum) * average;
+                        T term = sinkWeight * average;
                         dSinks[h] -= term;
                         sinksMagnitude![h] += T.Abs(term);
                     }
@@ -199,8 +199,6 @@ public static class AttentionOracle
         public T Scale { get; }
         public int Centre { get; }
 
-        public T Sink(int head) => sinks![head];
-
         public int KeyHead(int head) => head / (Heads / Key.Shape[1]);
 
         public int Position(int batch, int query) => query + (inputs.QueryOffsets?[batch] ?? inputs.QueryOffset ?? Keys - Queries);
@@ -240,8 +238,8 @@ public static class AttentionOracle
             return T.One - tanh * tanh;
         }
 
-        /// <summary>The keys that a query sees, with their weights, and the log-sum-exp.</summary>
-        public (List<Visible<T>> Row, T LogSumExp) Row(int b, int h, int i)
+        /// <summary>The keys that a query sees, with their weights, the log-sum-exp, and the sink's weight.</summary>
+        public (List<Visible<T>> Row, T LogSumExp, T SinkWeight) Row(int b, int h, int i)
         {
             var row = new List<Visible<T>>();
             var scores = new List<T>();
@@ -282,13 +280,13 @@ public static class AttentionOracle
             if (sinks is not null)
                 largest = T.Max(largest, sinks[h]);
             if (row.Count == 0 && T.IsNegativeInfinity(largest))
-                return (row, largest);
-            T sum = sinks is null ? T.Zero : T.Exp(sinks[h] - largest);
+                return (row, largest, T.Zero);
+            T ofSink = sinks is null ? T.Zero : T.Exp(sinks[h] - largest), sum = ofSink;
             foreach (T z in scores)
                 sum += T.Exp(z - largest);
             for (int n = 0; n < row.Count; n++)
                 row[n] = row[n] with { Weight = T.Exp(scores[n] - largest) / sum };
-            return (row, largest + T.Log(sum));
+            return (row, largest + T.Log(sum), ofSink / sum);
         }
 
         /// <summary>Σ p·v.</summary>
