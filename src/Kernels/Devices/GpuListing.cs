@@ -44,7 +44,7 @@ public sealed record GpuListing
     /// <summary>OpenCL C's version, "3.0", or CUDA's compute capability, "9.0".</summary>
     public required string Version { get; init; }
 
-    /// <summary>Whether kernels can calculate in float16. The library's own don't: they take float32 tensors and calculate in float32.</summary>
+    /// <summary>Whether kernels can calculate in float16. The library's own don't: they calculate in float32, of 16-bit logits too.</summary>
     public required bool Float16 { get; init; }
 
     /// <summary>Whether kernels can calculate in float64. The library's own don't.</summary>

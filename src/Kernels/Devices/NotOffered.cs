@@ -6,11 +6,8 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
     {
-        string? lacking =
-            problem.Logits.Type != ElementType.Float32 ? $"logits of {problem.Logits.Type}" :
-            outputs.TopLogProbs.IsPresent ? "the likeliest tokens" : null;
-        if (lacking is not null)
-            throw NotOffered($"{lacking} in log-probs");
+        if (outputs.TopLogProbs.IsPresent)
+            throw NotOffered("the likeliest tokens (outputs.TopLogProbs)");
     }
 
     /// <inheritdoc/>

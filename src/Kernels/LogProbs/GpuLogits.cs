@@ -88,11 +88,12 @@ internal readonly struct PlainLogits(GpuTensor<float> logits) : IGpuLogits<Plain
     public float Slope(float u) => 1f;
 }
 
-/// <summary>Logits with a bias, a softcap c or a temperature T: z = c tanh((x + bias) / c) / T is scale · u, with u = tanh((x + bias) / c) and the scale c / T; without a softcap u = x + bias and the scale is 1 / T.</summary>
+/// <summary>Logits of 16 bits, or with a bias, a softcap c or a temperature T: z = c tanh((x + bias) / c) / T is scale · u, with u = tanh((x + bias) / c) and the scale c / T; without a softcap u = x + bias and the scale is 1 / T.</summary>
 /// <remarks>What there is of it every thread finds alike, so that branches cost little. A temperature so stays out of u: however small it is, the difference of two logits is exact before it is scaled.</remarks>
 internal readonly struct ShapedLogits : IGpuLogits<ShapedLogits>
 {
-    private readonly GpuTensor<float> logits, bias;
+    private readonly GpuStoredRows logits;
+    private readonly GpuTensor<float> bias;
     private readonly int isCapped;
     private readonly float perCap, scale, scaleLost, steepest;
 
@@ -113,12 +114,12 @@ internal readonly struct ShapedLogits : IGpuLogits<ShapedLogits>
     public static bool IsShaped => true;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public long At(long row) => logits.At(row, 0);
+    public long At(long row) => logits.At(row);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public float Read(long at, long column)
     {
-        float x = logits.Memory[at + column];
+        float x = logits.Read(at + column);
         if (bias.IsPresent)
             x += bias[column];
         return isCapped != 0 ? Capped(x) : x;
@@ -127,15 +128,9 @@ internal readonly struct ShapedLogits : IGpuLogits<ShapedLogits>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public FourLogits ReadFour(long at, long column, int apart, long end)
     {
-        ArrayView<float> memory = logits.Memory;
         long j1 = column + apart, j2 = j1 + apart, j3 = j2 + apart;
-        float x0 = memory[at + column], x1 = 0f, x2 = 0f, x3 = 0f;
-        if (j1 < end)
-            x1 = memory[at + j1];
-        if (j2 < end)
-            x2 = memory[at + j2];
-        if (j3 < end)
-            x3 = memory[at + j3];
+        FourLogits stored = logits.ReadFour(at, column, apart, end);
+        float x0 = stored.First, x1 = stored.Second, x2 = stored.Third, x3 = stored.Fourth;
         if (bias.IsPresent)
         {
             x0 += bias[column];

@@ -7,7 +7,8 @@ namespace TransformerKernels;
 // to one maximum and adds them, halves to halves. So the forward pass reads each logit once.
 //
 // The backward pass needs what the sums gave. If what rounding took from the log-sum-exp was saved beside it, each logit is read once and replaced, by any group: a
-// row is cut into slices. Rows of shaped logits whose log-sum-exp is too large for that, or that have a gradient of Σ p², are left to a second kernel, which reads a row twice. A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-24, and every probability with it; at logits around 10,000 that is a
+// row is cut into slices. Rows of shaped logits whose log-sum-exp is too large for that, or that have a gradient of Σ p², are left to a second kernel, which reads a row twice.
+// A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-24, and every probability with it; at logits around 10,000 that is a
 // thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps all of it in shared memory, and writes the gradient. So each
 // logit is read once here too, and a row that is longer than what shared memory keeps is refused: read twice, 32,000 logits would cost 1.4 times their bytes.
 public sealed partial class GpuDevice
@@ -41,7 +42,8 @@ public sealed partial class GpuDevice
     }
 
     private static bool IsShaped(in LogitsProblem problem) =>
-        problem.Bias.IsPresent || problem.Softcap is not null || problem.Temperature != 1 || (problem.ValidVocabulary is { } valid && valid != problem.Logits.Length(1));
+        problem.Logits.Type != ElementType.Float32 || problem.Bias.IsPresent || problem.Softcap is not null || problem.Temperature != 1
+        || (problem.ValidVocabulary is { } valid && valid != problem.Logits.Length(1));
 
     private void LogProbsFromLogits<TLogits>(in LogitsProblem problem, in TokenOutputs outputs) where TLogits : struct, IGpuLogits<TLogits>
     {
@@ -126,7 +128,7 @@ internal readonly struct LogProbsBackwardArguments<TLogits>(GpuDevice device, in
     public readonly GpuTensor<float> OfEntropy = new(device, upstream.Entropy, "upstream.Entropy");
     public readonly GpuTensor<float> OfSquares = new(device, upstream.SumOfSquares, "upstream.SumOfSquares");
     public readonly GpuTensor<float> OfMean = new(device, upstream.MeanLogit, "upstream.MeanLogit");
-    public readonly GpuTensor<float> Gradient = new(device, logitsGradient, "logitsGradient");
+    public readonly GpuStoredRows Gradient = new(device, logitsGradient, "logitsGradient");
 
     /// <summary>Into how many parts a row is cut where its sums are saved.</summary>
     public readonly long Slices = (problem.Logits.Length(1) + LogProbsSize.SliceLogits - 1) / LogProbsSize.SliceLogits;
@@ -233,15 +235,14 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
     public static void FromLogitsBackward(LogProbsBackwardArguments<TLogits> a, GpuFaults faults)
     {
         ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums), kept = SharedMemory.Allocate<float>(LogProbsSize.KeptLogits);
-        ArrayView<float> gradient = a.Gradient.Memory;
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
         {
-            long target = a.Rows.Target(row), to = a.Gradient.At(row, 0);
+            long target = a.Rows.Target(row), to = At(a, row);
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
             {
                 bool ignored = target == a.Rows.IgnoreTarget;
                 for (long j = Group.IdxX; j < a.Rows.Columns; j += GroupSize)
-                    gradient[to + j] = ignored ? 0f : float.NaN;
+                    Write(a, to + j, ignored ? 0f : float.NaN);
                 if (Group.IdxX == 0 && !ignored)
                     faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 continue;
@@ -253,7 +254,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
                 others = OthersOf(a, row, sums);
             // A thread takes the logits that it kept itself.
             for (int j = Group.IdxX; j < a.Rows.Vocabulary; j += GroupSize)
-                gradient[to + j] = Gradient(a.Rows, upstream, others, kept[j], sums.Shift, sums.LogSum, sums.Entropy, j, target);
+                Write(a, to + j, Gradient(a.Rows, upstream, others, kept[j], sums.Shift, sums.LogSum, sums.Entropy, j, target));
             if (TLogits.IsShaped)
                 Clear(a, to, a.Rows.Vocabulary, a.Rows.Columns);
             Group.Barrier(); // for PoCL 6, whose code corrupts memory without; nothing here needs it
@@ -265,12 +266,11 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
     {
         ArrayView<long> sharedTarget = SharedMemory.Allocate<long>(1);
         ArrayView<float> terms = SharedMemory.Allocate<float>(RowTerms);
-        ArrayView<float> gradient = a.Gradient.Memory;
         for (long item = Grid.IdxX; item < a.Rows.Count * a.Slices; item += Grid.DimX)
         {
             long row = item / a.Slices, start = (item - row * a.Slices) * LogProbsSize.SliceLogits, end = start + LogProbsSize.SliceLogits;
             end = end < a.Rows.Columns ? end : a.Rows.Columns;
-            long from = a.Rows.Logits.At(row), to = a.Gradient.At(row, 0);
+            long from = a.Rows.Logits.At(row), to = At(a, row);
             if (Group.IdxX == 0)
             {
                 float rounded = a.LogSumExp[row, 0], remainder = a.LogSumExp[row, 1], unit = a.Rows.Logits.Steepest;
@@ -308,7 +308,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
             {
                 bool ignored = target == a.Rows.IgnoreTarget;
                 for (long j = start + Group.IdxX; j < end; j += GroupSize)
-                    gradient[to + j] = ignored ? 0f : float.NaN;
+                    Write(a, to + j, ignored ? 0f : float.NaN);
                 if (Group.IdxX == 0 && start == 0 && !ignored)
                     faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 continue;
@@ -320,13 +320,13 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
             {
                 long j1 = j0 + GroupSize, j2 = j1 + GroupSize, j3 = j2 + GroupSize;
                 FourLogits z = a.Rows.Logits.ReadFour(from, j0, GroupSize, counted);
-                gradient[to + j0] = Gradient(a.Rows, upstream, others, z.First, shift, further, entropy, j0, target);
+                Write(a, to + j0, Gradient(a.Rows, upstream, others, z.First, shift, further, entropy, j0, target));
                 if (j1 < counted)
-                    gradient[to + j1] = Gradient(a.Rows, upstream, others, z.Second, shift, further, entropy, j1, target);
+                    Write(a, to + j1, Gradient(a.Rows, upstream, others, z.Second, shift, further, entropy, j1, target));
                 if (j2 < counted)
-                    gradient[to + j2] = Gradient(a.Rows, upstream, others, z.Third, shift, further, entropy, j2, target);
+                    Write(a, to + j2, Gradient(a.Rows, upstream, others, z.Third, shift, further, entropy, j2, target));
                 if (j3 < counted)
-                    gradient[to + j3] = Gradient(a.Rows, upstream, others, z.Fourth, shift, further, entropy, j3, target);
+                    Write(a, to + j3, Gradient(a.Rows, upstream, others, z.Fourth, shift, further, entropy, j3, target));
             }
             if (TLogits.IsShaped)
             {
@@ -343,14 +343,14 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
         ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums);
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
         {
-            long target = a.Rows.Target(row), from = a.Rows.Logits.At(row), to = a.Gradient.At(row, 0);
+            long target = a.Rows.Target(row), from = a.Rows.Logits.At(row), to = At(a, row);
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target) || IsKnown(a, row))
                 continue;
             GpuLogitSums sums = Sums(a.Rows, row, shared, shared, default, keeps: false, finds: false, totals: false);
             Upstream upstream = UpstreamOf(a, row);
             OtherSlopes others = OthersOf(a, row, sums);
             for (long j = Group.IdxX; j < a.Rows.Vocabulary; j += GroupSize)
-                a.Gradient.Memory[to + j] = Gradient(a.Rows, upstream, others, a.Rows.Logits.Read(from, j), sums.Shift, sums.LogSum, sums.Entropy, j, target);
+                Write(a, to + j, Gradient(a.Rows, upstream, others, a.Rows.Logits.Read(from, j), sums.Shift, sums.LogSum, sums.Entropy, j, target));
             Clear(a, to, a.Rows.Vocabulary, a.Rows.Columns);
             Group.Barrier(); // as above
         }
@@ -405,12 +405,25 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
         return slope * rows.Logits.Slope(u);
     }
 
+    // Where the gradient of a row goes, which is float32 where logits are plain.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static long At(in LogProbsBackwardArguments<TLogits> a, long row) => TLogits.IsShaped ? a.Gradient.At(row) : a.Gradient.AtFloat(row);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Write(in LogProbsBackwardArguments<TLogits> a, long at, float slope)
+    {
+        if (TLogits.IsShaped)
+            a.Gradient.Write(at, slope);
+        else
+            a.Gradient.WriteFloat(at, slope);
+    }
+
     // Columns that don't count.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Clear(in LogProbsBackwardArguments<TLogits> a, long to, long start, long end)
     {
         for (long j = start + Group.IdxX; j < end; j += GroupSize)
-            a.Gradient.Memory[to + j] = 0f;
+            Write(a, to + j, 0f);
     }
 
     /// <summary>The sums of a row, in every thread; its logits are kept if that is asked for.</summary>

@@ -237,7 +237,7 @@ public static partial class LogProbs
     /// <param name="problem">Logits and targets.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
-    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary; on a GPU such a row becomes NaN and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary; on a GPU such a row becomes NaN, its largest −1, and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
@@ -292,7 +292,7 @@ public static partial class LogProbs
     /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
     /// Of the saved log-sum-exp L every ln p takes the error: half a unit in the last place of L where it is [n], up to |L| 2⁻²⁴, and |L| 2⁻⁴⁸ where it is [n, 2]. So from [n] the sums of a row are
     /// formed again, and from [n, 2] too where |L| is above 2²⁴ (z in the ten millions: a temperature near 0): then nothing of L counts, and p is as exact as that of small logits.
-    /// GPUs do so where there is a bias, a softcap, a temperature or padding; of other logits [n, 2] is exact there.
+    /// GPUs do so unless logits are float32 and count as they are: of those [n, 2] is exact there.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">As in the forward pass.</param>

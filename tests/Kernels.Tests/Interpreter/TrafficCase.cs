@@ -34,6 +34,10 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
             new() { LogProb = t.Out(4), LogSumExp = t.Out(4), Entropy = t.Out(4) })),
         new("log-probs backward", Once, [2048, 11_264], (t, vocabulary) => LogProbsBackward(t, vocabulary, t.In(4))), // the longest row that is taken so
         new("log-probs backward with what rounding took", Once, [2048, 32_000], (t, vocabulary) => LogProbsBackward(t, vocabulary, t.In(4, 2))),
+        new("log-probs and all else with a softcap and a temperature", Once, [4096], (t, vocabulary) => LogProbs.FromLogits(t.Device, Shaped(t.In(4, vocabulary), t.Targets(4, vocabulary)),
+            new() { LogProb = t.Out(4), LogSumExp = t.Out(4), Entropy = t.Out(4), SumOfSquares = t.Out(4), MeanLogit = t.Out(4) })),
+        new("log-probs backward with a softcap and a temperature", Once, [2048], (t, vocabulary) => ShapedLogProbsBackward(t, vocabulary, t.In(4))),
+        new("log-probs backward with a softcap and a temperature and what rounding took", Once, [4096], (t, vocabulary) => ShapedLogProbsBackward(t, vocabulary, t.In(4, 2))),
         new("sums by sequence", Once, [1024, 4096], (t, tokens) => SequenceLogProbs.Reduce(t.Device, t.In(16 * tokens), Answers(t, tokens, t.Targets(16 * tokens, tokens)),
             new() { Sum = t.Out(16), Mean = t.Out(16) })),
         // The tokens that count are counted before a share can be written.
@@ -118,6 +122,14 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
     }
 
     private static SequenceLayout Answers(TrafficTensors t, int tokens, in TensorView targets) => new() { CumulativeLengths = t.Indices([.. Enumerable.Range(0, 17).Select(i => i * tokens)]), Targets = targets };
+
+    private static LogitsProblem Shaped(in TensorView logits, in TensorView targets) => new() { Logits = logits, Targets = targets, Softcap = 30, Temperature = 0.7f };
+
+    private static void ShapedLogProbsBackward(TrafficTensors t, int vocabulary, in TensorView logSumExp)
+    {
+        var logits = t.InOut(4, vocabulary);
+        LogProbs.FromLogitsBackward(t.Device, Shaped(logits, t.Targets(4, vocabulary)), new() { LogSumExp = logSumExp, Entropy = t.In(4) }, new() { LogProb = t.In(4) }, logits);
+    }
 
     private static void LogProbsBackward(TrafficTensors t, int vocabulary, in TensorView logSumExp)
     {

@@ -15,7 +15,7 @@ public class LogitOptionsTests
     {
         var rows = new TheoryData<ElementType, int, string>();
 #if GPU // which takes a logit at a time: the lengths of vectors are nothing to it
-        foreach (ElementType type in (ElementType[])[ElementType.Float32])
+        foreach (ElementType type in (ElementType[])[ElementType.Float32, ElementType.Float16, ElementType.BFloat16])
         {
             foreach (int vocabulary in (int[])[1, 33, 300, 4100])
             {
