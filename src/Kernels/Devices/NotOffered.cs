@@ -6,8 +6,8 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
     {
-        if (outputs.TopLogProbs.IsPresent)
-            throw NotOffered("the likeliest tokens (outputs.TopLogProbs)");
+        if (outputs.TopLogProbs.IsPresent && problem.Logits.Length(1) > int.MaxValue)
+            throw NotOffered($"the likeliest of {problem.Logits.Length(1)} tokens (outputs.TopLogProbs)");
     }
 
     /// <inheritdoc/>

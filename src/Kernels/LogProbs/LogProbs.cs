@@ -47,9 +47,13 @@ public sealed partial class GpuDevice
 
     private void LogProbsFromLogits<TLogits>(in LogitsProblem problem, in TokenOutputs outputs) where TLogits : struct, IGpuLogits<TLogits>
     {
+        TokenOutputs others = outputs;
+        others.TopLogProbs = others.TopTokens = default;
+        if (outputs.TopLogProbs.IsPresent)
+            TopTokens<TLogits>(problem, outputs);
         LogProbsArguments<TLogits> arguments = new(this, problem, outputs);
         cancellation.ThrowIfCancellationRequested();
-        if (arguments.Rows.Count > 0)
+        if (arguments.Rows.Count > 0 && others.IsAnyPresent)
             Queue.Launch(LogProbsKernels<TLogits>.FromLogits, LogProbsSize.Groups(arguments.Rows.Count), LogProbsSize.GroupSize, arguments, Queue.Faults);
     }
 
@@ -385,11 +389,11 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
     private static int RowTerms => TLogits.IsShaped ? 8 : 6;
 
     // Arrays of a float a thread: of shaped logits with those kept all of the 48 KB.
-    private static int SharedSums => (TLogits.IsShaped ? 4 : 3) * GroupSize;
+    internal static int SharedSums => (TLogits.IsShaped ? 4 : 3) * GroupSize;
 
     // z of a difference of two u.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static float Scaled(in GpuLogitRows<TLogits> rows, float difference) => TLogits.IsShaped ? rows.Logits.Scale * difference : difference;
+    internal static float Scaled(in GpuLogitRows<TLogits> rows, float difference) => TLogits.IsShaped ? rows.Logits.Scale * difference : difference;
 
     // The gradient at u: ln p is scale · (u − shift) − further.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -428,7 +432,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
 
     /// <summary>The sums of a row, in every thread; its logits are kept if that is asked for.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static GpuLogitSums Sums(in GpuLogitRows<TLogits> rows, long row, ArrayView<float> shared, ArrayView<float> kept, ArrayView<long> places, bool keeps, bool finds, bool totals)
+    internal static GpuLogitSums Sums(in GpuLogitRows<TLogits> rows, long row, ArrayView<float> shared, ArrayView<float> kept, ArrayView<long> places, bool keeps, bool finds, bool totals)
     {
         ThreadSums own = new(float.NegativeInfinity, 0f, 0f, 0f, 0f, 0f);
         // Where all are −∞ the first one is the largest.
@@ -608,7 +612,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
     }
 
     /// <summary>A row's shift, S = Σ e^t with t = scale · (u − shift), its logarithm, and entropy; of shaped logits also Q = Σ p² and what is asked for besides.</summary>
-    private readonly struct GpuLogitSums
+    internal readonly struct GpuLogitSums
     {
         public readonly float Shift, Total, LogSum, Entropy, SumOfSquares;
 

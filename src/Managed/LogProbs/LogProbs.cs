@@ -237,7 +237,7 @@ public static partial class LogProbs
     /// <param name="problem">Logits and targets.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
-    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary; on a GPU such a row becomes NaN, its largest −1, and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary; on a GPU such a row becomes NaN, its tokens −1, and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>

@@ -16,6 +16,9 @@ internal static partial class MemoryInstructions
         if (parts is ["ld", "param", var parameterType])
             return Bytes(parameterType) is { } size ? LoadParameter(instruction, program, size, parameterType[0] == 's') : null;
 
+        // ILGPU's atom.add.shared.u32 is what NVIDIA's manual calls atom.shared.add.u32; ptxas takes both.
+        if (parts is ["atom" or "red", var atomic, "global" or "shared", var atomicType])
+            parts = [parts[0], parts[2], atomic, atomicType];
         MemorySpace space = parts.Length > 1 ? parts[1] switch { "global" => MemorySpace.Global, "shared" => MemorySpace.Shared, _ => MemorySpace.Generic } : default;
         string[] rest = parts[(space == MemorySpace.Generic ? 1 : 2)..];
         int count = 1;

@@ -38,6 +38,12 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
             new() { LogProb = t.Out(4), LogSumExp = t.Out(4), Entropy = t.Out(4), SumOfSquares = t.Out(4), MeanLogit = t.Out(4) })),
         new("log-probs backward with a softcap and a temperature", Once, [2048], (t, vocabulary) => ShapedLogProbsBackward(t, vocabulary, t.In(4))),
         new("log-probs backward with a softcap and a temperature and what rounding took", Once, [4096], (t, vocabulary) => ShapedLogProbsBackward(t, vocabulary, t.In(4, 2))),
+        // Once for the sums, once to count by the first bits, once to collect.
+        new("likeliest tokens", Once, [4096, 32_000], (t, vocabulary) => LogProbs.FromLogits(t.Device,
+            new() { Logits = t.Again(t.Again(t.In(4, vocabulary))), Targets = t.Targets(4, vocabulary) }, new() { TopLogProbs = t.Out(4, 20) })),
+        new("likeliest tokens with a temperature", Once, [2048, 4096], (t, vocabulary) => LogProbs.FromLogits(t.Device,
+            new() { Logits = vocabulary > 2048 ? t.Again(t.Again(t.In(4, vocabulary))) : t.Again(t.In(4, vocabulary)), Targets = t.Targets(4, vocabulary), Temperature = 0.5f },
+            new() { TopLogProbs = t.Out(4, 20) })),
         new("sums by sequence", Once, [1024, 4096], (t, tokens) => SequenceLogProbs.Reduce(t.Device, t.In(16 * tokens), Answers(t, tokens, t.Targets(16 * tokens, tokens)),
             new() { Sum = t.Out(16), Mean = t.Out(16) })),
         // The tokens that count are counted before a share can be written.

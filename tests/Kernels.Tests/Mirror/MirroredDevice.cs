@@ -100,6 +100,8 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
             mirroredOutputs.SumOfSquares = call.Written(outputs.SumOfSquares);
             mirroredOutputs.Argmax = call.Written(outputs.Argmax);
             mirroredOutputs.MeanLogit = call.Written(outputs.MeanLogit);
+            mirroredOutputs.TopLogProbs = call.Written(outputs.TopLogProbs);
+            mirroredOutputs.TopTokens = call.Written(outputs.TopTokens);
             gpu.LogProbsFromLogits(mirrored, mirroredOutputs);
             call.CopyBack(0, outputs.LogProb);
             call.CopyBack(1, outputs.LogSumExp);
@@ -107,6 +109,8 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
             call.CopyBack(3, outputs.SumOfSquares);
             call.CopyBack(4, outputs.Argmax);
             call.CopyBack(5, outputs.MeanLogit);
+            call.CopyBack(6, outputs.TopLogProbs);
+            call.CopyBack(7, outputs.TopTokens);
         }
     }
 
