@@ -21,7 +21,9 @@ public sealed class CrossEntropyReplay : IReplay
     private static Results<T> Run<T>(VectorCase vector, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
         vector.KnowsOnly(["reduction", "label_smoothing", "ignore_index", "z_loss", "num_items_in_batch", "vocab_size", "shift_labels_given", "num_output_chunks"],
-            ["logits", "targets", "upstream", "weight", "labels", "shift_labels"]);
+            ["logits", "targets", "targetProbabilities", "upstream", "weight", "labels", "shift_labels"]);
+        if (vector.Input("targetProbabilities") is { } distributions)
+            return OfDistributions<T>(vector, distributions, library);
         long ignored = (long)(vector.Number("ignore_index") ?? -100);
         var tokens = new TokenLogits(vector.Need("logits"), vector.Input("labels") is { } labels ? IsChunked(vector) ? labels.Integers : Shifted(labels, ignored)
             : (vector.Input("shift_labels") ?? vector.Need("targets")).Integers, ignored)
@@ -55,6 +57,28 @@ public sealed class CrossEntropyReplay : IReplay
         double[] logSumExpUpstream = [.. targets.Select((_, t) => counts[t] ? (2 * zLoss * logSumExp[t] + (1 - kept) * meanWeight) * share[t] : 0)];
         double[]? meanUpstream = smoothing == 0 ? null : [.. targets.Select((_, t) => counts[t] ? -smoothing * share[t] : 0)];
         results.Gradient("logits", tokens.Backward<T>(library, logProbUpstream, logSumExpUpstream, null, meanLogit: meanUpstream));
+        return results;
+    }
+
+    // Where a row's target is a distribution q it goes in as the weights of the row's mean: −Σ q ln p = L Σ q − V · mean logit. Label smoothing mixes it with 1 / V.
+    private static Results<T> OfDistributions<T>(VectorCase vector, VectorTensor distributions, bool library) where T : unmanaged, IFloatingPointIeee754<T>
+    {
+        if (vector.Text("reduction") != "mean" || vector.Input("weight") is not null)
+            throw new NotReplayedException("distributions with another reduction, or with class weights");
+        VectorTensor logits = vector.Need("logits");
+        int rows = logits.Shape[0], vocabulary = logits.Shape[1];
+        double smoothing = vector.Number("label_smoothing") ?? 0, loss = 0;
+        var gradient = new List<T>();
+        foreach ((double[] row, double[] target) in logits.Data.Chunk(vocabulary).Zip(distributions.Data.Chunk(vocabulary)))
+        {
+            double[] q = Array.ConvertAll(target, x => (1 - smoothing) * x + smoothing / vocabulary);
+            var token = new TokenLogits(row, vocabulary, [0]) { Shaping = new() { MeanWeights = q } };
+            loss += q.Sum() * double.CreateTruncating(token.Forward<T>(library).LogSumExp[0]) - vocabulary * double.CreateTruncating(token.MeanLogit<T>(library)[0]);
+            gradient.AddRange(token.Backward<T>(library, null, [q.Sum() / rows], null, meanLogit: [-(double)vocabulary / rows]));
+        }
+        var results = new Results<T>();
+        results.Output("loss", [T.CreateTruncating(loss / rows)]);
+        results.Gradient("logits", [.. gradient]);
         return results;
     }
 
