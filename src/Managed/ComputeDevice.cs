@@ -101,11 +101,6 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>Implements <see cref="RotaryEmbedding"/>; <paramref name="backward"/> turns the other way. The arguments are checked.</summary>
     protected internal abstract void Rotate(TensorView query, TensorView key, RotaryTable table, in RotaryOptions options, bool backward);
 
-    /// <summary>
-    /// Whether log-probs give the mean logit and take gradients of it and of Σ p². A device that says no isn't asked: they are refused by name before.
-    /// </summary>
-    protected internal virtual bool OffersAllOfLogProbs => false;
-
     /// <summary>Throws <see cref="NotSupportedException"/> naming what the device lacks of these inputs and outputs; a device that lacks nothing leaves it as it is.</summary>
     protected internal virtual void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
     {

@@ -23,7 +23,7 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         (TokenResult<double> oracle, TokenResult<float> naive) = (LogProbsOracle.Forward<double>(z, targets), LogProbsOracle.Forward<float>(z, targets));
         double[] Wide(float[] x) => Array.ConvertAll(x, v => (double)v);
         (double[] exact, float[] plain) = (LogProbsOracle.Backward<double>(z, targets, Wide(a), Wide(b), Wide(c)).Data, LogProbsOracle.Backward<float>(z, targets, Wide(a), Wide(b), Wide(c)).Data);
-        foreach (bool keepsRemainder in vocabulary <= KeptLogits ? (bool[])[false, true] : [true])
+        foreach (bool keepsRemainder in (bool[])[false, true])
         {
             Outcome outcome = Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0, keepsRemainder);
             float[] logSumExp = keepsRemainder ? [.. outcome.LogSumExp.Where((_, i) => i % 2 == 0)] : outcome.LogSumExp;
@@ -61,7 +61,7 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         Grid<double> z = Grid.Of(logits, rows, vocabulary);
         (TokenResult<double> oracle, TokenResult<float> naive) = (LogProbsOracle.Forward<double>(z, targets, shaping: shaping), LogProbsOracle.Forward<float>(z, targets, shaping: shaping));
         (double[] exact, float[] plain) = (LogProbsOracle.Backward<double>(z, targets, Wide(a), Wide(b), Wide(c), shaping: shaping).Data, LogProbsOracle.Backward<float>(z, targets, Wide(a), Wide(b), Wide(c), shaping: shaping).Data);
-        foreach (bool keepsRemainder in valid <= KeptLogits ? (bool[])[false, true] : [true])
+        foreach (bool keepsRemainder in (bool[])[false, true])
         {
             Outcome outcome = Run(logits, targets, vocabulary, a, b, c, inPlace: vocabulary % 2 == 0, keepsRemainder, shaping);
             float[] logSumExp = keepsRemainder ? [.. outcome.LogSumExp.Where((_, i) => i % 2 == 0)] : outcome.LogSumExp;
@@ -121,26 +121,24 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         }
     }
 
-    [Fact]
-    public void Longer_rows_than_are_kept_need_what_rounding_took_and_are_refused_without_it_before_anything_is_written()
+    [Theory]
+    [InlineData(KeptLogits)]
+    [InlineData(KeptLogits + 1)]
+    public void Without_what_rounding_took_ignored_rows_are_0_and_those_of_wrong_targets_NaN_whether_or_not_rows_are_kept(int vocabulary)
     {
-        const int vocabulary = KeptLogits + 1;
-        float[] logits = Seeded.Normal(2 * vocabulary, 1);
-        using TensorBuffer z = gpu.Device.Upload<float>(logits, 2, vocabulary), y = gpu.Device.Upload<long>([1, 2]), ones = gpu.Device.Upload<float>([1, 1]);
-        using TensorBuffer logSumExp = gpu.Device.Allocate(ElementType.Float32, 2), pairs = gpu.Device.Allocate(ElementType.Float32, 2, 2);
-        LogitsProblem problem = new() { Logits = z, Targets = y };
-        LogProbs.FromLogits(gpu.Device, problem, new() { LogSumExp = logSumExp });
-        long before = gpu.Device.Counts.Launches;
-        var thrown = Assert.Throws<NotSupportedException>(
-            () => LogProbs.FromLogitsBackward(gpu.Device, new() { Logits = z, Targets = y }, new() { LogSumExp = logSumExp }, new() { LogProb = ones }, z));
-        Assert.Contains("saved.LogSumExp is [2]; for rows of more than 11264 logits, here 11265, the device", thrown.Message);
-        Assert.Contains("needs it as [2, 2]: allocate it so, and the forward pass fills both columns", thrown.Message);
-        Assert.Equal(before, gpu.Device.Counts.Launches);
-        Assert.Equal(logits, z.ToArray<float>());
-
-        LogProbs.FromLogits(gpu.Device, problem, new() { LogSumExp = pairs });
-        LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = pairs }, new() { LogProb = ones }, z);
-        Assert.All(z.ToArray<float>(), value => Assert.InRange(value, -1f, 1f));
+        float[] logits = Seeded.Normal(4 * vocabulary, 1);
+        Array.Fill(logits, float.NaN, vocabulary, vocabulary);
+        using TensorBuffer z = gpu.Device.Upload<float>(logits, 4, vocabulary), y = gpu.Device.Upload<long>([1, -100, vocabulary, 2]), ones = gpu.Device.Upload<float>([1, 1, 1, 1]);
+        using TensorBuffer logSumExp = gpu.Device.Allocate(ElementType.Float32, 4), other = gpu.Device.Upload<float>(logits, 4, vocabulary), right = gpu.Device.Upload<long>([1, -100, 0, 2]);
+        LogProbs.FromLogits(gpu.Device, new() { Logits = z, Targets = right }, new() { LogSumExp = logSumExp });
+        LogProbs.FromLogitsBackward(gpu.Device, new() { Logits = z, Targets = y }, new() { LogSumExp = logSumExp }, new() { LogProb = ones }, z);
+        LogProbs.FromLogitsBackward(gpu.Device, new() { Logits = other, Targets = right }, new() { LogSumExp = logSumExp }, new() { LogProb = ones }, other);
+        Assert.Contains($"holds {vocabulary}", Assert.Throws<ArgumentOutOfRangeException>(gpu.Device.Synchronize).Message);
+        float[] gradient = z.ToArray<float>(), expected = other.ToArray<float>();
+        Assert.All(gradient[vocabulary..(2 * vocabulary)], value => Assert.Equal(0, value));
+        Assert.All(gradient[(2 * vocabulary)..(3 * vocabulary)], value => Assert.Equal(float.NaN, value));
+        Assert.Equal(expected[..vocabulary], gradient[..vocabulary]);
+        Assert.Equal(expected[(3 * vocabulary)..], gradient[(3 * vocabulary)..]);
     }
 
     [Theory]

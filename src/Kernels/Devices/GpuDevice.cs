@@ -12,8 +12,8 @@ namespace TransformerKernels;
 /// some tenths of a second; with a rule or loss of the user's, once per struct; such a struct must be public.
 /// Every opened device has its own memory and its own queue, also if it is the same GPU; the handles of <see cref="With"/> share them. Thread-safe; work from
 /// several threads is queued one after the other. When a device breaks, it throws <see cref="DeviceLostException"/> from then on.
-/// <para>Not offered yet: attention with masks, sinks, softcap, key lengths, an offset per sequence, or other biases than slopes and a distance vector, its gradients without <c>upstream.Output</c>; the gradient of log-probs of
-/// rows of more than 11,264 logits without the log-sum-exp as [n, 2]; everything from hidden states or in slices of the vocabulary; views
+/// <para>Not offered yet: attention with masks, sinks, softcap, key lengths, an offset per sequence, or other biases than slopes and a distance vector, its gradients without <c>upstream.Output</c>;
+/// everything from hidden states or in slices of the vocabulary; views
 /// of foreign pointers. They throw <see cref="NotSupportedException"/>.</para>
 /// </remarks>
 public sealed partial class GpuDevice : ComputeDevice

@@ -8,14 +8,11 @@ namespace TransformerKernels;
 //
 // The backward pass needs what the sums gave. If what rounding took from the log-sum-exp was saved beside it, each logit is read once and replaced, by any group: a
 // row is cut into slices. Rows of shaped logits whose log-sum-exp is too large for that, or that have a gradient of Σ p², are left to a second kernel, which reads a row twice.
-// A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-24, and every probability with it; at logits around 10,000 that is a
-// thousand times what the contract allows. Then a group forms the sums again: it reads the row, keeps all of it in shared memory, and writes the gradient. So each
-// logit is read once here too, and a row that is longer than what shared memory keeps is refused: read twice, 32,000 logits would cost 1.4 times their bytes.
+// A float32 log-sum-exp alone is off by up to |logSumExp| · 2^-24, and every probability with it; at logits around 10,000 that is a thousand times what the contract allows. Then a group forms
+// the sums again: it reads the row, keeps all of it in shared memory, and writes the gradient. So each logit is read once here too. A row that is longer than what shared memory keeps is the second
+// kernel's: read twice, it costs 1.5 times its bytes.
 public sealed partial class GpuDevice
 {
-    /// <inheritdoc/>
-    protected internal override bool OffersAllOfLogProbs => true;
-
     /// <inheritdoc/>
     protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs)
     {
@@ -28,14 +25,8 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void LogProbsFromLogitsBackward(in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream, TensorView logitsGradient)
     {
-        long vocabulary = problem.Logits.Length(1), counted = problem.ValidVocabulary ?? vocabulary;
-        if (saved.LogSumExp.Rank == 1 && counted > LogProbsSize.KeptLogits)
-        {
-            long tokens = problem.Logits.Length(0);
-            throw new NotSupportedException($"saved.LogSumExp is [{tokens}]; for rows of more than {LogProbsSize.KeptLogits} logits, here {counted}, the device {Name} needs it as "
-                + $"[{tokens}, 2]: allocate it so, and the forward pass fills both columns. Nothing was written.");
-        }
-        if (IsShaped(problem) || upstream.SumOfSquares.IsPresent || upstream.MeanLogit.IsPresent)
+        bool isKept = (problem.ValidVocabulary ?? problem.Logits.Length(1)) <= LogProbsSize.KeptLogits;
+        if (IsShaped(problem) || upstream.SumOfSquares.IsPresent || upstream.MeanLogit.IsPresent || (saved.LogSumExp.Rank == 1 && !isKept))
             LogProbsFromLogitsBackward<ShapedLogits>(problem, saved, upstream, logitsGradient);
         else
             LogProbsFromLogitsBackward<PlainLogits>(problem, saved, upstream, logitsGradient);
@@ -61,12 +52,15 @@ public sealed partial class GpuDevice
     {
         LogProbsBackwardArguments<TLogits> arguments = new(this, problem, saved, upstream, logitsGradient);
         cancellation.ThrowIfCancellationRequested();
-        if (arguments.Rows.Count > 0 && saved.LogSumExp.Rank == 2)
+        if (arguments.Rows.Count == 0)
+            return;
+        bool isSaved = arguments.HasRemainder != 0, isKept = arguments.Rows.Vocabulary <= LogProbsSize.KeptLogits;
+        if (isSaved)
             Queue.Launch(LogProbsKernels<TLogits>.FromLogitsBackwardOfSaved, LogProbsSize.Groups(arguments.Rows.Count * arguments.Slices), LogProbsSize.GroupSize, arguments, Queue.Faults);
-        if (arguments.Rows.Count > 0 && saved.LogSumExp.Rank == 2 && arguments is LogProbsBackwardArguments<ShapedLogits> shaped)
-            Queue.Launch(FarLogitKernels.FromLogitsBackward, LogProbsSize.Groups(arguments.Rows.Count), LogProbsSize.GroupSize, shaped, Queue.Faults);
-        if (arguments.Rows.Count > 0 && saved.LogSumExp.Rank == 1)
+        else if (isKept)
             Queue.Launch(LogProbsKernels<TLogits>.FromLogitsBackward, LogProbsSize.Groups(arguments.Rows.Count), LogProbsSize.GroupSize, arguments, Queue.Faults);
+        if ((isSaved || !isKept) && arguments is LogProbsBackwardArguments<ShapedLogits> shaped)
+            Queue.Launch(FarLogitKernels.FromLogitsBackward, LogProbsSize.Groups(arguments.Rows.Count), LogProbsSize.GroupSize, shaped, Queue.Faults);
     }
 }
 
@@ -126,6 +120,7 @@ internal readonly struct LogProbsBackwardArguments<TLogits>(GpuDevice device, in
 {
     public readonly GpuLogitRows<TLogits> Rows = new(device, problem);
     public readonly GpuTensor<float> LogSumExp = new(device, saved.LogSumExp, "saved.LogSumExp");
+    public readonly int HasRemainder = saved.LogSumExp.Rank == 2 ? 1 : 0;
     public readonly GpuTensor<float> Entropy = new(device, saved.Entropy, "saved.Entropy");
     public readonly GpuTensor<float> OfLogProb = new(device, upstream.LogProb, "upstream.LogProb");
     public readonly GpuTensor<float> OfLogSumExp = new(device, upstream.LogSumExp, "upstream.LogSumExp");
@@ -160,13 +155,13 @@ internal static class LogProbsSize
     public static int Groups(long rows) => (int)Math.Min(rows, MaximumGroups);
 }
 
-/// <summary>What is left of a backward pass with saved sums.</summary>
+/// <summary>What is left of a backward pass with saved sums, and all of one without them whose rows are longer than what is kept.</summary>
 internal static class FarLogitKernels
 {
     public const int GroupSize = LogProbsSize.GroupSize;
 
     /// <summary>The gradient of the rows whose saved sums are of no use. A kernel apart: in the other, where few rows come to it, so many registers would let half as many threads run.</summary>
-    public static void FromLogitsBackward(LogProbsBackwardArguments<ShapedLogits> a, GpuFaults faults) => LogProbsKernels<ShapedLogits>.FromFarLogitsBackward(a);
+    public static void FromLogitsBackward(LogProbsBackwardArguments<ShapedLogits> a, GpuFaults faults) => LogProbsKernels<ShapedLogits>.FromFarLogitsBackward(a, faults);
 }
 
 /// <typeparam name="TLogits">How logits are read.</typeparam>
@@ -244,11 +239,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
             long target = a.Rows.Target(row), to = At(a, row);
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
             {
-                bool ignored = target == a.Rows.IgnoreTarget;
-                for (long j = Group.IdxX; j < a.Rows.Columns; j += GroupSize)
-                    Write(a, to + j, ignored ? 0f : float.NaN);
-                if (Group.IdxX == 0 && !ignored)
-                    faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
+                Leave(a, to, 0, a.Rows.Columns, target, faults);
                 continue;
             }
             GpuLogitSums sums = Sums(a.Rows, row, shared, kept, default, keeps: true, finds: false, totals: false);
@@ -310,11 +301,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
             Group.Barrier(); // the next slice replaces the terms
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
             {
-                bool ignored = target == a.Rows.IgnoreTarget;
-                for (long j = start + Group.IdxX; j < end; j += GroupSize)
-                    Write(a, to + j, ignored ? 0f : float.NaN);
-                if (Group.IdxX == 0 && start == 0 && !ignored)
-                    faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
+                Leave(a, to, start, end, target, faults);
                 continue;
             }
             if (TLogits.IsShaped && !isKnown)
@@ -342,13 +329,19 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
 
     /// <summary>The gradient of the rows whose saved sums are of no use: each row is read twice, by one group.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    internal static void FromFarLogitsBackward(in LogProbsBackwardArguments<TLogits> a)
+    internal static void FromFarLogitsBackward(in LogProbsBackwardArguments<TLogits> a, in GpuFaults faults)
     {
         ArrayView<float> shared = SharedMemory.Allocate<float>(SharedSums);
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
         {
             long target = a.Rows.Target(row), from = a.Rows.Logits.At(row), to = At(a, row);
-            if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target) || IsKnown(a, row))
+            if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
+            {
+                if (a.HasRemainder == 0)
+                    Leave(a, to, 0, a.Rows.Columns, target, faults);
+                continue;
+            }
+            if (IsKnown(a, row))
                 continue;
             GpuLogitSums sums = Sums(a.Rows, row, shared, shared, default, keeps: false, finds: false, totals: false);
             Upstream upstream = UpstreamOf(a, row);
@@ -364,7 +357,9 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static bool IsKnown(in LogProbsBackwardArguments<TLogits> a, long row)
     {
-        float near = MathF.Abs(a.LogSumExp[row, 0]) <= LargestNear ? 1f : 0f;
+        float near = 0f;
+        if (a.HasRemainder != 0)
+            near = MathF.Abs(a.LogSumExp[row, 0]) <= LargestNear ? 1f : 0f;
         return (OrZero(a.OfSquares, row) == 0f ? near : 0f) != 0f;
     }
 
@@ -420,6 +415,17 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
             a.Gradient.Write(at, slope);
         else
             a.Gradient.WriteFloat(at, slope);
+    }
+
+    // What becomes of a part of a row whose target is ignored, or lies outside the vocabulary.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Leave(in LogProbsBackwardArguments<TLogits> a, long to, long start, long end, long target, in GpuFaults faults)
+    {
+        bool ignored = target == a.Rows.IgnoreTarget;
+        for (long j = start + Group.IdxX; j < end; j += GroupSize)
+            Write(a, to + j, ignored ? 0f : float.NaN);
+        if (Group.IdxX == 0 && start == 0 && !ignored)
+            faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
     }
 
     // Columns that don't count.

@@ -124,8 +124,6 @@ public ref struct TokenOutputs
                 Require.Disjoint(this[i], Name(i), this[j], Name(j));
         }
         Require.Any(IsAnyPresent, "outputs", "LogProb, LogSumExp, Entropy, SumOfSquares, Argmax, TopLogProbs, MeanLogit");
-        if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
-            throw device.Lacks("the mean logit (outputs.MeanLogit)");
     }
 
     internal readonly bool IsAnyPresent
@@ -149,7 +147,7 @@ public ref struct TokenOutputs
 /// <summary>What the forward pass left for the backward pass. All float32.</summary>
 public ref struct TokenSaved
 {
-    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, the backward pass is faster; without, it forms the row's sums again, which GPUs do for up to 11,264 logits.</summary>
+    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, the backward pass is faster; without, it forms the row's sums again.</summary>
     public TensorView LogSumExp { get; set; }
 
     /// <summary>[n], as the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
@@ -195,15 +193,11 @@ public ref struct TokenUpstream
         _ => "upstream.MeanLogit",
     };
 
-    /// <summary>Types and shapes, and that the device takes them.</summary>
+    /// <summary>Types and shapes.</summary>
     internal readonly void Check(ComputeDevice device, long tokens)
     {
         for (int i = 0; i < Count; i++)
             Require.OptionalInput(device, this[i], Name(i), tokens);
-        if (SumOfSquares.IsPresent && !device.OffersAllOfLogProbs)
-            throw device.Lacks("a gradient of the sum of squared probabilities (upstream.SumOfSquares)");
-        if (MeanLogit.IsPresent && !device.OffersAllOfLogProbs)
-            throw device.Lacks("a gradient of the mean logit (upstream.MeanLogit)");
     }
 
     /// <summary>Something arrives.</summary>
@@ -301,7 +295,7 @@ public static partial class LogProbs
     /// <param name="logitsGradient">[n, V], float32 or the logits' type, rows contiguous, overwritten. May be the logits themselves: then they are replaced in place.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
-    /// <exception cref="NotSupportedException">The device lacks what is asked for; or it is a GPU, the rows are longer than 11,264 logits, and saved.LogSumExp isn't [n, 2].</exception>
+    /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
     public static void FromLogitsBackward(ComputeDevice device, in LogitsProblem problem, in TokenSaved saved, in TokenUpstream upstream,

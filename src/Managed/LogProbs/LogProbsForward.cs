@@ -4,8 +4,6 @@ namespace TransformerKernels;
 
 internal sealed partial class CpuDevice
 {
-    protected internal override bool OffersAllOfLogProbs => true;
-
     protected internal override void LogProbsFromLogits(in LogitsProblem problem, in TokenOutputs outputs) => FromLogits(problem, null, outputs, default);
 
     protected internal override void LogProbsShard(in LogitsProblem problem, VocabularyShard shard, TensorView partials) => FromLogits(problem, shard, default, partials);

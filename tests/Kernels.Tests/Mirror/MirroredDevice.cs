@@ -132,8 +132,6 @@ public sealed class MirroredDevice(GpuDevice gpu) : ComputeDevice
 
     protected internal override bool OffersAllOfAttention => gpu.OffersAllOfAttention;
 
-    protected internal override bool OffersAllOfLogProbs => gpu.OffersAllOfLogProbs;
-
     protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs) => gpu.RequireOffered(problem, outputs);
 
     // GPUs refuse it; nothing is copied for that.

@@ -348,20 +348,6 @@ public class LogitOptionsTests
         Assert.Equal(loss, -(1 - smoothing) * logProb[0] - smoothing * (mean[0] - logSumExp[0]), 1e-6);
     }
 
-    [Fact]
-    public void What_a_device_lacks_is_refused_by_name()
-    {
-        var foreign = new ForeignDevice();
-        LogitsProblem Problem() => new() { Logits = TensorView.FromPointer(foreign, 8192, ElementType.Float32, 2, 3), Targets = TensorView.FromPointer(foreign, 12288, ElementType.Int32, 2) };
-        TensorView Saved() => TensorView.FromPointer(foreign, 16384, ElementType.Float32, 2);
-        void Lacks(string what, Action call) => Assert.Equal($"The device a foreign device doesn't offer {what} yet; use ComputeDevice.Cpu.", Assert.Throws<NotSupportedException>(call).Message);
-        Lacks("the mean logit (outputs.MeanLogit)", () => LogProbs.FromLogits(foreign, Problem(), new() { MeanLogit = foreign.View(2) }));
-        Lacks("a gradient of the sum of squared probabilities (upstream.SumOfSquares)",
-            () => LogProbs.FromLogitsBackward(foreign, Problem(), new() { LogSumExp = Saved() }, new() { SumOfSquares = foreign.View(2) }, Problem().Logits));
-        Lacks("a gradient of the mean logit (upstream.MeanLogit)",
-            () => LogProbs.FromLogitsBackward(foreign, Problem(), new() { LogSumExp = Saved() }, new() { MeanLogit = foreign.View(2) }, Problem().Logits));
-    }
-
     private static unsafe ReadOnlySpan<byte> Bytes(TensorView view)
     {
         fixed (byte* data = view)
