@@ -240,7 +240,10 @@ public static class Attention
         in AttentionGradients gradients)
     {
         long batch = problem.Query.Length(0), heads = problem.Query.Length(1), queries = problem.Query.Length(2), valueSize = problem.Value.Length(3);
-        Require.Input(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
+        if (upstream.Output.IsPresent)
+            Require.Input(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
+        else
+            Require.OptionalInput(device, saved.Output, "saved.Output", batch, heads, queries, valueSize);
         if (saved.LogSumExp.Rank == 4)
             Require.Input(device, saved.LogSumExp, "saved.LogSumExp", batch, heads, queries, 2);
         else

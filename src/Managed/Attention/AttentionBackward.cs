@@ -11,14 +11,18 @@ internal sealed partial class CpuDevice
         in AttentionUpstream upstream, in AttentionGradients gradients, Workspace workspace)
     {
         AttentionUpstream arriving = upstream;
+        AttentionSaved kept = saved;
         if (!upstream.Output.IsPresent)
-            arriving.Output = TensorView.Of((ReadOnlySpan<float>)NoGradient, 1, 1, 1, 1).Expand(0, saved.Output.Length(0)).Expand(1, saved.Output.Length(1)).Expand(2, saved.Output.Length(2)).Expand(3, saved.Output.Length(3));
+        {
+            AttentionShape shape = AttentionShape.Of(problem);
+            arriving.Output = kept.Output = TensorView.Of((ReadOnlySpan<float>)Nothing, 1, 1, 1, 1).Expand(0, shape.Batch).Expand(1, shape.Heads).Expand(2, shape.Queries).Expand(3, shape.ValueSize);
+        }
         if (problem.Softcap is not { } cap)
-            Backward(problem, rule, default(Uncapped), saved, arriving, gradients, workspace);
+            Backward(problem, rule, default(Uncapped), kept, arriving, gradients, workspace);
         else if (typeof(TRule) == typeof(PlainScore) || !TakesRuleAgain(rule, gradients))
-            Backward(problem, rule, Softcapped.After<TRule>(cap, AttentionShape.Of(problem)), saved, arriving, gradients, workspace);
+            Backward(problem, rule, Softcapped.After<TRule>(cap, AttentionShape.Of(problem)), kept, arriving, gradients, workspace);
         else
-            Backward(problem, new SoftcappedScore<TRule>(cap, rule), default(Uncapped), saved, arriving, gradients, workspace);
+            Backward(problem, new SoftcappedScore<TRule>(cap, rule), default(Uncapped), kept, arriving, gradients, workspace);
     }
 
     // Whether gradients of captured tensors are wanted that don't come of one evaluation.
@@ -32,7 +36,7 @@ internal sealed partial class CpuDevice
     private static int WantedCaptures(in AttentionGradients gradients) =>
         (gradients.Captured0.IsPresent ? 1 : 0) | (gradients.Captured1.IsPresent ? 2 : 0) | (gradients.Captured2.IsPresent ? 4 : 0) | (gradients.Captured3.IsPresent ? 8 : 0);
 
-    private static readonly float[] NoGradient = [0];
+    private static readonly float[] Nothing = [0];
 
     private unsafe void Backward<TRule, TCap>(in AttentionProblem problem, TRule rule, TCap cap, in AttentionSaved saved, in AttentionUpstream upstream,
         in AttentionGradients gradients, Workspace workspace) where TRule : unmanaged, IScoreRule where TCap : unmanaged, ICap

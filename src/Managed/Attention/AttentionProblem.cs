@@ -86,7 +86,7 @@ public ref struct AttentionProblem
 /// <summary>What the forward pass left for the backward pass.</summary>
 public ref struct AttentionSaved
 {
-    /// <summary>[b, h, Sq, dv], as the forward pass wrote it. Required.</summary>
+    /// <summary>[b, h, Sq, dv], as the forward pass wrote it. Required where a gradient arrives for it; else nothing of it is read.</summary>
     public TensorView Output { get; set; }
 
     /// <summary>[b, h, Sq] or [b, h, Sq, 2], as the forward pass wrote it. Required.</summary>

@@ -326,6 +326,28 @@ public class AttentionArgumentsTests
     }
 
     [Fact]
+    public void The_output_need_not_be_kept_where_nothing_arrives_at_it()
+    {
+        using var workspace = new Workspace(Device);
+        var l = new float[logSumExp.Length];
+        float[] upstream = Seeded.Normal(logSumExp.Length, 1), zeros = new float[output.Length];
+        TransformerKernels.Attention.Forward(Device, Good(), TensorView.Of(output, Batch, Heads, Queries, ValueSize), TensorView.Of(l, Batch, Heads, Queries), workspace);
+        float[] Gradient(bool kept, float[]? arriving)
+        {
+            var gradient = new float[Batch * Heads * Queries * Size];
+            TransformerKernels.Attention.Backward(Device, Good(),
+                new AttentionSaved { Output = kept ? TensorView.Of(output, Batch, Heads, Queries, ValueSize) : default, LogSumExp = TensorView.Of(l, Batch, Heads, Queries) },
+                new AttentionUpstream { Output = arriving is null ? default : TensorView.Of(arriving, Batch, Heads, Queries, ValueSize), LogSumExp = TensorView.Of(upstream, Batch, Heads, Queries) },
+                new AttentionGradients { Query = TensorView.Of(gradient, Batch, Heads, Queries, Size) }, workspace);
+            return gradient;
+        }
+        float[] gradient = Gradient(kept: true, zeros);
+        Assert.Equal(gradient, Gradient(kept: true, null));
+        Assert.Equal(gradient, Gradient(kept: false, null));
+        Assert.StartsWith("saved.Output is required.", Assert.ThrowsAny<ArgumentException>(() => Gradient(kept: false, zeros)).Message);
+    }
+
+    [Fact]
     public void Workspace_bytes_of_gradients_that_do_not_fit_are_refused()
     {
         ArgumentException? thrown = null;
