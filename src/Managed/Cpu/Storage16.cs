@@ -15,7 +15,8 @@ internal static unsafe class Storage16
     public static void Load(ushort* source, out Vector256<uint> wide) => wide = Vector256.WidenLower(Vector128.Load(source).ToVector256Unsafe());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Load(ushort* source, out Vector512<uint> wide) => wide = Vector512.WidenLower(Vector256.Load(source).ToVector512Unsafe());
+    public static void Load(ushort* source, out Vector512<uint> wide) =>
+        wide = Avx512F.IsSupported ? Avx512F.ConvertToVector512UInt32(Vector256.Load(source)) : Vector512.WidenLower(Vector256.Load(source).ToVector512Unsafe());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Load(ushort* source, out Vector128<int> wide) => wide = Vector128.WidenLower(Vector128.CreateScalarUnsafe(Unsafe.ReadUnaligned<ulong>(source)).AsInt16());
@@ -24,7 +25,8 @@ internal static unsafe class Storage16
     public static void Load(ushort* source, out Vector256<int> wide) => wide = Vector256.WidenLower(Vector128.Load(source).ToVector256Unsafe().AsInt16());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Load(ushort* source, out Vector512<int> wide) => wide = Vector512.WidenLower(Vector256.Load(source).ToVector512Unsafe().AsInt16());
+    public static void Load(ushort* source, out Vector512<int> wide) =>
+        wide = Avx512F.IsSupported ? Avx512F.ConvertToVector512Int32(Vector256.Load((short*)source)) : Vector512.WidenLower(Vector256.Load(source).ToVector512Unsafe().AsInt16());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Vector128<uint> wide, ushort* destination) => Unsafe.WriteUnaligned(destination, Vector128.Narrow(wide, wide).AsUInt64().ToScalar());

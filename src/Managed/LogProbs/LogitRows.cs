@@ -151,16 +151,7 @@ internal sealed partial class CpuDevice
                     u4 += V.Load(offset + 4 * w); u5 += V.Load(offset + 5 * w); u6 += V.Load(offset + 6 * w); u7 += V.Load(offset + 7 * w);
                     offset += 8 * w;
                 }
-                shape.Cap<V, TNear>(ref u0, ref u1, ref u2, ref u3, ref u4, ref u5, ref u6, ref u7);
-                u0.Store(prepared);
-                u1.Store(prepared + w);
-                u2.Store(prepared + 2 * w);
-                u3.Store(prepared + 3 * w);
-                u4.Store(prepared + 4 * w);
-                u5.Store(prepared + 5 * w);
-                u6.Store(prepared + 6 * w);
-                u7.Store(prepared + 7 * w);
-                largest = V.MaxNative(largest, V.MaxNative(V.MaxNative(V.MaxNative(u0, u1), V.MaxNative(u2, u3)), V.MaxNative(V.MaxNative(u4, u5), V.MaxNative(u6, u7))));
+                largest = V.MaxNative(largest, shape.Cap<V, TNear>(u0, u1, u2, u3, u4, u5, u6, u7, prepared));
             }
             return largest.Largest();
         }
@@ -314,16 +305,17 @@ internal sealed partial class CpuDevice
             x0 = Joined(x0, n0); x1 = Joined(x1, n1); x2 = Joined(x2, n2); x3 = Joined(x3, n3);
         }
 
-        /// <summary>The same of eight, for processors with 32 vector registers: with four they wait.</summary>
+        /// <summary>The same of eight, for processors with 32 vector registers: with four they wait. Each goes to memory when it is there. Returns the largest.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public void Cap<V, TNear>(ref V x0, ref V x1, ref V x2, ref V x3, ref V x4, ref V x5, ref V x6, ref V x7) where V : struct, ILanes<V> where TNear : struct, IChoice
+        public V Cap<V, TNear>(V x0, V x1, V x2, V x3, V x4, V x5, V x6, V x7, float* u) where V : struct, ILanes<V> where TNear : struct, IChoice
         {
             x0 = Split<V, TNear>(x0, out V n0); x1 = Split<V, TNear>(x1, out V n1); x2 = Split<V, TNear>(x2, out V n2); x3 = Split<V, TNear>(x3, out V n3);
             x4 = Split<V, TNear>(x4, out V n4); x5 = Split<V, TNear>(x5, out V n5); x6 = Split<V, TNear>(x6, out V n6); x7 = Split<V, TNear>(x7, out V n7);
             x0 = OfRest(x0); x1 = OfRest(x1); x2 = OfRest(x2); x3 = OfRest(x3);
             x4 = OfRest(x4); x5 = OfRest(x5); x6 = OfRest(x6); x7 = OfRest(x7);
-            x0 = Joined(x0, n0); x1 = Joined(x1, n1); x2 = Joined(x2, n2); x3 = Joined(x3, n3);
-            x4 = Joined(x4, n4); x5 = Joined(x5, n5); x6 = Joined(x6, n6); x7 = Joined(x7, n7);
+            x0 = Joined(x0, n0); x0.Store(u); x1 = Joined(x1, n1); x1.Store(u + V.Count); x2 = Joined(x2, n2); x2.Store(u + 2 * V.Count); x3 = Joined(x3, n3); x3.Store(u + 3 * V.Count);
+            x4 = Joined(x4, n4); x4.Store(u + 4 * V.Count); x5 = Joined(x5, n5); x5.Store(u + 5 * V.Count); x6 = Joined(x6, n6); x6.Store(u + 6 * V.Count); x7 = Joined(x7, n7); x7.Store(u + 7 * V.Count);
+            return V.MaxNative(V.MaxNative(V.MaxNative(x0, x1), V.MaxNative(x2, x3)), V.MaxNative(V.MaxNative(x4, x5), V.MaxNative(x6, x7)));
         }
 
         // g and 2^n.
