@@ -103,14 +103,14 @@ internal sealed partial class CpuDevice
             {
                 if (likeliest >= 0)
                     return likeliest;
-                nint count = Math.Min(LogitSums<TLanes>.Block, Rows.Vocabulary - sums.LargestBlock);
-                Rows.Prepare<TLanes>(row, sums.LargestBlock, count, block);
-                nint at = 0;
-                while (at + TLanes.Count < count && !TLanes.AnyEqual(TLanes.From(sums.Anchor), TLanes.Load(block + at)))
-                    at += TLanes.Count;
+                nint first = sums.LargestBlock, piece = 8 * TLanes.Count;
+                while (first + piece < Rows.Vocabulary && Rows.Prepare<TLanes>(row, first, piece, block) < sums.Anchor)
+                    first += piece;
+                nint count = Math.Min(piece, Rows.Vocabulary - first), at = 0;
+                Rows.Prepare<TLanes>(row, first, count, block);
                 while (at + 1 < count && block[at] != sums.Anchor)
                     at++;
-                return sums.LargestBlock + at;
+                return first + at;
             }
             float largest = float.NegativeInfinity;
             nint found = 0;

@@ -49,13 +49,13 @@ internal readonly unsafe struct TopRows
     {
         private nint count;
 
+        /// <summary>The likeliest token; −1 before there is one.</summary>
+        public long Likeliest { get; private set; } = -1;
+
         /// <summary>What a logit must exceed to be among them.</summary>
         public readonly float Threshold => logits[capacity - 1];
 
         public readonly bool IsFull => count == capacity;
-
-        /// <summary>The likeliest token; −1 if only log-probs are asked for.</summary>
-        public readonly long Likeliest => tokens.IsPresent ? tokens[0] : -1;
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         public void Offer(nint token, float logit)
@@ -71,6 +71,8 @@ internal readonly unsafe struct TopRows
             }
             logits[at] = logit;
             tokens.Set(at, token);
+            if (at == 0)
+                Likeliest = token;
         }
 
         /// <summary>Offers a block of a row.</summary>
