@@ -7,7 +7,7 @@ internal sealed partial class CpuDevice
     /// <summary>A part of a row, turned into e^(z − shift), with a softcap times u² − 1, and then into a multiple of it: each power of e is formed once.</summary>
     private static unsafe class ExponentialRow
     {
-        /// <summary>Writes e^(z − shift) = 2^(power scale · (u − anchor)) of whole vectors, with a softcap times u² − 1, in place or elsewhere, and returns the sum of the powers themselves.</summary>
+        /// <summary>Writes e^(z − shift) = 2^(power scale · (u − anchor)) of whole vectors, with a softcap times u² − 1, in place or elsewhere, and returns the sums of the powers themselves, lane by lane.</summary>
         /// <param name="u">At most a block.</param>
         /// <param name="shape">How z is scale · u.</param>
         /// <param name="anchor">What is taken off u.</param>
@@ -15,13 +15,13 @@ internal sealed partial class CpuDevice
         /// <param name="count">How many, whole vectors.</param>
         /// <param name="next">As many stored logits as u that will be needed soon, from here.</param>
         /// <param name="ahead">As many slopes as will be written soon, from here; null for none.</param>
-        public static double Form<V>(StoredLogits u, LogitShape shape, float anchor, float* slopes, nint count, StoredLogits next, float* ahead) where V : struct, ILanes<V> => LogitSums<V>.Total(u.Type switch
+        public static V Form<V>(StoredLogits u, LogitShape shape, float anchor, float* slopes, nint count, StoredLogits next, float* ahead) where V : struct, ILanes<V> => u.Type switch
         {
             ElementType.Float32 when shape.IsCapped => FormBlock<V, Float32Storage, Yes>(u.Data, anchor, shape.PowerScale, slopes, count, next.Data, V.Count * next.Type.Size(), ahead),
             ElementType.Float32 => FormBlock<V, Float32Storage, No>(u.Data, anchor, shape.PowerScale, slopes, count, next.Data, V.Count * next.Type.Size(), ahead),
             ElementType.BFloat16 => FormBlock<V, BFloat16Storage, No>(u.Data, anchor, shape.PowerScale, slopes, count, next.Data, V.Count * next.Type.Size(), ahead),
             _ => FormBlock<V, Float16Storage, No>(u.Data, anchor, shape.PowerScale, slopes, count, next.Data, V.Count * next.Type.Size(), ahead),
-        });
+        };
 
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
         private static V FormBlock<V, TStorage, TCapped>(byte* u, float anchor, float powerScale, float* slopes, nint count, byte* next, nint nextStep, float* ahead)

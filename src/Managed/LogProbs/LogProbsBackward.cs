@@ -131,12 +131,12 @@ internal sealed partial class CpuDevice
             nint length = LogitSums<TLanes>.Block / (Rows.IsPlain ? 1 : 2), room = Gradient.IsFloat32 ? Rows.Vocabulary : KeptPowers, whole = Math.Min(room, Rows.Vocabulary) / length * length;
             float* last = slopes + LogitSums<TLanes>.Block;
             RowSums near = RowSums.Anchored(Rows.Shape.Scale, LogSumExp[row], 0, 0, 0);
-            // Each block has a sum of its own, so that few numbers of very different size meet.
-            double sum = Math.Exp(logit - near.Shift);
+            // Each block has sums of its own, so that few numbers of very different size meet.
+            TLanes sums = TLanes.Zero;
             for (nint start = 0; start < Rows.Vocabulary; start += length)
-                sum += FormPowers<TLanes>(row, start, Math.Min(length, Rows.Vocabulary - start), target, near.Anchor, block, start < whole ? kept + start : last);
+                sums += FormPowers<TLanes>(row, start, Math.Min(length, Rows.Vocabulary - start), target, near.Anchor, block, start < whole ? kept + start : last);
 
-            var slope = new LogitSlope(near with { Sum = sum }, arriving, Rows.Shard.Whole);
+            var slope = new LogitSlope(near with { Sum = Math.Exp(logit - near.Shift) + LogitSums<TLanes>.Total(sums) }, arriving, Rows.Shard.Whole);
             ExponentialRow.Multiply<TLanes>(kept, whole, slope.PerPower(Rows.Shape));
             if (!Gradient.IsFloat32)
                 Gradient.Write<TLanes>(kept, row, 0, whole);
@@ -156,7 +156,7 @@ internal sealed partial class CpuDevice
         }
 
         // Of all but the target: beside its power the others' sum would lose its digits, and where p is nearly 1 they are what p − 1 is made of.
-        private readonly double FormPowers<TLanes>(nint row, nint start, nint count, nint target, float anchor, float* block, float* powers) where TLanes : struct, ILanes<TLanes>
+        private readonly TLanes FormPowers<TLanes>(nint row, nint start, nint count, nint target, float anchor, float* block, float* powers) where TLanes : struct, ILanes<TLanes>
         {
             StoredLogits u = Rows.Read<TLanes>(row, start, count, block), next = new(Rows.Row(row) + start * Rows.Type.Size() + LogitSums<TLanes>.PrefetchBytes, Rows.Type);
             if (target >= start && target < start + count)
