@@ -40,10 +40,10 @@ internal sealed record TrafficCase(string Name, double Limit, int[] Sizes, Actio
         new("log-probs backward with a softcap and a temperature and what rounding took", Once, [4096], (t, vocabulary) => ShapedLogProbsBackward(t, vocabulary, t.In(4, 2))),
         // Once for the sums, once to count by the first bits, once to collect.
         new("likeliest tokens", Once, [4096, 32_000], (t, vocabulary) => LogProbs.FromLogits(t.Device,
-            new() { Logits = t.Again(t.Again(t.In(4, vocabulary))), Targets = t.Targets(4, vocabulary) }, new() { TopLogProbs = t.Out(4, 20) })),
+            new() { Logits = t.Again(t.Again(t.In(4, vocabulary))), Targets = t.Targets(4, vocabulary) }, new() { TopLogProbs = t.Out(4, Math.Min(20, vocabulary)) })),
         new("likeliest tokens with a temperature", Once, [2048, 4096], (t, vocabulary) => LogProbs.FromLogits(t.Device,
             new() { Logits = vocabulary > 2048 ? t.Again(t.Again(t.In(4, vocabulary))) : t.Again(t.In(4, vocabulary)), Targets = t.Targets(4, vocabulary), Temperature = 0.5f },
-            new() { TopLogProbs = t.Out(4, 20) })),
+            new() { TopLogProbs = t.Out(4, Math.Min(20, vocabulary)) })),
         new("sums by sequence", Once, [1024, 4096], (t, tokens) => SequenceLogProbs.Reduce(t.Device, t.In(16 * tokens), Answers(t, tokens, t.Targets(16 * tokens, tokens)),
             new() { Sum = t.Out(16), Mean = t.Out(16) })),
         // The tokens that count are counted before a share can be written.
