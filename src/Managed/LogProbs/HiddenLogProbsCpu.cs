@@ -64,24 +64,30 @@ internal sealed partial class CpuDevice
                 Memory = memory,
             };
             var tokens = new TokenVector(targets, problem.Targets);
-            long* indices = (long*)(memory + plan.Indices);
-            work.Targets = indices + plan.Tokens;
-            nint valid = 0;
+            work.Tokens = (long*)(memory + plan.Indices);
+            work.Targets = work.Tokens + plan.Chunk;
+            bool none = true;
             for (nint token = 0; token < plan.Tokens; token++)
             {
                 if (tokens[token] == problem.IgnoreTarget)
                     work.Ignore(token);
                 else
-                    indices[valid++] = token;
+                    none = false;
             }
-            work.ClearTail((nint)problem.Vocabulary.Length(0), all: valid == 0);
-            for (nint start = 0; start < valid; start += plan.Chunk)
+            work.ClearTail((nint)problem.Vocabulary.Length(0), all: none);
+            work.First = true;
+            for (nint next = 0; next < plan.Tokens;)
             {
-                work.Tokens = indices + start;
-                work.Count = Math.Min(plan.Chunk, valid - start);
-                work.First = start == 0;
+                for (work.Count = 0; work.Count < plan.Chunk && next < plan.Tokens; next++)
+                {
+                    if (tokens[next] != problem.IgnoreTarget)
+                        work.Tokens[work.Count++] = next;
+                }
+                if (work.Count == 0)
+                    break;
                 work.SetTargets(tokens);
                 RunChunk(ref work);
+                work.First = false;
             }
         }
     }

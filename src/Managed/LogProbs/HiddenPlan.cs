@@ -32,7 +32,7 @@ internal readonly struct HiddenPlan
     public readonly bool Backward, Keeps, Converts;
     public readonly long Bytes, ScratchBytes;
 
-    // In floats, from the start.
+    // In floats, from the start. Of indices there are the chunk's tokens and their targets.
     public readonly nint PackedHidden, PackedRows, Partials, PerToken, HiddenParts, Logits, Indices, Scratch;
 
     /// <param name="problem">Shapes and types.</param>
@@ -64,7 +64,7 @@ internal readonly struct HiddenPlan
         (Keeps, Chunk) = (keeps, chunk);
 
         long at = 0, tokens = chunk;
-        Indices = Take(ref at, 2 * (Tokens + tokens));
+        Indices = Take(ref at, 2 * tokens * (sizeof(long) / sizeof(float)));
         PackedHidden = Take(ref at, tokens * Width);
         PackedRows = Take(ref at, backward ? tokens * RoundUp(Width, Panel) : 0);
         Partials = Take(ref at, tokens * Pieces * PartialFields);
