@@ -402,7 +402,11 @@ public class LogitOptionsTests
             logits.AsSpan(vocabulary / 3, vocabulary / 2).Fill(2);
             logits.AsSpan(vocabulary).Fill(float.NegativeInfinity);
             int[] argmax = new int[2];
-            LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(logits, 2, vocabulary), Targets = TensorView.Of(new int[2]) }, new() { Argmax = TensorView.Of(argmax) });
+            var problem = new LogitsProblem { Logits = TensorView.Of(logits, 2, vocabulary), Targets = TensorView.Of(new int[2]) };
+            LogProbs.FromLogits(Device, problem, new() { Argmax = TensorView.Of(argmax) });
+            Assert.Equal([vocabulary / 3, 0], argmax);
+            argmax.AsSpan().Fill(-1);
+            LogProbs.FromLogits(Device, problem, new() { Argmax = TensorView.Of(argmax), TopLogProbs = TensorView.Of(new float[4], 2, 2) });
             Assert.Equal([vocabulary / 3, 0], argmax);
         }
     }
