@@ -53,10 +53,11 @@ internal unsafe partial struct AttentionBackwardWork<TRule, TCap> where TRule : 
         return any;
     }
 
-    // A query's share is e^−remainder of its log-sum-exp where the remainder is more than this, elsewhere 1: of so much, e^−remainder − 1 is nearly −1, and what is left would have lost its digits.
+    // A query's share is e^−remainder of its log-sum-exp where the remainder is more than this, elsewhere 1: e^−remainder − 1, as smaller ones are taken, would lose its digits near −1. Below 2²⁴
+    // a log-sum-exp's remainder is at most so much, so that few problems have shares.
     private const float MuchRemainder = 0.5f;
 
-    // Log-sum-exp and D of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
+    // Log-sum-exp, D and shares of the block's queries. Queries that see nothing, and spare lanes, get the largest log-sum-exp there is: their weights are 0.
     private void BeginRows<V>(nint head, nint i0, nint rows, nint dv) where V : struct, ILanes<V>
     {
         nint block = AttentionTiles.Block<V>();

@@ -95,6 +95,9 @@ internal sealed partial class CpuDevice
                 Partials[row] = whole;
         }
 
+        // The block's largest logit is looked for in pieces that are prepared anew one by one: eight vectors are what capping takes side by side.
+        private const int LargestPieceVectors = 8;
+
         private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, long likeliest, float* block) where TLanes : struct, ILanes<TLanes>
         {
             // Where there is a NaN, it may be anywhere; an infinite logit too, for no sums were formed of its block.
@@ -103,7 +106,7 @@ internal sealed partial class CpuDevice
             {
                 if (likeliest >= 0)
                     return likeliest;
-                nint first = sums.LargestBlock, piece = 8 * TLanes.Count;
+                nint first = sums.LargestBlock, piece = LargestPieceVectors * TLanes.Count;
                 while (first + piece < Rows.Vocabulary && Rows.Prepare<TLanes>(row, first, piece, block) < sums.Anchor)
                     first += piece;
                 nint count = Math.Min(piece, Rows.Vocabulary - first), at = 0;

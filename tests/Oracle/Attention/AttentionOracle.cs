@@ -60,7 +60,7 @@ public static class AttentionOracle
                     Span<T> dO = dOutput.Row(b, h, i), query = problem.Query.Row(b, h, i);
                     problem.Output(b, h, row, output);
                     T average = Dot(dO, output) - (dLogSumExp is null ? T.Zero : dLogSumExp[b, h, i]);
-                    if (dSinks is not null)
+                    if (dSinks is not null && sinkWeight != T.Zero) // whatever arrives, a sink that takes nothing gets nothing
                     {
                         T term = sinkWeight * average;
                         dSinks[h] -= term;

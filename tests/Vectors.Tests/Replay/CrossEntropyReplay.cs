@@ -63,8 +63,8 @@ public sealed class CrossEntropyReplay : IReplay
     // Where a row's target is a distribution q it goes in as the weights of the row's mean: −Σ q ln p = L Σ q − V · mean logit. Label smoothing mixes it with 1 / V.
     private static Results<T> OfDistributions<T>(VectorCase vector, VectorTensor distributions, bool library) where T : unmanaged, IFloatingPointIeee754<T>
     {
-        if (vector.Text("reduction") != "mean" || vector.Input("weight") is not null)
-            throw new NotReplayedException("distributions with another reduction, or with class weights");
+        if (vector.Text("reduction") != "mean" || vector.Input("weight") is not null || vector.Input("upstream") is not null || vector.Number("z_loss") is not null || vector.Number("num_items_in_batch") is not null)
+            throw new NotReplayedException("distributions with another reduction, class weights, an upstream gradient or a z-loss");
         VectorTensor logits = vector.Need("logits");
         int rows = logits.Shape[0], vocabulary = logits.Shape[1];
         double smoothing = vector.Number("label_smoothing") ?? 0, loss = 0;
