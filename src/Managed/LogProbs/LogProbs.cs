@@ -65,7 +65,7 @@ public ref struct TokenOutputs
     /// <summary>[n, k], int32 or int64: those tokens; of several with one logit, the first ones first. Some tokens of a row that has a NaN: its log-probs are NaN.</summary>
     public TensorView TopTokens { get; set; }
 
-    /// <summary>Σ w z / V, over the vocabulary that counts, with the problem's MeanWeights or w = 1: what label smoothing needs. −∞ if a logit is.</summary>
+    /// <summary>Σ w z / V, over the vocabulary that counts, with the problem's MeanWeights or w = 1: what label smoothing needs. −∞ if a logit of weight above 0 is. Summed by hundreds in float32, of which those sums must be.</summary>
     public TensorView MeanLogit { get; set; }
 
     /// <summary>How many outputs there are.</summary>
@@ -222,10 +222,10 @@ public static partial class LogProbs
     // As in PyTorch.
     internal const long UsualIgnoreTarget = -100;
 
-    /// <summary>Reads every logit once and writes what is asked for.</summary>
+    /// <summary>Writes, for every token, what is asked for.</summary>
     /// <remarks>
-    /// Logits of −∞ have probability 0. If all of a row are −∞, its log-sum-exp is −∞; with a logit of ∞ the log-sum-exp is ∞, and log-probs of finite logits are −∞; other log-probs of such rows, entropy
-    /// and Σ p² are NaN, the mean logit is that infinity, and tokens are found as ever. A NaN in a row that counts makes all of its results NaN, but for tokens.
+    /// Logits of −∞ have probability 0. If all of a row are −∞, its log-sum-exp is −∞; with a logit of ∞ the log-sum-exp is ∞, and log-probs of all other logits are −∞; other log-probs of such rows, entropy
+    /// and Σ p² are NaN, the mean logit is that infinity (NaN with both), and tokens are found as ever. A NaN in a row that counts makes all of its results NaN, but for tokens.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">Logits and targets.</param>
@@ -286,7 +286,7 @@ public static partial class LogProbs
     /// formed before rounding, and dx = dz (1 − tanh²((x + bias) / c)) / temperature, rounded last. The gradient of a bias is the sum of dx over the rows.
     /// Of the saved log-sum-exp L every ln p takes the error: half a unit in the last place of L where it is [n], up to |L| 2⁻²⁴, and |L| 2⁻⁴⁸ where it is [n, 2]. So from [n] the sums of a row are
     /// formed again, and from [n, 2] too where |L| is above 2²⁴ (z in the ten millions: a temperature near 0): then nothing of L counts, and p is as exact as that of small logits.
-    /// GPUs do so unless logits are float32 and count as they are: of those [n, 2] is exact there.
+    /// GPUs do so unless logits are float32 and count as they are, and no gradient of Σ p² or the mean logit arrives: there [n, 2] is exact.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">As in the forward pass.</param>
@@ -294,7 +294,7 @@ public static partial class LogProbs
     /// <param name="upstream">The gradients that arrive.</param>
     /// <param name="logitsGradient">[n, V], float32 or the logits' type, rows contiguous, overwritten. May be the logits themselves: then they are replaced in place.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it.</exception>
-    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A target lies outside the vocabulary; on a GPU the gradient of such a row becomes NaN, and the next <see cref="ComputeDevice.Synchronize"/> throws.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>
     /// <exception cref="ObjectDisposedException">The device or a tensor's buffer was disposed.</exception>
     /// <exception cref="OperationCanceledException">The device's token was cancelled; what was to be written is undefined then.</exception>
