@@ -45,6 +45,24 @@ public class GpuLogProbsTests(OwnGpu gpu) : IClassFixture<OwnGpu>
         return rows;
     }
 
+    [Fact]
+    public void Logits_that_the_softcap_has_bent_flat_have_no_gradient()
+    {
+        float[] logits = [20, -20, 30, 9.03f, float.PositiveInfinity, float.NegativeInfinity];
+        foreach (bool keepsRemainder in (bool[])[false, true])
+            Assert.All(Run(logits, [1], logits.Length, [1], [0], [0], inPlace: false, keepsRemainder, new LogitShaping(null, 1, 1, logits.Length)).Gradient, slope => Assert.Equal(0, slope));
+    }
+
+    [Fact]
+    public void An_entropy_that_no_gradient_arrives_at_is_not_read()
+    {
+        using TensorBuffer z = gpu.Device.Upload<float>([1, 2, 3], 1, 3), y = gpu.Device.Upload<long>([1]), ones = gpu.Device.Upload<float>([1]), never = gpu.Device.Upload<float>([float.NaN]), sums = gpu.Device.Allocate(ElementType.Float32, 1, 2);
+        LogitsProblem problem = new() { Logits = z, Targets = y };
+        LogProbs.FromLogits(gpu.Device, problem, new() { LogSumExp = sums });
+        LogProbs.FromLogitsBackward(gpu.Device, problem, new() { LogSumExp = sums, Entropy = never }, new() { LogProb = ones }, z);
+        Assert.All(z.ToArray<float>(), slope => Assert.InRange(slope, -1, 1));
+    }
+
     // The third row is ignored and full of NaN, as is the padding: a column, or a slice and some.
     [Theory]
     [MemberData(nameof(Shaped))]

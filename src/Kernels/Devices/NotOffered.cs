@@ -6,8 +6,10 @@ public sealed partial class GpuDevice
     /// <inheritdoc/>
     protected internal override void RequireOffered(in LogitsProblem problem, in TokenOutputs outputs)
     {
-        if (outputs.TopLogProbs.IsPresent && problem.Logits.Length(1) > int.MaxValue)
-            throw NotOffered($"the likeliest of {problem.Logits.Length(1)} tokens (outputs.TopLogProbs)");
+        // A token takes 31 bits of what is sorted, and the places of pairs to be exchanged are of 32 bits.
+        const long mostTokens = int.MaxValue, mostLikeliest = 1 << 30;
+        if (outputs.TopLogProbs.IsPresent && (problem.Logits.Length(1) > mostTokens || outputs.TopLogProbs.Length(1) > mostLikeliest))
+            throw NotOffered($"the {outputs.TopLogProbs.Length(1)} likeliest of {problem.Logits.Length(1)} tokens (outputs.TopLogProbs)");
     }
 
     /// <inheritdoc/>

@@ -162,7 +162,14 @@ internal readonly struct ShapedLogits : IGpuLogits<ShapedLogits>
     public float Slope(float u) => isCapped != 0 ? 1f - u * u : 1f;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private float Capped(float x) => Real32.Tanh(new(x * perCap)).Value;
+    private float Capped(float x)
+    {
+        float y = x * perCap, tanh = Real32.Tanh(new(y)).Value;
+        return y > Saturated ? 1f : y < -Saturated ? -1f : tanh; // NaN stays, the constant being on the right
+    }
+
+    // From here on tanh is 1 in float32. With fused multiply-adds the formula stops a unit before, and all that lies beyond would keep a slope.
+    private const float Saturated = 9.02f;
 }
 
 /// <summary>scale · u, and what rounding took of it and of the scale.</summary>

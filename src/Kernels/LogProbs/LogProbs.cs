@@ -282,7 +282,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
                 }
                 terms[0] = rounded;
                 terms[1] = remainder + (rounded - rounded); // without a distribution there is no gradient
-                terms[2] = OrZero(a.Entropy, row);
+                terms[2] = a.OfEntropy.IsPresent ? OrZero(a.Entropy, row) : 0f;
                 terms[3] = unit * OrZero(a.OfLogProb, row);
                 terms[4] = unit * OrZero(a.OfLogSumExp, row);
                 terms[5] = unit * OrZero(a.OfEntropy, row);
@@ -378,7 +378,7 @@ internal static class LogProbsKernels<TLogits> where TLogits : struct, IGpuLogit
     }
 
     // In place of a token, where the target lies outside the vocabulary.
-    private const int NoToken = -1;
+    internal const int NoToken = -1;
 
     // What the backward pass knows of a row whose sums are saved: what is taken from u and then from z, entropy, three gradients; of shaped logits a fourth, and whether all of this is known.
     private static int RowTerms => TLogits.IsShaped ? 8 : 6;

@@ -121,7 +121,7 @@ internal static class TopTokensKernels<TLogits> where TLogits : struct, IGpuLogi
             {
                 bool ignored = target == a.Rows.IgnoreTarget;
                 for (int place = Group.IdxX; place < a.Count; place += GroupSize)
-                    a.Store(row, place, ignored ? 0f : float.NaN, ignored ? 0 : NoToken);
+                    a.Store(row, place, ignored ? 0f : float.NaN, ignored ? 0 : LogProbsKernels<TLogits>.NoToken);
                 if (Group.IdxX == 0 && !ignored)
                     faults.Report(GpuFaultSource.Targets, target, a.Rows.Vocabulary);
                 continue;
@@ -158,9 +158,6 @@ internal static class TopTokensKernels<TLogits> where TLogits : struct, IGpuLogi
             Group.Barrier(); // the next row's ranks replace these
         }
     }
-
-    // As in the other results of a row whose target lies outside.
-    private const int NoToken = -1;
 
     /// <summary>A rank that at least k of a row reach, and no more than can be taken.</summary>
     /// <param name="a">The arguments.</param>

@@ -33,7 +33,7 @@ public ref struct HiddenProblem
     /// <summary>c of c · tanh(x / c), at least 2⁻¹²⁶, which bends logits into (−c, c) after the bias; none if absent.</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
+    /// <summary>What logits are divided by, last of all, above 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
     public float Temperature
     {
         readonly get => temperature ?? 1;

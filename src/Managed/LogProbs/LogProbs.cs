@@ -27,7 +27,7 @@ public ref struct LogitsProblem
     /// <summary>c of c · tanh(x / c), at least 2⁻¹²⁶, which bends logits into (−c, c) after the bias; none if absent.</summary>
     public float? Softcap { get; set; }
 
-    /// <summary>What logits are divided by, last of all, at least 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
+    /// <summary>What logits are divided by, last of all, above 2⁻¹²⁸; 1 for none. A softcap divided by it must be a float32 above 0.</summary>
     public float Temperature
     {
         readonly get => temperature ?? 1;
@@ -147,7 +147,7 @@ public ref struct TokenOutputs
 /// <summary>What the forward pass left for the backward pass. All float32.</summary>
 public ref struct TokenSaved
 {
-    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, the backward pass is faster; without, it forms the row's sums again.</summary>
+    /// <summary>[n] or [n, 2], as the forward pass wrote it. Required. With what rounding took, the backward pass is faster, but for a gradient of Σ p² on GPUs; without, it forms the row's sums again.</summary>
     public TensorView LogSumExp { get; set; }
 
     /// <summary>[n], as the forward pass wrote it. Required if <see cref="TokenUpstream.Entropy"/> is set.</summary>
@@ -359,7 +359,7 @@ public static partial class LogProbs
         if (!(temperature > 0 && temperature <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be a positive number.");
         if (!float.IsFinite(1 / temperature))
-            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be at least 2⁻¹²⁸, for logits are multiplied by its reciprocal.");
+            throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; it must be above 2⁻¹²⁸, for logits are multiplied by its reciprocal.");
         if (softcap / temperature is { } bound && !(bound > 0 && bound <= float.MaxValue))
             throw new ArgumentOutOfRangeException(names.Temperature, temperature, $"{names.Temperature} is {temperature}; {names.Softcap}, {softcap}, divided by it is {bound}: logits need a bound that is a positive number.");
         if (validVocabulary is { } valid && (valid < 1 || valid > vocabulary))

@@ -478,7 +478,7 @@ public class LogitOptionsTests
         Throws("problem.Softcap is 0; it must be a positive number, or absent.", problem => { problem.Softcap = 0; return problem; });
         Throws("problem.Softcap is NaN; it must be a positive number, or absent.", problem => { problem.Softcap = float.NaN; return problem; });
         Throws("problem.Softcap is 1E-40; it must be at least 2⁻¹²⁶, for logits are multiplied by its reciprocal.", problem => { problem.Softcap = 1e-40f; return problem; });
-        Throws("problem.Temperature is 1E-44; it must be at least 2⁻¹²⁸, for logits are multiplied by its reciprocal.", problem => { problem.Temperature = 1e-44f; return problem; });
+        Throws("problem.Temperature is 1E-44; it must be above 2⁻¹²⁸, for logits are multiplied by its reciprocal.", problem => { problem.Temperature = 1e-44f; return problem; });
         Throws("problem.Temperature is 1E+38; problem.Softcap, 1E-10, divided by it is 0: logits need a bound that is a positive number.", problem => { (problem.Softcap, problem.Temperature) = (1e-10f, 1e38f); return problem; });
         Throws("problem.Temperature is 1E-10; problem.Softcap, 1E+30, divided by it is ", problem => { (problem.Softcap, problem.Temperature) = (1e30f, 1e-10f); return problem; });
         Throws("problem.Temperature is 0; it must be a positive number.", problem => { problem.Temperature = 0; return problem; });
