@@ -325,6 +325,7 @@ public class AttentionArgumentsTests
         Assert.StartsWith("gradients: gradients asks for nothing; set at least one of Query, Key, Value,", Message(arrives: true, asked: false));
     }
 
+#if !GPU // GPUs don't yet take a backward pass without upstream.Output
     [Fact]
     public void The_output_need_not_be_kept_where_nothing_arrives_at_it()
     {
@@ -346,6 +347,7 @@ public class AttentionArgumentsTests
         Assert.Equal(gradient, Gradient(kept: false, null));
         Assert.StartsWith("saved.Output is required.", Assert.ThrowsAny<ArgumentException>(() => Gradient(kept: false, zeros)).Message);
     }
+#endif
 
     [Fact]
     public void Workspace_bytes_of_gradients_that_do_not_fit_are_refused()
