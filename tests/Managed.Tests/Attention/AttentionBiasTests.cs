@@ -255,18 +255,15 @@ public class AttentionBiasTests
     {
         foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(3, 4, false), (20, 30, true), (67, 133, true), (70, 66, false)])
         {
-            foreach (float share in (float[])[0.5f, 0.03f, 0.97f])
+            foreach ((float share, bool full) in ((float, bool)[])[(0.5f, false), (0.5f, true), (0.03f, true), (0.97f, false)])
             {
-                foreach (bool full in (bool[])[false, true])
+                new AttentionCase
                 {
-                    new AttentionCase
-                    {
-                        Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true,
-                        Mask = RandomMask(share, batch ? 1 : 2, head ? 1 : 4, query ? 1 : queries, key ? 1 : keys),
-                        DenseBias = full ? AttentionCase.Numbers(4, 1, 1, 4, queries, keys) : null, Slopes = full ? AttentionCase.Numbers(1, 0.2f, 4) : null,
-                        Sinks = full && causal ? AttentionCase.Numbers(5, 1, 4) : null, ColumnBias = full ? AttentionCase.Numbers(6, 1, 2, 1, keys) : null,
-                    }.Check(Device, default(PlainScore));
-                }
+                    Batch = 2, Heads = 4, KeyHeads = 2, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = causal, HasLogSumExpUpstream = true,
+                    Mask = RandomMask(share, batch ? 1 : 2, head ? 1 : 4, query ? 1 : queries, key ? 1 : keys),
+                    DenseBias = full ? AttentionCase.Numbers(4, 1, 1, 4, queries, keys) : null, Slopes = full ? AttentionCase.Numbers(1, 0.2f, 4) : null,
+                    Sinks = full && causal ? AttentionCase.Numbers(5, 1, 4) : null, ColumnBias = full ? AttentionCase.Numbers(6, 1, 2, 1, keys) : null,
+                }.Check(Device, default(PlainScore));
             }
         }
     }
@@ -344,7 +341,7 @@ public class AttentionBiasTests
     [InlineData(140, 140)]
     public void A_query_that_sees_several_keys_of_padding_alone_has_the_definitions_gradients(int length, int padded)
     {
-        foreach (float padding in (float[])[-1e9f, -1e29f, float.MinValue, 1e29f])
+        foreach (float padding in length < 100 ? (float[])[-1e9f, -1e29f, float.MinValue, 1e29f] : [-1e29f])
         {
             Grid<double> dense = Grid.Zeros<double>(1, 1, length, length), column = Grid.Zeros<double>(1, 1, length), sinks = Grid.Of((ReadOnlySpan<double>)[padding, 1], 2);
             for (int i = 0; i < length; i++)
