@@ -251,9 +251,18 @@ public class AttentionBiasTests
 
     [Theory]
     [MemberData(nameof(Sharings))]
-    public void A_boolean_mask_shared_along_any_axes_agrees_with_the_definition(bool batch, bool head, bool query, bool key)
+    public void A_boolean_mask_shared_along_any_axes_agrees_with_the_definition(bool batch, bool head, bool query, bool key) =>
+        CheckMask(batch, head, query, key, [(3, 4, false), (20, 30, true)]);
+
+    [Theory]
+    [MemberData(nameof(Sharings))]
+    [Trait("Grid", "Full")]
+    public void A_boolean_mask_of_whole_tiles_shared_along_any_axes_agrees_with_the_definition(bool batch, bool head, bool query, bool key) =>
+        CheckMask(batch, head, query, key, [(67, 133, true), (70, 66, false)]);
+
+    private static void CheckMask(bool batch, bool head, bool query, bool key, (int, int, bool)[] sizes)
     {
-        foreach ((int queries, int keys, bool causal) in ((int, int, bool)[])[(3, 4, false), (20, 30, true), (67, 133, true), (70, 66, false)])
+        foreach ((int queries, int keys, bool causal) in sizes)
         {
             foreach ((float share, bool full) in ((float, bool)[])[(0.5f, false), (0.5f, true), (0.03f, true), (0.97f, false)])
             {
@@ -336,12 +345,19 @@ public class AttentionBiasTests
     // Padding on the left: the first queries see several keys, all of them padding. Beside numbers so low the logarithm of how many they are is nothing, beside numbers so high too.
     [Theory]
     [InlineData(9, 4)]
+    [InlineData(20, 17)]
+    public void A_query_that_sees_several_keys_of_padding_alone_has_the_definitions_gradients(int length, int padded) => CheckPadding(length, padded, [-1e9f, -1e29f, float.MinValue, 1e29f]);
+
+    [Theory]
     [InlineData(70, 37)]
     [InlineData(140, 100)]
     [InlineData(140, 140)]
-    public void A_query_that_sees_several_keys_of_padding_alone_has_the_definitions_gradients(int length, int padded)
+    [Trait("Grid", "Full")]
+    public void A_query_that_sees_tiles_of_padding_alone_has_the_definitions_gradients(int length, int padded) => CheckPadding(length, padded, length < 100 ? [-1e9f, -1e29f, float.MinValue, 1e29f] : [-1e29f]);
+
+    private static void CheckPadding(int length, int padded, float[] paddings)
     {
-        foreach (float padding in length < 100 ? (float[])[-1e9f, -1e29f, float.MinValue, 1e29f] : [-1e29f])
+        foreach (float padding in paddings)
         {
             Grid<double> dense = Grid.Zeros<double>(1, 1, length, length), column = Grid.Zeros<double>(1, 1, length), sinks = Grid.Of((ReadOnlySpan<double>)[padding, 1], 2);
             for (int i = 0; i < length; i++)
