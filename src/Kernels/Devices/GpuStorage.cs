@@ -58,6 +58,37 @@ internal static class GpuStorage
     }
 }
 
+/// <summary>Four numbers that a thread takes at a time: their loads are under way together.</summary>
+internal readonly struct FourNumbers(float first, float second, float third, float fourth)
+{
+    public readonly float First = first, Second = second, Third = third, Fourth = fourth;
+
+    /// <summary>Four columns of a row that begins there, a group's width apart; another number from an end on, before which the first lies.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static FourNumbers Of(ArrayView<float> memory, long at, long column, int apart, long end, float beyond)
+    {
+        long j1 = column + apart, j2 = j1 + apart, j3 = j2 + apart;
+        float x0 = memory[at + column], x1 = beyond, x2 = beyond, x3 = beyond;
+        if (j1 < end)
+            x1 = memory[at + j1];
+        if (j2 < end)
+            x2 = memory[at + j2];
+        if (j3 < end)
+            x3 = memory[at + j3];
+        return new(x0, x1, x2, x3);
+    }
+
+    public float Largest
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get
+        {
+            float low = First > Second ? First : Second, high = Third > Fourth ? Third : Fourth;
+            return low > high ? low : high;
+        }
+    }
+}
+
 /// <summary>Rows of float32, float16 or bfloat16 numbers in a GPU's memory; which one, all threads find alike.</summary>
 internal readonly struct GpuStoredRows
 {
@@ -82,12 +113,12 @@ internal readonly struct GpuStoredRows
 
     /// <summary>Four columns, a group's width apart; 0 from an end on, before which the first lies.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public FourLogits ReadFour(long at, long column, int apart, long end)
+    public FourNumbers ReadFour(long at, long column, int apart, long end)
     {
-        long j1 = column + apart, j2 = j1 + apart, j3 = j2 + apart;
-        float x0, x1 = 0f, x2 = 0f, x3 = 0f;
+        FourNumbers four;
         if (has16Bits != 0)
         {
+            long j1 = column + apart, j2 = j1 + apart, j3 = j2 + apart;
             ArrayView<ushort> memory = halves.Memory;
             int bits0 = memory[at + column], bits1 = 0, bits2 = 0, bits3 = 0;
             if (j1 < end)
@@ -96,23 +127,13 @@ internal readonly struct GpuStoredRows
                 bits2 = memory[at + j2];
             if (j3 < end)
                 bits3 = memory[at + j3];
-            x0 = Widened(bits0);
-            x1 = Widened(bits1);
-            x2 = Widened(bits2);
-            x3 = Widened(bits3);
+            four = new(Widened(bits0), Widened(bits1), Widened(bits2), Widened(bits3));
         }
         else
         {
-            ArrayView<float> memory = floats.Memory;
-            x0 = memory[at + column];
-            if (j1 < end)
-                x1 = memory[at + j1];
-            if (j2 < end)
-                x2 = memory[at + j2];
-            if (j3 < end)
-                x3 = memory[at + j3];
+            four = FourNumbers.Of(floats.Memory, at, column, apart, end, 0f);
         }
-        return new(x0, x1, x2, x3);
+        return four;
     }
 
     /// <summary>Rounds a number into its place.</summary>

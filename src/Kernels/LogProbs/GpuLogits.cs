@@ -18,7 +18,7 @@ internal interface IGpuLogits<TSelf> where TSelf : struct, IGpuLogits<TSelf>
     float Read(long at, long column);
 
     /// <summary>u of four columns, a group's width apart; −∞ from an end on, before which the first lies.</summary>
-    FourLogits ReadFour(long at, long column, int apart, long end);
+    FourNumbers ReadFour(long at, long column, int apart, long end);
 
     /// <summary>The scale, and what rounding took of it.</summary>
     float Scale { get; }
@@ -31,22 +31,6 @@ internal interface IGpuLogits<TSelf> where TSelf : struct, IGpuLogits<TSelf>
 
     /// <summary>∂z/∂x at u, as a part of the steepest.</summary>
     float Slope(float u);
-}
-
-/// <summary>Four logits that a thread takes at a time: their loads are under way together.</summary>
-internal readonly struct FourLogits(float first, float second, float third, float fourth)
-{
-    public readonly float First = first, Second = second, Third = third, Fourth = fourth;
-
-    public float Largest
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get
-        {
-            float low = First > Second ? First : Second, high = Third > Fourth ? Third : Fourth;
-            return low > high ? low : high;
-        }
-    }
 }
 
 /// <summary>Float32 logits that count as they are.</summary>
@@ -65,19 +49,7 @@ internal readonly struct PlainLogits(GpuTensor<float> logits) : IGpuLogits<Plain
     public float Read(long at, long column) => logits.Memory[at + column];
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public FourLogits ReadFour(long at, long column, int apart, long end)
-    {
-        ArrayView<float> memory = logits.Memory;
-        long j1 = column + apart, j2 = j1 + apart, j3 = j2 + apart;
-        float z0 = memory[at + column], z1 = float.NegativeInfinity, z2 = float.NegativeInfinity, z3 = float.NegativeInfinity;
-        if (j1 < end)
-            z1 = memory[at + j1];
-        if (j2 < end)
-            z2 = memory[at + j2];
-        if (j3 < end)
-            z3 = memory[at + j3];
-        return new(z0, z1, z2, z3);
-    }
+    public FourNumbers ReadFour(long at, long column, int apart, long end) => FourNumbers.Of(logits.Memory, at, column, apart, end, float.NegativeInfinity);
 
     public float Scale => 1f;
 
@@ -126,10 +98,10 @@ internal readonly struct ShapedLogits : IGpuLogits<ShapedLogits>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public FourLogits ReadFour(long at, long column, int apart, long end)
+    public FourNumbers ReadFour(long at, long column, int apart, long end)
     {
         long j1 = column + apart, j2 = j1 + apart, j3 = j2 + apart;
-        FourLogits stored = logits.ReadFour(at, column, apart, end);
+        FourNumbers stored = logits.ReadFour(at, column, apart, end);
         float x0 = stored.First, x1 = stored.Second, x2 = stored.Third, x3 = stored.Fourth;
         if (bias.IsPresent)
         {

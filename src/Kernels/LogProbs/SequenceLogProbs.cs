@@ -16,7 +16,7 @@ public sealed partial class GpuDevice
         SequenceSumArguments arguments = new(this, values, layout, outputs);
         cancellation.ThrowIfCancellationRequested();
         if (arguments.Sequences.Count > 0)
-            Queue.Launch(SequenceKernels.Reduce, SequenceKernels.Groups(arguments.Sequences.Count), SequenceKernels.GroupSize, arguments, Queue.Faults);
+            Queue.Launch(SequenceKernels.Reduce, LogProbsSize.Groups(arguments.Sequences.Count), SequenceKernels.GroupSize, arguments, Queue.Faults);
     }
 
     /// <inheritdoc/>
@@ -29,7 +29,7 @@ public sealed partial class GpuDevice
             if (arguments.Sequences.ArePacked)
                 Queue.Launch(SequenceKernels.Check, 1, SequenceKernels.GroupSize, arguments, Queue.Faults);
             if (gradient.ElementCount > 0)
-                Queue.Launch(SequenceKernels.Spread, SequenceKernels.Groups(Math.Max(arguments.Sequences.Count, gradient.ElementCount / SequenceKernels.GroupTokens)), SequenceKernels.GroupSize, arguments);
+                Queue.Launch(SequenceKernels.Spread, LogProbsSize.Groups(Math.Max(arguments.Sequences.Count, gradient.ElementCount / SequenceKernels.GroupTokens)), SequenceKernels.GroupSize, arguments);
         }
     }
 }
@@ -39,33 +39,28 @@ internal readonly struct GpuSequences
 {
     public readonly long Count, Tokens;
 
-    private readonly GpuTensor<int> bounds, targets;
-    private readonly GpuTensor<long> longBounds, longTargets;
+    private readonly GpuIntegers bounds, targets;
     private readonly GpuTensor<byte> mask;
     private readonly long ignoreTarget;
 
     public GpuSequences(GpuDevice device, in TensorView tokens, in SequenceLayout layout)
     {
-        bool areLongBounds = layout.CumulativeLengths.IsPresent && layout.CumulativeLengths.Type == ElementType.Int64, areLongTargets = layout.Targets.IsPresent && layout.Targets.Type == ElementType.Int64;
-        TensorView ids = Rows(layout.Targets);
-        bounds = new(device, areLongBounds ? default : layout.CumulativeLengths, "layout.CumulativeLengths");
-        longBounds = new(device, areLongBounds ? layout.CumulativeLengths : default, "layout.CumulativeLengths");
-        targets = new(device, areLongTargets ? default : ids, "layout.Targets");
-        longTargets = new(device, areLongTargets ? ids : default, "layout.Targets");
+        bounds = new(device, layout.CumulativeLengths, "layout.CumulativeLengths");
+        targets = new(device, Rows(layout.Targets), "layout.Targets");
         mask = new(device, Rows(layout.Mask), "layout.Mask");
         ignoreTarget = layout.IgnoreTarget;
         Count = layout.CumulativeLengths.IsPresent ? layout.CumulativeLengths.Length(0) - 1 : tokens.Length(0);
         Tokens = tokens.Length(tokens.Rank - 1);
     }
 
-    public bool ArePacked => bounds.IsPresent || longBounds.IsPresent;
+    public bool ArePacked => bounds.IsPresent;
 
     /// <summary>Whether tokens may not count.</summary>
-    public bool AreChosen => mask.IsPresent || targets.IsPresent || longTargets.IsPresent;
+    public bool AreChosen => mask.IsPresent || targets.IsPresent;
 
     /// <summary>A cumulative length.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public long Bound(long index) => longBounds.IsPresent ? longBounds[index] : bounds[index];
+    public long Bound(long index) => bounds[index];
 
     /// <summary>The row that a sequence is in.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -95,8 +90,6 @@ internal readonly struct GpuSequences
             counts = mask[row, token] != 0;
         if (targets.IsPresent)
             counts = counts && targets[row, token] != ignoreTarget;
-        if (longTargets.IsPresent)
-            counts = counts && longTargets[row, token] != ignoreTarget;
         return counts;
     }
 
@@ -117,18 +110,15 @@ internal readonly struct SequenceSumArguments
 {
     public readonly GpuSequences Sequences;
     public readonly GpuTensor<float> Values, Sum, Mean;
-    public readonly GpuTensor<int> Count;
-    public readonly GpuTensor<long> LongCount;
+    public readonly GpuIntegers Count;
 
     public SequenceSumArguments(GpuDevice device, in TensorView values, in SequenceLayout layout, in SequenceOutputs outputs)
     {
-        bool isLong = outputs.Count.IsPresent && outputs.Count.Type == ElementType.Int64;
         Sequences = new(device, values, layout);
         Values = new(device, GpuSequences.Rows(values), "values");
         Sum = new(device, outputs.Sum, "outputs.Sum");
         Mean = new(device, outputs.Mean, "outputs.Mean");
-        Count = new(device, isLong ? default : outputs.Count, "outputs.Count");
-        LongCount = new(device, isLong ? outputs.Count : default, "outputs.Count");
+        Count = new(device, outputs.Count, "outputs.Count");
     }
 }
 
@@ -150,11 +140,6 @@ internal static class SequenceKernels
 
     /// <summary>With fewer sequences there is still a group for so many tokens, for those that are in none.</summary>
     public const int GroupTokens = 4 * GroupSize;
-
-    // Beyond so many, a group takes several sequences.
-    private const long MaximumGroups = 1 << 20;
-
-    public static int Groups(long sequences) => (int)Math.Clamp(sequences, 1, MaximumGroups);
 
     /// <summary>Sum, mean and count of each sequence.</summary>
     public static void Reduce(SequenceSumArguments a, GpuFaults faults)
@@ -296,10 +281,7 @@ internal static class SequenceKernels
             a.Sum[sequence] = sum;
         if (a.Mean.IsPresent)
             a.Mean[sequence] = mean;
-        if (a.Count.IsPresent)
-            a.Count[sequence] = (int)count;
-        if (a.LongCount.IsPresent)
-            a.LongCount[sequence] = count;
+        a.Count.Set(sequence, count);
     }
 
     /// <summary>A sum in float32 and what rounding took from it (Neumaier 1974, with Knuth's branchless error of an addition).</summary>

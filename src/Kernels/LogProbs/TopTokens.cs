@@ -25,19 +25,16 @@ internal readonly struct TopTokensArguments<TLogits> where TLogits : struct, IGp
 {
     public readonly GpuLogitRows<TLogits> Rows;
     public readonly GpuTensor<float> LogProbs;
-    public readonly GpuTensor<int> Tokens;
-    public readonly GpuTensor<long> LongTokens;
+    public readonly GpuIntegers Tokens;
 
     /// <summary>k.</summary>
     public readonly int Count;
 
     public TopTokensArguments(GpuDevice device, in LogitsProblem problem, in TokenOutputs outputs)
     {
-        bool areLong = outputs.TopTokens.IsPresent && outputs.TopTokens.Type == ElementType.Int64;
         Rows = new(device, problem);
         LogProbs = new(device, outputs.TopLogProbs, "outputs.TopLogProbs");
-        Tokens = new(device, areLong ? default : outputs.TopTokens, "outputs.TopTokens");
-        LongTokens = new(device, areLong ? outputs.TopTokens : default, "outputs.TopTokens");
+        Tokens = new(device, outputs.TopTokens, "outputs.TopTokens");
         Count = (int)outputs.TopLogProbs.Length(1);
     }
 
@@ -47,8 +44,6 @@ internal readonly struct TopTokensArguments<TLogits> where TLogits : struct, IGp
         long token = 0; // without tokens nobody sees how equal logits are ordered
         if (Tokens.IsPresent)
             token = Tokens[row, place];
-        if (LongTokens.IsPresent)
-            token = LongTokens[row, place];
         return token;
     }
 
@@ -56,10 +51,7 @@ internal readonly struct TopTokensArguments<TLogits> where TLogits : struct, IGp
     public void Store(long row, int place, float logProb, long token)
     {
         LogProbs[row, place] = logProb;
-        if (Tokens.IsPresent)
-            Tokens[row, place] = (int)token;
-        if (LongTokens.IsPresent)
-            LongTokens[row, place] = token;
+        Tokens.Set(row, place, token);
     }
 }
 
@@ -116,7 +108,7 @@ internal static class TopTokensKernels<TLogits> where TLogits : struct, IGpuLogi
         ArrayView<long> ranks = SharedMemory.Allocate<long>(Capacity);
         for (long row = Grid.IdxX; row < a.Rows.Count; row += Grid.DimX)
         {
-            long target = a.Rows.Target(row);
+            long target = a.Rows.Targets[row];
             if (target == a.Rows.IgnoreTarget || a.Rows.IsOutside(target))
             {
                 bool ignored = target == a.Rows.IgnoreTarget;
@@ -136,7 +128,7 @@ internal static class TopTokensKernels<TLogits> where TLogits : struct, IGpuLogi
             long at = a.Rows.Logits.At(row);
             for (long j0 = Group.IdxX; j0 < a.Rows.Vocabulary; j0 += LogProbsSize.BlockLogits)
             {
-                FourLogits z = a.Rows.Logits.ReadFour(at, j0, GroupSize, a.Rows.Vocabulary);
+                FourNumbers z = a.Rows.Logits.ReadFour(at, j0, GroupSize, a.Rows.Vocabulary);
                 Collect(a, row, z.First, j0, least, most, ranks, choice);
                 Collect(a, row, z.Second, j0 + GroupSize, least, most, ranks, choice);
                 Collect(a, row, z.Third, j0 + 2 * GroupSize, least, most, ranks, choice);
@@ -180,7 +172,7 @@ internal static class TopTokensKernels<TLogits> where TLogits : struct, IGpuLogi
             Group.Barrier();
             for (long j0 = Group.IdxX; j0 < a.Rows.Vocabulary; j0 += LogProbsSize.BlockLogits)
             {
-                FourLogits z = a.Rows.Logits.ReadFour(at, j0, GroupSize, a.Rows.Vocabulary);
+                FourNumbers z = a.Rows.Logits.ReadFour(at, j0, GroupSize, a.Rows.Vocabulary);
                 Count(a, z.First, j0, prefix, from, shift, bins);
                 Count(a, z.Second, j0 + GroupSize, prefix, from, shift, bins);
                 Count(a, z.Third, j0 + 2 * GroupSize, prefix, from, shift, bins);

@@ -21,8 +21,7 @@ public sealed partial class GpuDevice
 internal readonly struct RotaryArguments
 {
     public readonly GpuTensor<float> Query, Key, Cosines, Sines;
-    public readonly GpuTensor<int> Ids;
-    public readonly GpuTensor<long> LongIds;
+    public readonly GpuIntegers Ids;
     public readonly int IdsPerSequence, Interleaved, Backward;
 
     public readonly int Pairs, QueryHeads, Heads, HeadSize;
@@ -40,10 +39,8 @@ internal readonly struct RotaryArguments
         Key = new(device, key, "key");
         Cosines = new(device, table.Cosines, "table");
         Sines = new(device, table.Sines, "table");
-        TensorView ids = options.PositionIds, absent = default;
-        Ids = new(device, ids.IsPresent && ids.Type == ElementType.Int32 ? ids : absent, "options.PositionIds");
-        LongIds = new(device, ids.IsPresent && ids.Type == ElementType.Int64 ? ids : absent, "options.PositionIds");
-        IdsPerSequence = ids.IsPresent && ids.Rank == 2 ? 1 : 0;
+        Ids = new(device, options.PositionIds, "options.PositionIds");
+        IdsPerSequence = options.PositionIds.IsPresent && options.PositionIds.Rank == 2 ? 1 : 0;
         Interleaved = options.Pairing == RotaryPairing.Interleaved ? 1 : 0;
         Backward = backward ? 1 : 0;
         Pairs = table.RotarySize / 2;
@@ -118,8 +115,8 @@ internal static class RotaryKernels
     private static long Id(in RotaryArguments a, long sequence, long token)
     {
         if (a.IdsPerSequence != 0)
-            return a.LongIds.IsPresent ? a.LongIds[sequence, token] : a.Ids[sequence, token];
-        return a.LongIds.IsPresent ? a.LongIds[token] : a.Ids.IsPresent ? a.Ids[token] : token;
+            return a.Ids[sequence, token];
+        return a.Ids.IsPresent ? a.Ids[token] : token;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

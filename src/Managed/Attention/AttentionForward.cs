@@ -502,11 +502,9 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                 : sum[row] == 0 ? (float.NegativeInfinity, 0) : (maximum[row], Math.Log(sum[row]));
             if (logSumExp == null)
                 continue;
-            float rounded = (float)(highest + above);
-            logSumExp[row * LogSumExp.Row] = rounded;
-            // Beside a bias of −1e29, as padding has, the logarithm is nothing even in float64, and yet all there is to tell one key from many: it comes last.
+            (logSumExp[row * LogSumExp.Row], float remainder) = TransformerKernels.LogSumExp.Of(highest, above);
             if (HasRemainder)
-                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = float.IsFinite(rounded) ? (float)((double)highest - rounded + above) : 0;
+                logSumExp[row * LogSumExp.Row + LogSumExp.Column] = remainder;
         }
         for (nint lane = 0; lane < block; lane += V.Count)
         {

@@ -106,11 +106,10 @@ internal sealed partial class CpuDevice
             {
                 if (likeliest >= 0)
                     return likeliest;
-                nint first = sums.LargestBlock, piece = LargestPieceVectors * TLanes.Count;
-                while (first + piece < Rows.Vocabulary && Rows.Prepare<TLanes>(row, first, piece, block) < sums.Anchor)
+                nint first = sums.LargestBlock, piece = LargestPieceVectors * TLanes.Count, at = 0;
+                while (Rows.Prepare<TLanes>(row, first, Math.Min(piece, Rows.Vocabulary - first), block) < sums.Anchor && first + piece < Rows.Vocabulary)
                     first += piece;
-                nint count = Math.Min(piece, Rows.Vocabulary - first), at = 0;
-                Rows.Prepare<TLanes>(row, first, count, block);
+                nint count = Math.Min(piece, Rows.Vocabulary - first);
                 while (at + 1 < count && block[at] != sums.Anchor)
                     at++;
                 return first + at;

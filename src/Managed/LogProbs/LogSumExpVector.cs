@@ -20,12 +20,9 @@ internal sealed partial class CpuDevice
 
         public readonly bool HasRemainder;
 
-        /// <summary>Up to here float32 has every integer.</summary>
-        public const float LargestNear = 1 << 24;
-
         /// <summary>Whether what is saved of a row is of use: to the first column a logit is at most half too near or too far, and both together say ln p to 2⁻²⁴, as float32 does.</summary>
         /// <remarks>Rounded, a log-sum-exp L is off by up to |L| 2⁻²⁴, with the second column by up to |L| 2⁻⁴⁸: of larger ones e to what is off would be anything, and an infinite one says nothing.</remarks>
-        public bool IsNear(nint index) => Math.Abs(data[index * row]) <= LargestNear;
+        public bool IsNear(nint index) => Math.Abs(data[index * row]) <= LogSumExp.LargestNear;
 
         /// <summary>As it was rounded.</summary>
         public float this[nint index] => data[index * row];
@@ -35,10 +32,9 @@ internal sealed partial class CpuDevice
         {
             if (data == null)
                 return;
-            float rounded = (float)(shift + logSum);
-            data[index * row] = rounded;
+            (data[index * row], float remainder) = LogSumExp.Of(shift, logSum);
             if (HasRemainder)
-                data[index * row + column] = float.IsFinite(rounded) ? (float)(shift - rounded + logSum) : 0;
+                data[index * row + column] = remainder;
         }
 
         /// <summary>The sums of a row whose log-sum-exp is near, relative to it as it was rounded, or nearly so: it lies between the largest logit and ln V above it.</summary>

@@ -23,7 +23,7 @@ internal sealed partial class CpuDevice
         }
 
         /// <summary>Whether powers of e change little if a row is taken relative to the nearest float32.</summary>
-        public bool IsNear => Math.Abs(Shift) <= LogSumExpVector.LargestNear;
+        public bool IsNear => Math.Abs(Shift) <= LogSumExp.LargestNear;
 
         /// <summary>What a largest logit counts as among partials: itself, or the float32 next to it where its sums can't be moved there.</summary>
         public static double Counted(double max) => Math.Abs(max) <= LargestMoved || !double.IsFinite(max) ? max : Rounded(max);
