@@ -92,6 +92,8 @@ public class LoopTests(ITestOutputHelper output)
                     ["DOTNET_JitDisasm"] = methods,
                     ["DOTNET_JitStdOutFile"] = listing,
                     ["DOTNET_TieredCompilation"] = "0",
+                    // Two threads that compile at once write into each other's listing.
+                    ["DOTNET_PROCESSOR_COUNT"] = "1",
                 },
             };
             using Process child = Process.Start(start)!;
