@@ -23,8 +23,11 @@ public abstract class ComputeDevice : IDisposable
     /// <summary>What the device is, for people: "CPU, 2 threads, 512-bit vectors".</summary>
     public abstract string Name { get; }
 
-    /// <summary>The same device (same threads, same stream) whose calls stop between tiles when the token is cancelled.</summary>
-    /// <remarks>A cancelled call throws <see cref="OperationCanceledException"/>; its outputs are undefined, device and workspace stay usable.</remarks>
+    /// <summary>The same device (same threads, same stream) whose calls stop between two pieces of work when the token is cancelled.</summary>
+    /// <remarks>
+    /// On the CPU a piece is what a thread is given: of attention a block of queries, in its backward pass a chunk of a head's keys with all queries. A GPU looks at the token before a call begins.
+    /// A cancelled call throws <see cref="OperationCanceledException"/>; its outputs are undefined, device and workspace stay usable.
+    /// </remarks>
     public abstract ComputeDevice With(CancellationToken cancellation);
 
     /// <summary>Waits for everything queued, then throws what went wrong in it, for instance an index out of range that lay in device memory.</summary>

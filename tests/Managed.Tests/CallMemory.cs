@@ -5,7 +5,7 @@ namespace TransformerKernels.Tests;
 /// <summary>Where the tensors of a call lie in a test: in arrays, or beside an inaccessible page.</summary>
 public sealed unsafe class CallMemory(CallMemory.Place place) : IDisposable
 {
-    private readonly Dictionary<string, Array> arrays = [];
+    private readonly Dictionary<string, (Array Numbers, int Bytes)> arrays = [];
     private readonly Dictionary<string, GuardedMemory> guarded = [];
     private Workspace? workspace;
 
@@ -19,16 +19,16 @@ public sealed unsafe class CallMemory(CallMemory.Place place) : IDisposable
     /// <summary>A tensor that begins with these numbers. The second time the same name gets the same memory, filled again.</summary>
     public TensorView Put<T>(string name, T[] initial, params ReadOnlySpan<long> shape) where T : unmanaged
     {
-        if (!arrays.TryGetValue(name, out Array? array))
+        if (!arrays.TryGetValue(name, out (Array Numbers, int Bytes) own))
         {
-            arrays.Add(name, array = new T[initial.Length]);
+            arrays.Add(name, own = (new T[initial.Length], initial.Length * sizeof(T)));
             if (place != Place.Arrays)
                 guarded.Add(name, new GuardedMemory((long)initial.Length * sizeof(T), place == Place.BeforeGuard));
         }
         if (place == Place.Arrays)
         {
-            initial.CopyTo((T[])array, 0);
-            return TensorView.Of((T[])array, shape);
+            initial.CopyTo((T[])own.Numbers, 0);
+            return TensorView.Of((T[])own.Numbers, shape);
         }
         nint address = guarded[name].Address;
         initial.CopyTo(new Span<T>((void*)address, initial.Length));
@@ -39,17 +39,12 @@ public sealed unsafe class CallMemory(CallMemory.Place place) : IDisposable
 
     public Workspace Workspace(ComputeDevice device) => workspace ??= new Workspace(device);
 
-    /// <summary>All float tensors as they are now, one after the other.</summary>
-    public uint[] Bits()
+    /// <summary>The bytes of all tensors as they are now, one after the other.</summary>
+    public byte[] Bits()
     {
-        var bits = new List<uint>();
-        foreach ((string name, Array array) in arrays.OrderBy(pair => pair.Key, StringComparer.Ordinal))
-        {
-            if (array is not float[] floats)
-                continue;
-            ReadOnlySpan<float> now = place == Place.Arrays ? floats : new ReadOnlySpan<float>((void*)guarded[name].Address, floats.Length);
-            bits.AddRange(MemoryMarshal.Cast<float, uint>(now));
-        }
+        var bits = new List<byte>();
+        foreach ((string name, (Array numbers, int bytes)) in arrays.OrderBy(pair => pair.Key, StringComparer.Ordinal))
+            bits.AddRange(place == Place.Arrays ? MemoryMarshal.CreateReadOnlySpan(ref MemoryMarshal.GetArrayDataReference(numbers), bytes) : new ReadOnlySpan<byte>((void*)guarded[name].Address, bytes));
         return [.. bits];
     }
 

@@ -14,12 +14,16 @@ public static class Calls
         ["attention, every bias"] = large => Attention(large, hasRule: false),
         ["attention, every bias, a rule with captured tensors"] = large => Attention(large, hasRule: true),
         ["attention, documents in a row"] = large => AttentionOfDocuments(large),
+        ["attention, packed queries, keys and values alone"] = large => AttentionOfPacked(large),
         ["log-probs"] = large => FromLogits(large),
         ["log-probs, backward"] = large => FromLogitsBackward(large, keepsRemainder: false),
         ["log-probs, backward with what rounding took"] = large => FromLogitsBackward(large, keepsRemainder: true),
-        ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large),
+        ["log-probs, backward, all options, bfloat16"] = large => FromStoredLogits(large, x => new BFloat16((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16)), inPlace: false),
+        ["log-probs, backward in place, all options, bfloat16"] = large => FromStoredLogits(large, x => new BFloat16((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16)), inPlace: true),
+        ["log-probs, backward in place, all options, float16"] = large => FromStoredLogits(large, x => (Half)x, inPlace: true),
         ["log-probs from hidden states"] = large => FromHidden(large),
         ["log-probs from hidden states, training"] = large => TrainFromHidden(large),
+        ["log-probs from hidden states, training, float16 and bfloat16"] = large => TrainFromStoredHidden(large),
         ["likeliest tokens from hidden states"] = large => TopFromHidden(large),
         ["vocabulary shards from logits"] = large => ShardsFromLogits(large),
         ["vocabulary shards from hidden states"] = large => ShardsFromHidden(large),
@@ -132,6 +136,23 @@ public static class Calls
         };
     }
 
+    // Nothing beside the three, which lie side by side, and so do their gradients: rows end at a guarded page with nothing behind them.
+    private static Call AttentionOfPacked(bool large)
+    {
+        (int tokens, int heads, int size) = large ? (301, 3, 21) : (7, 2, 3);
+        float[] packed = Seeded.Normal((long)tokens * 3 * heads * size, 1), zeros = new float[packed.Length], upstream = Seeded.Normal((long)tokens * heads * size, 2), o = new float[upstream.Length], l = new float[heads * tokens];
+        return (device, memory) =>
+        {
+            TensorView Part(string name, float[] numbers, int part) => memory.Put(name, numbers, 1, tokens, 3, heads, size).Select(2, part).Permute(0, 2, 1, 3);
+            TensorView Own(string name, float[] numbers) => memory.Put(name, numbers, 1, tokens, heads, size).Permute(0, 2, 1, 3);
+            var problem = new AttentionProblem { Query = Part("packed", packed, 0), Key = Part("packed", packed, 1), Value = Part("packed", packed, 2) };
+            TensorView output = Own("output", o), logSumExp = memory.Put("log-sum-exp", l, 1, heads, tokens);
+            TransformerKernels.Attention.Forward(device, problem, output, logSumExp, memory.Workspace(device));
+            TransformerKernels.Attention.Backward(device, problem, new AttentionSaved { Output = output, LogSumExp = logSumExp }, new AttentionUpstream { Output = Own("upstream", upstream) },
+                new AttentionGradients { Query = Part("of packed", zeros, 0), Key = Part("of packed", zeros, 1), Value = Part("of packed", zeros, 2) }, memory.Workspace(device));
+        };
+    }
+
     private static long Count(ReadOnlySpan<long> shape)
     {
         long count = 1;
@@ -176,10 +197,12 @@ public static class Calls
     // Elements of any two-byte type of this name are bfloat16.
     private readonly record struct BFloat16(ushort Bits);
 
-    private static Call FromStoredLogits(bool large)
+    private static Call FromStoredLogits<T>(bool large, Converter<float, T> store, bool inPlace) where T : unmanaged
     {
         (float[] logits, long[] targets, int rows, int vocabulary) = Logits(large);
-        BFloat16[] stored = Array.ConvertAll(logits, x => new BFloat16((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16)));
+        T[] stored = Array.ConvertAll(logits, store);
+        int[] likeliest = new int[rows];
+        long[] tokens = new long[3 * rows];
         float[] zeros = new float[rows], top = new float[3 * rows], a = Seeded.Normal(rows, 2), gradient = new float[logits.Length], bias = Seeded.Normal(vocabulary, 3);
         return (device, memory) =>
         {
@@ -194,8 +217,9 @@ public static class Calls
                 Temperature = 1.5f,
                 ValidVocabulary = vocabulary - 2,
             };
-            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3), MeanLogit = memory.Put("mean", zeros) });
-            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream, SumOfSquares = upstream, MeanLogit = upstream }, memory.Put("gradient", gradient, rows, vocabulary));
+            LogProbs.FromLogits(device, problem, new() { LogSumExp = logSumExp, SumOfSquares = memory.Put("squares", zeros), TopLogProbs = memory.Put("top", top, rows, 3), TopTokens = memory.Put("top tokens", tokens, rows, 3), Argmax = memory.Put("argmax", likeliest), MeanLogit = memory.Put("mean", zeros) });
+            LogProbs.FromLogitsBackward(device, problem, new() { LogSumExp = logSumExp }, new() { LogProb = upstream, SumOfSquares = upstream, MeanLogit = upstream },
+                inPlace ? problem.Logits : memory.Put("gradient", gradient, rows, vocabulary));
         };
     }
 
@@ -227,6 +251,19 @@ public static class Calls
             new() { LogProb = memory.Put("log-prob", zeros), MeanLogit = memory.Put("mean", zeros) },
             new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width), Bias = memory.Put("of bias", ofBias) },
             memory.Workspace(device));
+    }
+
+    private static Call TrainFromStoredHidden(bool large)
+    {
+        (float[] hidden, float[] entries, long[] targets, int tokens, int width, int vocabulary) = Hidden(large);
+        Half[] storedHidden = Array.ConvertAll(hidden, x => (Half)x);
+        BFloat16[] storedEntries = Array.ConvertAll(entries, x => new BFloat16((ushort)(BitConverter.SingleToUInt32Bits(x) >> 16)));
+        float[] zeros = new float[tokens], a = Seeded.Normal(tokens, 3), ofHidden = new float[hidden.Length], ofVocabulary = new float[entries.Length];
+        int[] likeliest = new int[tokens];
+        return (device, memory) => LogProbs.TrainFromHidden(device,
+            new() { Hidden = memory.Put("hidden", storedHidden, tokens, width), Vocabulary = memory.Put("vocabulary", storedEntries, vocabulary, width), Targets = memory.Put("targets", targets), Softcap = 20 },
+            new() { LogProb = memory.Put("of log-prob", a) }, new() { LogProb = memory.Put("log-prob", zeros), Argmax = memory.Put("argmax", likeliest) },
+            new() { Hidden = memory.Put("of hidden", ofHidden, tokens, width), Vocabulary = memory.Put("of vocabulary", ofVocabulary, vocabulary, width) }, memory.Workspace(device));
     }
 
     private static Call TopFromHidden(bool large)

@@ -13,7 +13,7 @@ public class OperationTests
     {
         Calls.Call call = Calls.Of(name, large: true);
         using ComputeDevice one = ComputeDevice.OpenCpu(1);
-        uint[] expected = Bits(call, one);
+        byte[] expected = Bits(call, one);
         foreach (int threads in (int[])[2, 3, 7])
         {
             using ComputeDevice several = ComputeDevice.OpenCpu(threads);
@@ -29,7 +29,7 @@ public class OperationTests
         using ComputeDevice device = ComputeDevice.OpenCpu(2);
         using var memory = new CallMemory(CallMemory.Place.Arrays);
         call(device, memory);
-        uint[] expected = memory.Bits();
+        byte[] expected = memory.Bits();
         for (int run = 1; run < 100; run++)
         {
             call(device, memory);
@@ -46,7 +46,7 @@ public class OperationTests
         using ComputeDevice device = ComputeDevice.OpenCpu(3);
         using var memory = new CallMemory(CallMemory.Place.Arrays);
         call(device, memory);
-        uint[] expected = memory.Bits();
+        byte[] expected = memory.Bits();
         for (int run = 1; run < 100; run++)
         {
             call(device, memory);
@@ -61,7 +61,7 @@ public class OperationTests
         foreach (bool large in (bool[])[false, true])
         {
             Calls.Call call = Calls.Of(name, large);
-            uint[] expected = Bits(call, ComputeDevice.Cpu);
+            byte[] expected = Bits(call, ComputeDevice.Cpu);
             foreach (CallMemory.Place place in (CallMemory.Place[])[CallMemory.Place.BeforeGuard, CallMemory.Place.AfterGuard])
             {
                 using var memory = new CallMemory(place);
@@ -93,7 +93,7 @@ public class OperationTests
         using ComputeDevice device = ComputeDevice.OpenCpu(2);
         using var memory = new CallMemory(CallMemory.Place.Arrays);
         call(device, memory);
-        uint[] expected = memory.Bits();
+        byte[] expected = memory.Bits();
         Assert.Throws<OperationCanceledException>(() => call(device.With(new CancellationToken(canceled: true)), memory));
         call(device, memory);
         Assert.Equal(expected, memory.Bits());
@@ -121,11 +121,11 @@ public class OperationTests
     {
         Calls.Call call = Calls.Of(name, large: true);
         using ComputeDevice device = ComputeDevice.OpenCpu(3);
-        uint[] expected = Bits(call, device);
+        byte[] expected = Bits(call, device);
         Parallel.For(0, 8, new() { MaxDegreeOfParallelism = 4 }, _ => Assert.Equal(expected, Bits(call, device)));
     }
 
-    private static uint[] Bits(Calls.Call call, ComputeDevice device)
+    private static byte[] Bits(Calls.Call call, ComputeDevice device)
     {
         using var memory = new CallMemory(CallMemory.Place.Arrays);
         call(device, memory);

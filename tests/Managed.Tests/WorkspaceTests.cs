@@ -129,7 +129,7 @@ public class WorkspaceTests
     public void Results_do_not_depend_on_what_lies_in_it_or_on_its_size()
     {
         Calls.Call call = Calls.Of("preference loss", large: true);
-        uint[]? expected = null;
+        byte[]? expected = null;
         foreach (long bytes in (long[])[0, 100_000, 1_000_000])
         {
             using var memory = new CallMemory(CallMemory.Place.Arrays);

@@ -5,8 +5,8 @@ namespace TransformerKernels;
 /// For a pair of query i and key j of a head: s = scale · qᵢ·kⱼ, then the score rule, then the softcap, then every bias is added, then hidden pairs are left out;
 /// pᵢⱼ = e^(sᵢⱼ − Lᵢ) with Lᵢ = ln Σⱼ e^sᵢⱼ with e^sink in the sum if there is one, outputᵢ = Σⱼ pᵢⱼ vⱼ.
 /// <para>
-/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞, or its sink. A pair hidden by causality or by a score of −∞ contributes nothing, even if
-/// its key or value is NaN. Dropout on the weights is not offered. Dao et al. 2022, "FlashAttention"; Rabe and Staats 2021.
+/// A query that sees no key has output 0, gradients 0 and log-sum-exp −∞, or its sink. A pair hidden by causality, a mask, its sequence's length or a score of −∞ contributes nothing,
+/// even if its key or value is NaN. Dropout on the weights is not offered. Dao et al. 2022, "FlashAttention"; Rabe and Staats 2021.
 /// </para>
 /// <para>Results have the same bits for any number of threads and any batch around a sequence.</para>
 /// </remarks>
@@ -79,7 +79,8 @@ public static class Attention
         device.AttentionBackward(problem, rule, saved, upstream, gradients, workspace);
     }
 
-    /// <summary>The bytes of workspace that <see cref="Forward{TRule}"/> needs. On the CPU they grow with its threads and the lengths, not with batch and heads; GPUs need none.</summary>
+    /// <summary>The bytes of workspace that <see cref="Forward{TRule}"/> needs. On the CPU they grow with its threads and the lengths, not with batch and heads, but for the bits of a
+    /// mask that several heads or sequences share, 1 MB at most; GPUs need none.</summary>
     /// <param name="device">Where it is going to run.</param>
     /// <param name="problem">The problem: of its tensors only types, shapes and strides are looked at.</param>
     /// <returns>What a <see cref="Workspace"/> grows to, so that <see cref="Workspace.Reserve"/> of as many lets the call allocate nothing.</returns>
@@ -128,6 +129,9 @@ public static class Attention
             throw new ArgumentException("problem.Query has head size 0; it must be at least 1.", "problem.Query");
         if (keyHeads == 0 ? heads != 0 : heads % keyHeads != 0)
             throw new ArgumentException($"{heads} query heads can't share {keyHeads} key heads evenly; problem.Key needs a divisor of {heads}.", "problem.Key");
+        // Queries or keys that are one number again and again may be more than memory holds.
+        Require.Size((Int128)Math.Max(batch, 1) * Math.Max(Math.Max(heads, keyHeads), 1) * (queries + keys + 1) * (headSize + problem.Value.Length(3) + 1),
+            "batch · heads · (queries + keys + 1) · (head size + value size + 1)", nameof(problem));
         if (problem.Scale is { } scale)
             Require.Finite(scale, "problem.Scale");
         Require.Position(problem.QueryOffset ?? 0, "problem.QueryOffset");
@@ -158,6 +162,7 @@ public static class Attention
             if (problem.GridBias.Height is < 1 or > GridBias.LargestSide || problem.GridBias.Width is < 1 or > GridBias.LargestSide)
                 throw new ArgumentException($"problem.GridBias has a window of {problem.GridBias.Height} x {problem.GridBias.Width} positions; both must be 1 to {GridBias.LargestSide}.", "problem.GridBias");
             Require.Input(device, problem.GridBias.Table, "problem.GridBias", problem.GridBias.Cells, heads);
+            Require.Size((Int128)Math.Max(batch, 1) * Math.Max(heads, 1) * problem.GridBias.Cells, "batch · heads · entries", "problem.GridBias");
             if (!problem.QueryOffsets.IsPresent)
                 problem.GridBias.CheckPositions(queries, keys, AttentionShape.Of(problem).QueryOffset);
         }

@@ -39,8 +39,8 @@ internal readonly unsafe struct BooleanMask
     {
         if (!view.IsPresent || Own(view, 2) == 1 || shape.Batch * shape.Heads < LeastSharers * Own(view, 0) * Own(view, 1))
             return 0;
-        long bytes = Own(view, 0) * Own(view, 1) * AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * Tiles((nint)shape.Keys) * sizeof(ulong);
-        return bytes <= MostSharedBytes ? bytes : 0;
+        Int128 bytes = (Int128)Own(view, 0) * Own(view, 1) * AttentionTiles.RoundUp(shape.Queries, AttentionTiles.WidestBlock) * Tiles((nint)shape.Keys) * sizeof(ulong);
+        return bytes <= MostSharedBytes ? (long)bytes : 0;
     }
 
     /// <summary>Where all heads find what <see cref="Read"/> says of a block of queries and all keys.</summary>

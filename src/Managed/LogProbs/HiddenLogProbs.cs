@@ -199,6 +199,8 @@ public static partial class LogProbs
         CheckWidth(problem.Vocabulary, names.Vocabulary);
         if (problem.Vocabulary.Length(0) == 0)
             throw new ArgumentException($"{names.Vocabulary} has no entries; it must have at least 1.", names.Vocabulary);
+        // Rows that are one row again and again may be more than memory holds.
+        Require.Size(((Int128)problem.Hidden.Length(0) + 1) * (problem.Vocabulary.Length(0) + problem.Hidden.Length(1)), "(tokens + 1) · (vocabulary + width)", names.Hidden);
         Require.Input(device, problem.Targets, names.Targets, [ElementType.Int32, ElementType.Int64], problem.Hidden.Length(0));
         CheckShaping(device, names, problem.Vocabulary.Length(0), problem.Bias, problem.MeanWeights, problem.Softcap, problem.Temperature, problem.ValidVocabulary);
     }

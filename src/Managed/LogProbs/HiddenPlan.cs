@@ -44,11 +44,25 @@ internal readonly struct HiddenPlan
     public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
         // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
-        nint panel = VocabularyProduct.MostVectors * lanes, most = RoundUp((nint)Math.Max(problem.Hidden.Length(0), 1), panel);
-        this = new(problem, backward, keeps, most, lanes, threads);
         budget = Math.Min(budget, DefaultBudget);
-        while (Bytes > budget && (Chunk > panel || Keeps))
-            this = Chunk > panel ? new(problem, backward, Keeps, Chunk - panel, lanes, threads) : new(problem, backward, keeps: false, most, lanes, threads);
+        this = Largest(problem, backward, keeps, budget, lanes, threads);
+        if (Bytes > budget && keeps)
+            this = Largest(problem, backward, keeps: false, budget, lanes, threads);
+    }
+
+    // Of as many panels as the budget allows, but of one at least: more of them never take less.
+    private static HiddenPlan Largest(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
+    {
+        nint panel = VocabularyProduct.MostVectors * lanes, panels = 1, most = RoundUp((nint)Math.Max(problem.Hidden.Length(0), 1), panel) / panel;
+        while (panels < most)
+        {
+            nint middle = most - (most - panels) / 2;
+            if (new HiddenPlan(problem, backward, keeps, middle * panel, lanes, threads).Bytes <= budget)
+                panels = middle;
+            else
+                most = middle - 1;
+        }
+        return new(problem, backward, keeps, panels * panel, lanes, threads);
     }
 
     // A chunk of so many tokens.

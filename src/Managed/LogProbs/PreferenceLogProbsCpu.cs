@@ -119,7 +119,8 @@ internal sealed partial class CpuDevice
         /// <summary>The targets of the answers' tokens; the others are ignored.</summary>
         public void SetTargets(TokenVector given, in HiddenProblem problem, string name)
         {
-            new Span<long>(targets, (int)tokens).Fill(problem.IgnoreTarget);
+            for (nint token = 0; token < tokens; token++)
+                targets[token] = problem.IgnoreTarget;
             for (nint token = (nint)bounds[0]; token < bounds[2 * Pairs]; token++)
             {
                 if (mask != null && mask[token * maskStep] == 0)

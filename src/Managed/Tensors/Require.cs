@@ -119,6 +119,16 @@ internal static class Require
             throw new ArgumentOutOfRangeException(name, value, $"{name} must lie between −2^40 and 2^40.");
     }
 
+    // More than memory holds, and few enough that whatever scratch memory is made of so many numbers is told in 64 bits.
+    private const long MostNumbers = 1L << 48;
+
+    /// <summary>The sizes of a problem whose tensors may all be views that repeat a few numbers: their product is at most 2⁴⁸.</summary>
+    public static void Size(Int128 numbers, string what, string name)
+    {
+        if (numbers > MostNumbers)
+            throw new ArgumentException($"Of {name} {what} is {numbers}; it must be at most 2^48.", name);
+    }
+
     private static void Shape(in TensorView tensor, string name, ReadOnlySpan<long> shape)
     {
         bool fits = tensor.Rank == shape.Length;

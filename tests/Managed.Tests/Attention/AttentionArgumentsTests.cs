@@ -103,6 +103,35 @@ public class AttentionArgumentsTests
         Refuses<ArgumentException>("problem.Captured2", "[2, 4, 3, 5]", (ref p) => p.Captured2 = CapturedTensor.Dense(Tensor(Batch, Heads, Keys, Queries)));
     }
 
+#if !GPU // views that repeat are copied there
+    [Fact]
+    public void Sizes_that_no_memory_holds_are_refused_though_one_number_is_repeated()
+    {
+        TensorView Repeated(int axis, params ReadOnlySpan<long> shape) => TensorView.Of(new float[1], 1, 1, 1, 1).Expand(axis, shape[axis]);
+        void Refused(string says, long keys, long size)
+        {
+            using var workspace = new Workspace(Device);
+            AttentionProblem problem = keys > 1
+                ? new() { Query = Tensor(1, 1, 1, 1), Key = Repeated(2, 1, 1, keys, 1), Value = Repeated(2, 1, 1, keys, 1) }
+                : new() { Query = Repeated(3, 1, 1, 1, size), Key = Repeated(3, 1, 1, 1, size), Value = Tensor(1, 1, 1, 1) };
+            ArgumentException? thrown = null;
+            try
+            {
+                TransformerKernels.Attention.ForwardWorkspaceBytes(Device, problem);
+            }
+            catch (ArgumentException exception)
+            {
+                thrown = exception;
+            }
+            Assert.Equal("problem", thrown?.ParamName);
+            Assert.Contains(says, thrown!.Message);
+        }
+        Refused("(head size + value size + 1) is 864691128455135238; it must be at most 2^48.", keys: 1L << 58, size: 1);
+        Refused("must be at most 2^48", keys: 1, size: 1L << 57); // of which the workspace would have too few bytes
+        Refuses<ArgumentException>("problem.BucketedBias", "there can be 2147483647", (ref p) => p.BucketedBias = new(TensorView.Of(new float[Heads], 1, Heads).Expand(0, 1L << 31), int.MaxValue, bidirectional: false));
+    }
+#endif
+
 #if !GPU // the values are looked at by a device that takes the property; GPUs don't yet
     [Fact]
     public void Wrong_offsets_of_sequences_are_named_with_what_would_be_right()
@@ -443,7 +472,19 @@ public class AttentionArgumentsTests
         TransformerKernels.Attention.Backward(Device, problem, new AttentionSaved { Output = TensorView.Of(o, 1, heads, tokens, size), LogSumExp = TensorView.Of(l, 1, heads, tokens) },
             new AttentionUpstream { Output = TensorView.Of(dO, 1, heads, tokens, size) },
             new AttentionGradients { Query = Part(gradients, 0), Key = Part(gradients, 1), Value = Part(gradients, 2) }, workspace);
-        Assert.Contains(gradients, g => g != 0);
-        Assert.All(gradients, g => Assert.True(float.IsFinite(g)));
+
+        // As of copies [head, token, size] of the three.
+        static float[] Copy(float[] data, int part) =>
+            [.. Enumerable.Range(0, heads * tokens * size).Select(n => data[((n / size % tokens * 3 + part) * heads + n / size / tokens) * size + n % size])];
+        float[][] parts = [Copy(packed, 0), Copy(packed, 1), Copy(packed, 2)], expected = [new float[o.Length], new float[o.Length], new float[o.Length]];
+        float[] output = new float[o.Length];
+        static TensorView Of(float[] data) => TensorView.Of(data, 1, heads, tokens, size);
+        problem = new() { Query = Of(parts[0]), Key = Of(parts[1]), Value = Of(parts[2]), Causal = true };
+        TransformerKernels.Attention.Forward(Device, problem, Of(output), TensorView.Of(l, 1, heads, tokens), workspace);
+        TransformerKernels.Attention.Backward(Device, problem, new AttentionSaved { Output = Of(output), LogSumExp = TensorView.Of(l, 1, heads, tokens) }, new AttentionUpstream { Output = Of(dO) },
+            new AttentionGradients { Query = Of(expected[0]), Key = Of(expected[1]), Value = Of(expected[2]) }, workspace);
+        Assert.Equal(output, o);
+        for (int part = 0; part < 3; part++)
+            Assert.Equal(expected[part], Copy(gradients, part));
     }
 }

@@ -113,11 +113,18 @@ public class AttentionBiasTests
     {
         foreach ((int queries, int keys) in ((int, int)[])[(1, 1), (4, 6), (65, 63), (100, 530)])
         {
-            new AttentionCase
+            var problem = new AttentionCase
             {
                 Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, HeadSize = 6, ValueSize = 5, Causal = queries > 4, HasLogSumExpUpstream = true,
                 RowBias = AttentionCase.Numbers(4, 1, 2, 2, queries), ColumnBias = AttentionCase.Numbers(5, 1, 1, 2, keys), DenseBias = AttentionCase.Numbers(6, 1, 2, 1, 1, keys),
-            }.Check(Device, default(PlainScore));
+            };
+            problem.Check(Device, default(PlainScore));
+            AttentionCase.Results fresh = problem.Run(Device, default(PlainScore)), added = problem.Run(Device, default(PlainScore), accumulate: true);
+            foreach ((float[] a, float[] b) in ((float[], float[])[])[(fresh.RowBias, added.RowBias), (fresh.ColumnBias, added.ColumnBias), (fresh.DenseBias, added.DenseBias)])
+            {
+                for (int i = 0; i < a.Length; i++)
+                    Assert.Equal(1 + a[i], b[i], 2e-6 * (1 + Math.Abs(a[i])));
+            }
             new AttentionCase { Queries = queries, Keys = keys, RowBias = AttentionCase.Numbers(4, 1, 1, 1, queries), ColumnBias = AttentionCase.Numbers(5, 1, 1, 1, 1) }.Check(Device, default(PlainScore));
         }
     }

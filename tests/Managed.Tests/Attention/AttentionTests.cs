@@ -370,16 +370,22 @@ public class AttentionTests
     {
         foreach ((int queries, int keys) in ((int, int)[])[(9, 13), (40, 600)])
         {
-            var problem = new AttentionCase
+            foreach (CapturedValues[] captured in (CapturedValues[][])
+                [
+                    [new(AttentionCase.Numbers(3, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(4, 1, 2, 2, queries, keys), CapturedBy.Pair), new(AttentionCase.Numbers(5, 1, 2, 2, queries), CapturedBy.Query), new(AttentionCase.Numbers(6, 1, 2, 2, keys), CapturedBy.Key)],
+                    [new(AttentionCase.Numbers(3, 1, 2, 11), CapturedBy.HeadAndDistance, 6), new(AttentionCase.Numbers(4, 1, 2, 7), CapturedBy.HeadAndAbsoluteDistance), new(AttentionCase.Numbers(5, 1, 1, 2, 1), CapturedBy.Query), new(AttentionCase.Numbers(6, 1, 2, 1, keys), CapturedBy.Key)],
+                ])
             {
-                Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, Causal = true, Slopes = AttentionCase.Numbers(1, 0.2f, 2), DistanceBias = AttentionCase.Numbers(2, 1, 2, queries + keys - 1),
-                Captured = [new(AttentionCase.Numbers(3, 1, 2), CapturedBy.Head), new(AttentionCase.Numbers(4, 1, 2, 2, queries, keys), CapturedBy.Pair), new(AttentionCase.Numbers(5, 1, 2, 2, queries), CapturedBy.Query), new(AttentionCase.Numbers(6, 1, 2, 2, keys), CapturedBy.Key)],
-            };
-            AttentionCase.Results fresh = problem.Run(Device, default(FourCaptures)), added = problem.Run(Device, default(FourCaptures), accumulate: true);
-            foreach ((float[] a, float[] b) in fresh.All.Zip(added.All).Skip(2))
-            {
-                for (int i = 0; i < a.Length; i++)
-                    Assert.Equal(1 + a[i], b[i], 2e-6 * (1 + Math.Abs(a[i])));
+                var problem = new AttentionCase
+                {
+                    Batch = 2, Heads = 2, KeyHeads = 1, Queries = queries, Keys = keys, Causal = true, Slopes = AttentionCase.Numbers(1, 0.2f, 2), DistanceBias = AttentionCase.Numbers(2, 1, 2, queries + keys - 1), Captured = captured,
+                };
+                AttentionCase.Results fresh = problem.Run(Device, default(FourCaptures)), added = problem.Run(Device, default(FourCaptures), accumulate: true);
+                foreach ((float[] a, float[] b) in fresh.All.Zip(added.All).Skip(2))
+                {
+                    for (int i = 0; i < a.Length; i++)
+                        Assert.Equal(1 + a[i], b[i], 2e-6 * (1 + Math.Abs(a[i])));
+                }
             }
         }
     }

@@ -313,6 +313,8 @@ public class HiddenLogProbsTests
         Throws("problem.Targets[1] is 4; it must lie between 0 and 3, or be -100 to ignore the token.", problem => { problem.ValidVocabulary = 4; return problem; });
         Throws("problem.Bias has the shape [4]; it should be [5].", problem => { problem.Bias = TensorView.Of(out4); return problem; });
         Throws("problem.Hidden holds Int32; this operation takes Float32 or Float16 or BFloat16.", problem => { problem.Hidden = TensorView.Of(new int[12], 4, 3); return problem; });
+        Throws("Of problem.Hidden (tokens + 1) · (vocabulary + width) is 360287970189639695; it must be at most 2^48.",
+            problem => { problem.Vocabulary = TensorView.Of(new float[3], 1, 3).Expand(0, 1L << 56); return problem; });
         Assert.Throws<ArgumentNullException>("workspace", () => LogProbs.FromHidden(Device, Good(), new() { LogProb = TensorView.Of(out4) }, null!));
         Assert.Throws<ArgumentException>("workspace", () => LogProbs.FromHidden(Device, Good(), new() { LogProb = TensorView.Of(out4) }, foreign));
         Assert.Throws<ArgumentException>("outputs", () => LogProbs.FromHidden(Device, Good(), default, workspace));

@@ -17,7 +17,7 @@ public class HiddenPlanTests
     };
 
     // Shapes alone; nothing lies there.
-    private static HiddenProblem Problem(int tokens, int width, int vocabulary, ElementType type) => new()
+    private static HiddenProblem Problem(long tokens, int width, int vocabulary, ElementType type) => new()
     {
         Hidden = TensorView.FromPointer(Device, 1 << 20, type, tokens, width),
         Vocabulary = TensorView.FromPointer(Device, 1 << 20, type, vocabulary, width),
@@ -59,5 +59,13 @@ public class HiddenPlanTests
                 Assert.True(plan.Bytes == least || Plan(plan.Bytes - 1).Bytes < plan.Bytes);
             }
         }
+    }
+
+    [Fact]
+    public async Task However_many_tokens_there_are_their_plan_is_made_at_once()
+    {
+        Task<long> bytes = Task.Run(() => LogProbs.FromHiddenWorkspaceBytes(Device, Problem(1L << 43, 3, 17, ElementType.Float32), backward: true), TestContext.Current.CancellationToken);
+        await bytes.WaitAsync(TimeSpan.FromMinutes(1), TestContext.Current.CancellationToken);
+        Assert.InRange(await bytes, 1, 32_000_000);
     }
 }
