@@ -345,6 +345,36 @@ public class LogProbsTests
         static void Throws<T>(string name, Action call) where T : ArgumentException => Assert.Throws<T>(name, call);
     }
 
+    [Theory]
+    [InlineData(37)]
+    [InlineData(5003)]
+    public void A_row_and_its_gradient_are_bitwise_the_same_alone_and_among_others(int vocabulary)
+    {
+        const int rows = 7;
+        float[] logits = Seeded.Normal(rows * vocabulary, 1, 3), a = Seeded.Normal(rows, 2), b = Seeded.Normal(rows, 3);
+        long[] targets = [.. Enumerable.Range(0, rows).Select(row => (long)row * 31 % vocabulary)];
+        float[][] all = Run(0, rows);
+        for (int row = 0; row < rows; row++)
+        {
+            float[][] alone = Run(row, 1);
+            for (int tensor = 0; tensor < all.Length; tensor++)
+            {
+                int each = all[tensor].Length / rows;
+                Assert.Equal(all[tensor][(row * each)..((row + 1) * each)], alone[tensor]);
+            }
+        }
+
+        float[][] Run(int first, int count)
+        {
+            TensorView Of(float[] numbers) => TensorView.Of(numbers.AsSpan(first, count));
+            float[][] results = [new float[count], new float[count], new float[count], new float[count * vocabulary]];
+            LogitsProblem problem = new() { Logits = TensorView.Of(logits.AsSpan(first * vocabulary, count * vocabulary), count, vocabulary), Targets = TensorView.Of(targets.AsSpan(first, count)) };
+            LogProbs.FromLogits(Device, problem, new() { LogProb = TensorView.Of(results[0]), LogSumExp = TensorView.Of(results[1]), Entropy = TensorView.Of(results[2]) });
+            LogProbs.FromLogitsBackward(Device, problem, new() { LogSumExp = TensorView.Of(results[1]), Entropy = TensorView.Of(results[2]) }, new() { LogProb = Of(a), Entropy = Of(b) }, TensorView.Of(results[3], count, vocabulary));
+            return results;
+        }
+    }
+
     [Fact]
     public void No_rows_are_no_work() =>
         LogProbs.FromLogits(Device, new() { Logits = TensorView.Of(Array.Empty<float>(), 0, 5), Targets = TensorView.Of(Array.Empty<long>(), 0) }, new() { LogProb = TensorView.Of(Array.Empty<float>(), 0) });
