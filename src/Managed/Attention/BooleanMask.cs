@@ -76,7 +76,13 @@ internal readonly unsafe struct BooleanMask
             }
             return;
         }
-        if (keyStep == 1 && queryStep != 0)
+        if (queryStep == 0)
+        {
+            for (nint first = 0; first < keys; first += AttentionTiles.Keys, words += step)
+                new Span<ulong>(words, (int)queries).Fill(Word(start + first * keyStep, Math.Min(AttentionTiles.Keys, keys - first), keyStep, j0 + first));
+            return;
+        }
+        if (keyStep == 1)
         {
             ReadRows(start, queries, j0, keys, words, step);
             return;
@@ -85,7 +91,7 @@ internal readonly unsafe struct BooleanMask
         {
             ulong* word = words + query;
             for (nint first = 0; first < keys; first += AttentionTiles.Keys, word += step)
-                *word = query > 0 && queryStep == 0 ? word[-1] : Word(start + query * queryStep + first * keyStep, Math.Min(AttentionTiles.Keys, keys - first), keyStep, j0 + first);
+                *word = Word(start + query * queryStep + first * keyStep, Math.Min(AttentionTiles.Keys, keys - first), keyStep, j0 + first);
         }
     }
 
