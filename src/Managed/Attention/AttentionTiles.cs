@@ -83,6 +83,8 @@ internal static unsafe class AttentionTiles
         // x·0 is 0, or NaN where x isn't finite. Four sums, so that the next needn't wait for the last.
         V s0 = V.Zero, s1 = V.Zero, s2 = V.Zero, s3 = V.Zero;
         float sum = 0;
+        if (columnStep == 1 && rowStep == columns)
+            (rows, columns) = (1, rows * columns);
         for (nint row = 0; row < rows; row++)
         {
             float* from = source + row * rowStep;
