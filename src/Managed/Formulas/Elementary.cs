@@ -135,34 +135,38 @@ internal static class Elementary
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Sigmoid<T>(T x) where T : struct, IElementary<T>
-    {
-        T e = ExpBelow(-T.Abs(x));
-        return T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
-    }
+    public static T Sigmoid<T>(T x) where T : struct, IElementary<T> => Sigmoid(x, ExpOfMinusAbs(x));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Sigmoid<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T e = ExpBelow(-T.Abs(x)), sum = 1f + e;
+        T e = ExpOfMinusAbs(x), sum = 1f + e;
         slope = e / (sum * sum);
         return T.SelectLess(x, T.Zero, e, T.One) / sum;
     }
 
+    /// <summary>e^-|x|, of which sigmoid and softplus are made.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static T Softplus<T>(T x) where T : struct, IElementary<T> => Softplus(x, ExpBelow(-T.Abs(x)));
+    public static T ExpOfMinusAbs<T>(T x) where T : struct, IElementary<T> => ExpBelow(-T.Abs(x));
+
+    /// <summary>The sigmoid of x from e = e^-|x|.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Sigmoid<T>(T x, T e) where T : struct, IElementary<T> => T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Softplus<T>(T x) where T : struct, IElementary<T> => Softplus(x, ExpOfMinusAbs(x));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Softplus<T>(T x, out T slope) where T : struct, IElementary<T>
     {
-        T e = ExpBelow(-T.Abs(x));
-        slope = T.SelectLess(x, T.Zero, e, T.One) / (1f + e);
+        T e = ExpOfMinusAbs(x);
+        slope = Sigmoid(x, e);
         return Softplus(x, e);
     }
 
     // ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x| from 0 to 1: a minimax fit of (ln(1 + e) − e)/e² that leaves ln(1 + e) right to 3.4·10⁻⁸.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static T Softplus<T>(T x, T e) where T : struct, IElementary<T>
+    public static T Softplus<T>(T x, T e) where T : struct, IElementary<T>
     {
         T p = T.From(5.36544668e-3f);
         p = T.MultiplyAdd(p, e, T.From(-3.00683621e-2f));
