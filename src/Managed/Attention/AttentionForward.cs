@@ -274,8 +274,8 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         Product.SetThen<V, ScoreTile<THiding>>(tileKeys + part.FirstKey * Key.Row, Key.Row, Key.Column, part.Keys, q + lane, block, part.Vectors, d, s + part.Start<V>(), block, scored);
     }
 
-    // Turns a part's q·k, scaled for a long rule, into final scores, which adds a bias or doesn't, and raises the maxima. Only a brief rule and what comes after it are one pass: each pass is a chain of
-    // instructions that wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
+    // Turns a part's q·k, scaled for a long rule, into final scores, which adds a bias or doesn't, and raises the maxima. Only a brief rule and what comes after it are one pass, or a short
+    // one and the maxima where nothing else comes after it: each pass is a chain of instructions that wait for each other, and the processor sees the more vectors' chains at a time the shorter they are.
     private readonly void ApplyRule<V, THiding>(in RuleTile tile, in TilePart part, LaneRows bias, bool adds, float* s, float* maximum, ref RowsAhead ahead) where V : struct, ILanes<V> where THiding : struct, IChoice
     {
         nint block = AttentionTiles.Block<V>();
@@ -287,6 +287,11 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
         if (typeof(TRule) != typeof(PlainScore) && Length.IsLong)
         {
             RuleStrips<V, THiding>(tile, part, bias, adds, s, maximum, ref ahead);
+            return;
+        }
+        if (typeof(TRule) != typeof(PlainScore) && !TCap.Caps && !adds && Length.IsShort && ahead.IsDone)
+        {
+            ScoreLanes<Lockstep<V>, No, RuleAndMaxima>(tile, part.OfPairs, block, default, default, s, maximum);
             return;
         }
         if (typeof(TRule) != typeof(PlainScore) && Length.IsShort)
@@ -374,12 +379,13 @@ internal unsafe struct AttentionForwardWork<TRule, TCap> : IWork where TRule : u
                     c2 += tile.Captured2.Step;
                     c3 += tile.Captured3.Step;
                 }
-                if (typeof(TStep) != typeof(RuleAlone))
+                if (typeof(TStep) == typeof(EndAlone) || typeof(TStep) == typeof(RuleAndEnd))
                 {
                     z = Final<V, THiding>(z, Cap.Score(z), V.Load(added));
-                    highest = V.MaxNative(highest, z);
                     added += bias.Step;
                 }
+                if (typeof(TStep) != typeof(RuleAlone))
+                    highest = V.MaxNative(highest, z);
                 z.Store(at);
                 at += block;
             }

@@ -77,7 +77,10 @@ internal unsafe struct RowsAhead(nint queries)
     }
 
     /// <summary>The piece of a part, from its first key on, that a pass had better take before it asks for the next rows: all of it where none are left.</summary>
-    public readonly TilePart Piece(in TilePart part) => part with { EndKey = count > 0 && asked < AttentionTiles.Keys ? Math.Min(part.FirstKey + Product.Rows, part.EndKey) : part.EndKey };
+    public readonly TilePart Piece(in TilePart part) => part with { EndKey = IsDone ? part.EndKey : Math.Min(part.FirstKey + Product.Rows, part.EndKey) };
+
+    /// <summary>Whether none are left.</summary>
+    public readonly bool IsDone => count == 0 || asked >= AttentionTiles.Keys;
 
     /// <summary>Asks for what is left after a tile that isn't seen whole.</summary>
     public void AskForRest() => Ask(Math.Max(0, AttentionTiles.Keys - asked));

@@ -64,3 +64,5 @@ internal readonly struct RuleAlone : IScoreStep;
 internal readonly struct EndAlone : IScoreStep;
 
 internal readonly struct RuleAndEnd : IScoreStep;
+
+internal readonly struct RuleAndMaxima : IScoreStep;
