@@ -10,7 +10,13 @@ internal struct Lanes128 : ILanes<Lanes128>
     private Vector128<float> v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private Lanes128(Vector128<float> value) => v = value;
+    public Lanes128(Vector128<float> value) => v = value;
+
+    public readonly Vector128<float> Vector
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => v;
+    }
 
     public static Lanes128 Zero
     {

@@ -10,7 +10,13 @@ internal struct Lanes256 : ILanes<Lanes256>
     private Vector256<float> v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private Lanes256(Vector256<float> value) => v = value;
+    public Lanes256(Vector256<float> value) => v = value;
+
+    public readonly Vector256<float> Vector
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => v;
+    }
 
     public static Lanes256 Zero
     {

@@ -10,7 +10,13 @@ internal struct Lanes512 : ILanes<Lanes512>
     private Vector512<float> v;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private Lanes512(Vector512<float> value) => v = value;
+    public Lanes512(Vector512<float> value) => v = value;
+
+    public readonly Vector512<float> Vector
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => v;
+    }
 
     public static Lanes512 Zero
     {

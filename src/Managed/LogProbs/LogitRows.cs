@@ -107,9 +107,17 @@ internal sealed partial class CpuDevice
         {
             ElementType.Float32 => Prepare<V, Float32Storage>(source, offset, count, prepared),
             ElementType.BFloat16 => Prepare<V, BFloat16Storage>(source, offset, count, prepared),
+            ElementType.Float16 when typeof(V) == typeof(Lanes512) && bias == null && shape.HasTable && shapeOfScaled.HasTable => PrepareFromTable(source, count, prepared),
             _ when IsNear(source, count) => Prepare<V, ScaledFloat16Storage, No, Yes, Yes>(source, offset, shapeOfScaled, count, prepared),
             _ => Prepare<V, Float16Storage>(source, offset, count, prepared),
         };
+
+        // As if none were infinite or NaN, or so large that it needs bounds, until one is: then with bounds.
+        private float PrepareFromTable(byte* source, nint count, float* prepared)
+        {
+            float largest = TanhTable.Look<ScaledFloat16Storage, No, No>(source, null, shapeOfScaled.PowersPerLogit, shapeOfScaled.NearestScaledFloat16, count, prepared, LogitSums<Lanes512>.PrefetchBytes);
+            return float.IsNaN(largest) ? Prepare<Lanes512, Float16Storage>(source, null, count, prepared) : largest;
+        }
 
         // Whether the softcap of float16 numbers needs no bounds and meets no NaN: to look at them as integers takes a tenth of the time.
         private bool IsNear(byte* source, nint count) => nearest is ushort limit && !Storage16.AnyBeyond(limit, (ushort*)source, count);
@@ -125,6 +133,8 @@ internal sealed partial class CpuDevice
         private static float Prepare<V, TStorage, TBias, TCapped, TNear>(byte* source, float* offset, LogitShape shape, nint count, float* prepared)
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TBias : struct, IChoice where TCapped : struct, IChoice where TNear : struct, IChoice
         {
+            if (TCapped.Taken && !TNear.Taken && typeof(V) == typeof(Lanes512) && shape.HasTable)
+                return TanhTable.Look<TStorage, TBias, Yes>(source, offset, shape.PowersPerLogit, shape.LargestLogit, count, prepared, LogitSums<V>.PrefetchBytes);
             nint eights = TCapped.Taken && HasManyRegisters ? count - count % (8 * V.Count) : 0;
             float largest = eights > 0 ? Prepare8<V, TStorage, TBias, TNear>(source, offset, shape, eights, prepared) : float.NegativeInfinity;
             if (eights < count)
@@ -252,8 +262,8 @@ internal sealed partial class CpuDevice
     /// <summary>The softcap c (0 for none) and the temperature T of logits: z = c tanh(x / c) / T is scale · u, with u = tanh(x / c) and the scale c / T; without a softcap u = x and the scale is 1 / T.</summary>
     private readonly unsafe struct LogitShape(float softcap, float temperature)
     {
-        // Of x, the y of e^(2x / c) = 2^y.
-        private float PowersPerLogit { get; init; } = softcap == 0 ? 0 : (float)(2 / Math.Log(2) / softcap);
+        /// <summary>Of x, the y of e^(2x / c) = 2^y.</summary>
+        public float PowersPerLogit { get; private init; } = softcap == 0 ? 0 : (float)(2 / Math.Log(2) / softcap);
 
         // What rounding that took of every y, as a part of it.
         private readonly float lost = softcap == 0 ? 0 : (float)(2 / Math.Log(2) / softcap / (float)(2 / Math.Log(2) / softcap) - 1);
@@ -268,6 +278,15 @@ internal sealed partial class CpuDevice
         /// <summary>The bits of the largest float16 that the softcap takes without bounds; null for none.</summary>
         public ushort? NearestFloat16 =>
             !IsCapped || PowersPerLogit > float.MaxValue * ScaledFloat16Storage.Unit ? null : BitConverter.HalfToUInt16Bits((Half)Math.Min(LargestNormalPower / PowersPerLogit, (double)Half.MaxValue));
+
+        /// <summary>Up to here no x of <see cref="OfScaledFloat16"/> is infinite or NaN, or lies where <see cref="TanhTable"/> has ended.</summary>
+        public float NearestScaledFloat16 => Math.Min(TanhTable.Last / PowersPerLogit, (float)Half.MaxValue * ScaledFloat16Storage.Unit);
+
+        /// <summary>From here on u is 1.</summary>
+        public float LargestLogit => LargestPower / PowersPerLogit;
+
+        /// <summary>Whether <see cref="TanhTable"/> gives u: the processor has what it takes, and the constants are numbers.</summary>
+        public bool HasTable => Avx512F.IsSupported && float.IsNormal(PowersPerLogit) && float.IsNormal(LargestLogit);
 
         /// <summary>Whether it does anything.</summary>
         public bool Bends => softcap != 0 || temperature != 1;
