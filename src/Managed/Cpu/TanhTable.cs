@@ -46,12 +46,20 @@ internal static unsafe class TanhTable
         {
             Prefetch.Bytes(source + prefetchBytes, 4 * step);
             Prefetch.Bytes(source + prefetchBytes + 4 * step, 4 * step);
-            Vector512<float> x0 = Read<TStorage, TOffset, TBounds>(source, offset, bounds), x1 = Read<TStorage, TOffset, TBounds>(source + step, offset + w, bounds), x2 = Read<TStorage, TOffset, TBounds>(source + 2 * step, offset + 2 * w, bounds);
-            Vector512<float> x3 = Read<TStorage, TOffset, TBounds>(source + 3 * step, offset + 3 * w, bounds), x4 = Read<TStorage, TOffset, TBounds>(source + 4 * step, offset + 4 * w, bounds), x5 = Read<TStorage, TOffset, TBounds>(source + 5 * step, offset + 5 * w, bounds);
-            Vector512<float> x6 = Read<TStorage, TOffset, TBounds>(source + 6 * step, offset + 6 * w, bounds), x7 = Read<TStorage, TOffset, TBounds>(source + 7 * step, offset + 7 * w, bounds);
+            Vector512<float> x0 = TStorage.Load<Lanes512>(source).Vector, x1 = TStorage.Load<Lanes512>(source + step).Vector, x2 = TStorage.Load<Lanes512>(source + 2 * step).Vector, x3 = TStorage.Load<Lanes512>(source + 3 * step).Vector;
+            Vector512<float> x4 = TStorage.Load<Lanes512>(source + 4 * step).Vector, x5 = TStorage.Load<Lanes512>(source + 5 * step).Vector, x6 = TStorage.Load<Lanes512>(source + 6 * step).Vector, x7 = TStorage.Load<Lanes512>(source + 7 * step).Vector;
             if (TOffset.Taken)
+            {
+                x0 += Vector512.Load(offset); x1 += Vector512.Load(offset + w); x2 += Vector512.Load(offset + 2 * w); x3 += Vector512.Load(offset + 3 * w);
+                x4 += Vector512.Load(offset + 4 * w); x5 += Vector512.Load(offset + 5 * w); x6 += Vector512.Load(offset + 6 * w); x7 += Vector512.Load(offset + 7 * w);
                 offset += 8 * w;
-            if (!TBounds.Taken)
+            }
+            if (TBounds.Taken)
+            {
+                x0 = Bounded(x0, bounds); x1 = Bounded(x1, bounds); x2 = Bounded(x2, bounds); x3 = Bounded(x3, bounds);
+                x4 = Bounded(x4, bounds); x5 = Bounded(x5, bounds); x6 = Bounded(x6, bounds); x7 = Bounded(x7, bounds);
+            }
+            else
             {
                 Vector512<float> far = Vector512.MaxNative(Vector512.MaxNative(Vector512.Abs(x0), Vector512.Abs(x1)), Vector512.MaxNative(Vector512.Abs(x2), Vector512.Abs(x3)));
                 far = Vector512.MaxNative(far, Vector512.MaxNative(Vector512.MaxNative(Vector512.Abs(x4), Vector512.Abs(x5)), Vector512.MaxNative(Vector512.Abs(x6), Vector512.Abs(x7))));
@@ -92,10 +100,15 @@ internal static unsafe class TanhTable
         }
         for (; tanh < end; tanh += w, source += step)
         {
-            Vector512<float> x = Read<TStorage, TOffset, TBounds>(source, offset, bounds);
+            Vector512<float> x = TStorage.Load<Lanes512>(source).Vector;
             if (TOffset.Taken)
+            {
+                x += Vector512.Load(offset);
                 offset += w;
-            if (!TBounds.Taken && Vector512.GreaterThanAny(Vector512.Abs(x), bounds))
+            }
+            if (TBounds.Taken)
+                x = Bounded(x, bounds);
+            else if (Vector512.GreaterThanAny(Vector512.Abs(x), bounds))
                 return float.NaN;
             Vector512<float> n = Avx512F.FusedMultiplyAdd(x, scales, bias), t = Avx512F.PermuteVar16x32x2(up, n.AsInt32(), down);
             x = Avx512F.FusedMultiplySubtract(x, scales, n - bias);
@@ -111,11 +124,5 @@ internal static unsafe class TanhTable
 
     // The second operand is the one that stays if it is NaN.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector512<float> Read<TStorage, TOffset, TBounds>(byte* source, float* offset, Vector512<float> bound) where TStorage : struct, IStorage where TOffset : struct, IChoice where TBounds : struct, IChoice
-    {
-        Vector512<float> x = TStorage.Load<Lanes512>(source).Vector;
-        if (TOffset.Taken)
-            x += Vector512.Load(offset);
-        return TBounds.Taken ? Vector512.MaxNative(-bound, Vector512.MinNative(bound, x)) : x;
-    }
+    private static Vector512<float> Bounded(Vector512<float> x, Vector512<float> bound) => Vector512.MaxNative(-bound, Vector512.MinNative(bound, x));
 }
