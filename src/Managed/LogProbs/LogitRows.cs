@@ -62,7 +62,7 @@ internal sealed partial class CpuDevice
         public LogitShape Shape => shape;
 
         /// <summary>Whether <see cref="Prepare{V}(nint, nint, nint, float*)"/> asks for memory that comes next: it takes longest then, and what is asked for in bursts is forgotten.</summary>
-        public bool AsksAhead => shape.IsCapped && HasManyRegisters;
+        public bool AsksAhead => shape.HasTable;
 
         public byte* Row(nint row) => logits + row * rowStride;
 
@@ -135,43 +135,16 @@ internal sealed partial class CpuDevice
         {
             if (TCapped.Taken && !TNear.Taken && typeof(V) == typeof(Lanes512) && shape.HasTable)
                 return TanhTable.Look<TStorage, TBias, Yes>(source, offset, shape.PowersPerLogit, shape.LargestLogit, count, prepared, LogitSums<V>.PrefetchBytes);
-            nint eights = TCapped.Taken && HasManyRegisters ? count - count % (8 * V.Count) : 0;
-            float largest = eights > 0 ? Prepare8<V, TStorage, TBias, TNear>(source, offset, shape, eights, prepared) : float.NegativeInfinity;
-            if (eights < count)
-                largest = PrepareRest<V, TStorage, TBias, TCapped, TNear>(source + eights * TStorage.Size, TBias.Taken ? offset + eights : null, shape, count - eights, prepared + eights, largest);
-            return largest;
+            return PrepareByFours<V, TStorage, TBias, TCapped, TNear>(source, offset, shape, count, prepared);
         }
 
-        // A leaf, as the next one: nothing is spilled around calls.
+        // A leaf: nothing is spilled around calls.
         [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static float Prepare8<V, TStorage, TBias, TNear>(byte* source, float* offset, LogitShape shape, nint count, float* prepared)
-            where V : struct, ILanes<V> where TStorage : struct, IStorage where TBias : struct, IChoice where TNear : struct, IChoice
-        {
-            nint w = V.Count, step = w * TStorage.Size;
-            V largest = V.From(float.NegativeInfinity);
-            for (float* end = prepared + count; prepared < end; prepared += 8 * w, source += 8 * step)
-            {
-                Prefetch.Bytes(source + LogitSums<V>.PrefetchBytes, 4 * step);
-                Prefetch.Bytes(source + LogitSums<V>.PrefetchBytes + 4 * step, 4 * step);
-                V u0 = TStorage.Load<V>(source), u1 = TStorage.Load<V>(source + step), u2 = TStorage.Load<V>(source + 2 * step), u3 = TStorage.Load<V>(source + 3 * step);
-                V u4 = TStorage.Load<V>(source + 4 * step), u5 = TStorage.Load<V>(source + 5 * step), u6 = TStorage.Load<V>(source + 6 * step), u7 = TStorage.Load<V>(source + 7 * step);
-                if (TBias.Taken)
-                {
-                    u0 += V.Load(offset); u1 += V.Load(offset + w); u2 += V.Load(offset + 2 * w); u3 += V.Load(offset + 3 * w);
-                    u4 += V.Load(offset + 4 * w); u5 += V.Load(offset + 5 * w); u6 += V.Load(offset + 6 * w); u7 += V.Load(offset + 7 * w);
-                    offset += 8 * w;
-                }
-                largest = V.MaxNative(largest, shape.Cap<V, TNear>(u0, u1, u2, u3, u4, u5, u6, u7, prepared));
-            }
-            return largest.Largest();
-        }
-
-        [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
-        private static float PrepareRest<V, TStorage, TBias, TCapped, TNear>(byte* source, float* offset, LogitShape shape, nint count, float* prepared, float before)
+        private static float PrepareByFours<V, TStorage, TBias, TCapped, TNear>(byte* source, float* offset, LogitShape shape, nint count, float* prepared)
             where V : struct, ILanes<V> where TStorage : struct, IStorage where TBias : struct, IChoice where TCapped : struct, IChoice where TNear : struct, IChoice
         {
             nint w = V.Count, step = w * TStorage.Size;
-            V largest = V.From(before);
+            V largest = V.From(float.NegativeInfinity);
             float* end = prepared + count;
             for (; TCapped.Taken && prepared <= end - 4 * w; prepared += 4 * w, source += 4 * step)
             {
@@ -322,19 +295,6 @@ internal sealed partial class CpuDevice
             x0 = Split<V, TNear>(x0, out V n0); x1 = Split<V, TNear>(x1, out V n1); x2 = Split<V, TNear>(x2, out V n2); x3 = Split<V, TNear>(x3, out V n3);
             x0 = OfRest(x0); x1 = OfRest(x1); x2 = OfRest(x2); x3 = OfRest(x3);
             x0 = Joined(x0, n0); x1 = Joined(x1, n1); x2 = Joined(x2, n2); x3 = Joined(x3, n3);
-        }
-
-        /// <summary>The same of eight, for processors with 32 vector registers: with four they wait. Each goes to memory when it is there. Returns the largest.</summary>
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public V Cap<V, TNear>(V x0, V x1, V x2, V x3, V x4, V x5, V x6, V x7, float* u) where V : struct, ILanes<V> where TNear : struct, IChoice
-        {
-            x0 = Split<V, TNear>(x0, out V n0); x1 = Split<V, TNear>(x1, out V n1); x2 = Split<V, TNear>(x2, out V n2); x3 = Split<V, TNear>(x3, out V n3);
-            x4 = Split<V, TNear>(x4, out V n4); x5 = Split<V, TNear>(x5, out V n5); x6 = Split<V, TNear>(x6, out V n6); x7 = Split<V, TNear>(x7, out V n7);
-            x0 = OfRest(x0); x1 = OfRest(x1); x2 = OfRest(x2); x3 = OfRest(x3);
-            x4 = OfRest(x4); x5 = OfRest(x5); x6 = OfRest(x6); x7 = OfRest(x7);
-            x0 = Joined(x0, n0); x0.Store(u); x1 = Joined(x1, n1); x1.Store(u + V.Count); x2 = Joined(x2, n2); x2.Store(u + 2 * V.Count); x3 = Joined(x3, n3); x3.Store(u + 3 * V.Count);
-            x4 = Joined(x4, n4); x4.Store(u + 4 * V.Count); x5 = Joined(x5, n5); x5.Store(u + 5 * V.Count); x6 = Joined(x6, n6); x6.Store(u + 6 * V.Count); x7 = Joined(x7, n7); x7.Store(u + 7 * V.Count);
-            return V.MaxNative(V.MaxNative(V.MaxNative(x0, x1), V.MaxNative(x2, x3)), V.MaxNative(V.MaxNative(x4, x5), V.MaxNative(x6, x7)));
         }
 
         // g and 2^n.
