@@ -19,7 +19,6 @@ internal readonly struct HiddenPlan
     // The gradient of the hidden states is summed in so many parts of the vocabulary.
     private const int MostGroups = 16;
 
-    // What is taken at most if the workspace allows more.
     private const long DefaultBudget = 32_000_000;
 
     /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, Σ z, argmax of a piece, for each token.</summary>
@@ -35,6 +34,9 @@ internal readonly struct HiddenPlan
     // In floats, from the start. Of indices there are the chunk's tokens and their targets.
     public readonly nint PackedHidden, PackedRows, Partials, PerToken, HiddenParts, Logits, Indices, Scratch;
 
+    /// <summary>The budget that a workspace of this limit leaves beside other scratch memory; 32 MB if it has none.</summary>
+    public static long Budget(long limit, long beside = 0) => limit == long.MaxValue ? DefaultBudget : limit - beside;
+
     /// <param name="problem">Shapes and types.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
     /// <param name="keeps">Whether logits are needed a second time, and should be kept if they can.</param>
@@ -44,7 +46,6 @@ internal readonly struct HiddenPlan
     public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
         // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
-        budget = Math.Min(budget, DefaultBudget);
         this = Largest(problem, backward, keeps, budget, lanes, threads);
         if (Bytes > budget && keeps)
             this = Largest(problem, backward, keeps: false, budget, lanes, threads);

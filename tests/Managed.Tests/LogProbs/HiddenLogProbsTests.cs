@@ -285,17 +285,18 @@ public class HiddenLogProbsTests
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
-    public void Beyond_a_chunk_the_workspace_grows_neither_with_the_tokens_nor_with_the_vocabulary(bool backward)
+    public void Beyond_a_chunk_the_workspace_grows_neither_with_the_tokens_nor_with_the_vocabulary_but_with_its_limit(bool backward)
     {
         const long most = 32_000_000;
         TensorView At(ElementType type, params ReadOnlySpan<long> shape) => TensorView.FromPointer(Device, 1 << 20, type, shape);
         foreach (long vocabulary in (long[])[32_000, 64_000, 128_256, 151_936, 256_000])
         {
-            long Bytes(long tokens) => LogProbs.FromHiddenWorkspaceBytes(Device,
-                new() { Hidden = At(ElementType.Float32, tokens, 1024), Vocabulary = At(ElementType.Float32, vocabulary, 1024), Targets = At(ElementType.Int32, tokens) }, backward);
+            long Bytes(long tokens, long budget = long.MaxValue) => LogProbs.FromHiddenWorkspaceBytes(Device,
+                new() { Hidden = At(ElementType.Float32, tokens, 1024), Vocabulary = At(ElementType.Float32, vocabulary, 1024), Targets = At(ElementType.Int32, tokens) }, backward, budget);
             long bytes = Bytes(6144);
             Assert.InRange(bytes, most / 2, most);
             Assert.Equal(bytes, Bytes(1_000_000));
+            Assert.InRange(Bytes(1_000_000, 4 * most), 3 * most, 4 * most);
         }
     }
 
