@@ -167,7 +167,7 @@ public static partial class LogProbs
     /// <param name="device">Where it will run.</param>
     /// <param name="problem">Only shapes and types count.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
-    /// <param name="budget">The workspace's limit. Without one 32 MB are taken at most, unless the least that is needed is more.</param>
+    /// <param name="budget">The workspace's limit. Without one 32 MB are taken at most, or what few tokens take with their logits up to 64 MB, unless the least that is needed is more.</param>
     /// <param name="topTokens">Whether the likeliest tokens are wanted (<see cref="TokenOutputs.TopLogProbs"/>), for which a chunk keeps its logits without gradients too.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
     /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, or on another device; the message names it.</exception>

@@ -5,7 +5,7 @@ namespace TransformerKernels;
 internal sealed partial class CpuDevice
 {
     protected internal override long LogProbsFromHiddenWorkspaceBytes(in HiddenProblem problem, bool backward, bool topTokens, long budget) =>
-        new HiddenPlan(problem, backward, keeps: backward || topTokens, HiddenPlan.Budget(budget), Lanes, ThreadCount).Bytes;
+        new HiddenPlan(problem, backward, keeps: backward || topTokens, budget, Lanes, ThreadCount).Bytes;
 
     protected internal override void LogProbsFromHidden(in HiddenProblem problem, in TokenUpstream upstream, in TokenOutputs outputs, in HiddenGradients gradients, bool backward, Workspace workspace) =>
         FromHidden(problem, null, upstream, outputs, default, default, gradients, backward, workspace);
@@ -20,7 +20,7 @@ internal sealed partial class CpuDevice
         in HiddenGradients gradients, bool backward, Workspace workspace)
     {
         // Who knows the sums needs the logits once.
-        var plan = new HiddenPlan(problem, backward, keeps: backward && !merged.IsPresent || outputs.TopLogProbs.IsPresent, HiddenPlan.Budget(workspace.Limit), Lanes, ThreadCount);
+        var plan = new HiddenPlan(problem, backward, keeps: backward && !merged.IsPresent || outputs.TopLogProbs.IsPresent, workspace.Limit, Lanes, ThreadCount);
         fixed (byte* targets = problem.Targets)
         {
             var tokens = new TokenVector(targets, problem.Targets);

@@ -209,7 +209,7 @@ internal sealed partial class CpuDevice
             if (infinite)
                 return new(0, 0, sawNaN || double.IsNaN(Total(sum)) ? double.NaN : double.PositiveInfinity, double.NaN, double.NaN, largestBlock);
             double one = Total(ones);
-            return new(anchor, scale * anchor, one + Total(sum), sought.HasFlag(Sought.Weighted) ? Total(weighted) : 0, one + (sought.HasFlag(Sought.Squares) ? Total(squares) : 0), largestBlock);
+            return new(anchor, scale * anchor, one + Total(sum), Total(weighted), one + Total(squares), largestBlock);
         }
 
         // Summed in double: beside a 1 the small lanes of a peaked row still count.

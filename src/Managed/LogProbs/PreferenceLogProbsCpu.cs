@@ -4,7 +4,7 @@ internal sealed partial class CpuDevice
 {
     protected internal override long PreferenceLogProbsWorkspaceBytes(in PreferenceProblem problem, bool backward, long budget)
     {
-        long own = AnswerScratch.Bytes(problem), left = HiddenPlan.Budget(budget, own), tokens = LogProbsFromHiddenWorkspaceBytes(problem.Policy, backward, topTokens: false, left);
+        long own = AnswerScratch.Bytes(problem), left = HiddenPlan.Left(budget, own), tokens = LogProbsFromHiddenWorkspaceBytes(problem.Policy, backward, topTokens: false, left);
         return own + (backward || !problem.Reference.Hidden.IsPresent ? tokens : Math.Max(tokens, LogProbsFromHiddenWorkspaceBytes(problem.Reference, backward, topTokens: false, left)));
     }
 
@@ -49,7 +49,7 @@ internal sealed partial class CpuDevice
             TensorView arriving = answers.PerAnswerView(this);
             bool mean = problem.Reduction == SequenceReduction.Mean;
             SpreadSequences(answers.Layout(this, problem.Policy), new() { Sum = mean ? default : arriving, Mean = mean ? arriving : default }, answers.PerTokenView(this));
-            var plan = new HiddenPlan(problem.Policy, backward: true, keeps: true, HiddenPlan.Budget(workspace.Limit, answers.Size), Lanes, ThreadCount);
+            var plan = new HiddenPlan(problem.Policy, backward: true, keeps: true, HiddenPlan.Left(workspace.Limit, answers.Size), Lanes, ThreadCount);
             FromHidden(plan, answers.Of(this, problem.Policy), null, new() { LogProb = answers.PerTokenView(this) }, default, default, default, gradients, answers.Rest);
         }
     }
@@ -58,7 +58,7 @@ internal sealed partial class CpuDevice
     private unsafe void Answer(in HiddenProblem problem, in AnswerScratch answers, SequenceReduction reduction, TensorView chosen, TensorView rejected, long limit)
     {
         TensorView logProb = answers.PerTokenView(this), perAnswer = answers.PerAnswerView(this);
-        var plan = new HiddenPlan(problem, backward: false, keeps: false, HiddenPlan.Budget(limit, answers.Size), Lanes, ThreadCount);
+        var plan = new HiddenPlan(problem, backward: false, keeps: false, HiddenPlan.Left(limit, answers.Size), Lanes, ThreadCount);
         FromHidden(plan, answers.Of(this, problem), null, default, new() { LogProb = logProb }, default, default, default, answers.Rest);
         bool mean = reduction == SequenceReduction.Mean;
         ReduceSequences(logProb, answers.Layout(this, problem), new() { Sum = mean ? default : perAnswer, Mean = mean ? perAnswer : default });

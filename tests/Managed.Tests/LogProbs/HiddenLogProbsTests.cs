@@ -294,7 +294,7 @@ public class HiddenLogProbsTests
             long Bytes(long tokens, long budget = long.MaxValue) => LogProbs.FromHiddenWorkspaceBytes(Device,
                 new() { Hidden = At(ElementType.Float32, tokens, 1024), Vocabulary = At(ElementType.Float32, vocabulary, 1024), Targets = At(ElementType.Int32, tokens) }, backward, budget);
             long bytes = Bytes(6144);
-            Assert.InRange(bytes, most / 2, most);
+            Assert.InRange(bytes, most / 2, backward ? 2 * most : most);
             Assert.Equal(bytes, Bytes(1_000_000));
             Assert.InRange(Bytes(1_000_000, 4 * most), 3 * most, 4 * most);
         }

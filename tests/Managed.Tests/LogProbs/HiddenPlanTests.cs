@@ -61,6 +61,21 @@ public class HiddenPlanTests
         }
     }
 
+    [Theory]
+    [InlineData(1024, 32_000, true)]
+    [InlineData(2048, 128_256, true)]
+    [InlineData(4096, 151_936, true)]
+    [InlineData(1024, 256_000, true)]
+    [InlineData(8192, 256_000, false)]
+    public void Without_a_limit_logits_are_kept_if_that_takes_64_MB_at_most(int width, int vocabulary, bool keeps)
+    {
+        HiddenPlan plan = new(Problem(4096, width, vocabulary, ElementType.Float32), backward: true, keeps: true, long.MaxValue, lanes: 16, threads: 2);
+        Assert.Equal(keeps, plan.Keeps);
+        Assert.InRange(plan.Bytes, 16_000_000, keeps ? 64_000_000 : 32_000_000);
+        HiddenPlan again = new(Problem(4096, width, vocabulary, ElementType.Float32), backward: true, keeps: true, plan.Bytes, lanes: 16, threads: 2);
+        Assert.Equal((plan.Bytes, plan.Chunk, plan.Keeps), (again.Bytes, again.Chunk, again.Keeps));
+    }
+
     [Fact]
     public async Task However_many_tokens_there_are_their_plan_is_made_at_once()
     {
