@@ -15,7 +15,7 @@ public sealed class Workspace : IDisposable
 
     /// <summary>An empty workspace.</summary>
     /// <param name="device">Whose memory it is.</param>
-    /// <param name="limit">The most bytes it may grow to; an operation that needs more throws. Unlimited if absent.</param>
+    /// <param name="limit">The most bytes it may grow to; an operation that needs more throws. Unlimited if absent: an operation that is faster with more than it needs then chooses by itself, and otherwise takes what it has use for.</param>
     public Workspace(ComputeDevice device, long limit = long.MaxValue)
     {
         ArgumentNullException.ThrowIfNull(device);

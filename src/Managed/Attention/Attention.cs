@@ -130,7 +130,7 @@ public static class Attention
         if (keyHeads == 0 ? heads != 0 : heads % keyHeads != 0)
             throw new ArgumentException($"{heads} query heads can't share {keyHeads} key heads evenly; problem.Key needs a divisor of {heads}.", "problem.Key");
         // Queries or keys that are one number again and again may be more than memory holds.
-        Require.Size((Int128)Math.Max(batch, 1) * Math.Max(Math.Max(heads, keyHeads), 1) * (queries + keys + 1) * (headSize + problem.Value.Length(3) + 1),
+        Require.Size((Int128)Math.Max(batch, 1) * Math.Max(Math.Max(heads, keyHeads), 1) * ((Int128)queries + keys + 1) * ((Int128)headSize + problem.Value.Length(3) + 1),
             "batch · heads · (queries + keys + 1) · (head size + value size + 1)", nameof(problem));
         if (problem.Scale is { } scale)
             Require.Finite(scale, "problem.Scale");

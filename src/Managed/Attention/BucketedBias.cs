@@ -56,7 +56,7 @@ public readonly ref struct BucketedBias
         if (each < 2 || (bidirectional && buckets % 2 != 0))
             throw new ArgumentException($"{buckets} buckets; {(bidirectional ? "two directions need an even number, at least 4" : "at least 2 are needed")}.", bucketsName);
         if (buckets > int.MaxValue)
-            throw new ArgumentException($"{buckets} buckets; there can be {int.MaxValue}.", bucketsName);
+            throw new ArgumentException($"{buckets} buckets; there can be at most {int.MaxValue}.", bucketsName);
         if (maximumDistance <= each / 2)
             throw new ArgumentOutOfRangeException(distanceName, maximumDistance, $"The largest distance must lie beyond the {each / 2} buckets of one distance each.");
     }

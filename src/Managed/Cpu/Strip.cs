@@ -138,8 +138,8 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
     // Whether an operation needn't count rows: all that it takes lies as what it gives, or is a constant.
     private static bool IsFlat(StripValues* operand, Spread result) => operand->Spread == Spread.Constant || (operand->Spread == result && operand->IsPacked);
 
-    // Vectors.
-    private const int Turn = 32;
+    // So many vectors at a time.
+    private const int SoftplusVectors = 32;
 
     private interface IStep
     {
@@ -187,7 +187,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
         return taken;
     }
 
-    // Twice as long as the other functions, so it goes through some vectors at a time twice: the processor sees half of it of twice as many. What the power is comes to lie where the result will.
+    // Twice as long as the other functions, so it goes through some vectors at a time twice: of two short passes the processor overlaps twice as many vectors. The powers lie where the results will.
     [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
     private static StripValues* TakeSoftplus<TSlopes>(StripValues* a, out StripValues* slope) where TSlopes : struct, IChoice
     {
@@ -201,7 +201,7 @@ internal readonly unsafe struct Strip<V> : IReal<Strip<V>> where V : struct, ILa
         {
             for (float* rowEnd = to + width; to < rowEnd;)
             {
-                float* power = to, of = x, partEnd = to + Math.Min(rowEnd - to, Turn * V.Count);
+                float* power = to, of = x, partEnd = to + Math.Min(rowEnd - to, SoftplusVectors * V.Count);
                 for (; power < partEnd; power += 2 * V.Count, of += stepX)
                     Elementary.ExpOfMinusAbs(Lockstep<V>.Load(of)).Store(power);
                 for (; to < partEnd; to += 2 * V.Count, x += stepX, slopes += 2 * V.Count)

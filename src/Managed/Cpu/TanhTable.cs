@@ -12,7 +12,7 @@ namespace TransformerKernels;
 /// </remarks>
 internal static unsafe class TanhTable
 {
-    /// <summary>Up to here, but for its sign and a rounding of float16, x · scale needs no bounds: the table ends at the next even integer.</summary>
+    /// <summary>Up to here, but for its sign and a rounding, x · scale needs no bounds: the table ends at the next even integer.</summary>
     public const float Last = 30;
 
     // tanh(g ½ ln 2) is g (A0 + g²) / (B0 + B1 g²) for |g| up to 1, a minimax fit to 3.4·10⁻⁸.

@@ -164,7 +164,8 @@ internal static class Elementary
         return Softplus(x, e);
     }
 
-    // ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x| from 0 to 1: a minimax fit of (ln(1 + e) − e)/e² that leaves ln(1 + e) right to 3.4·10⁻⁸.
+    /// <summary>ln(1 + e^x) from e = e^-|x|.</summary>
+    // It is max(x, 0) + ln(1 + e), with e from 0 to 1: a minimax fit of (ln(1 + e) − e)/e² that leaves ln(1 + e) right to 3.4·10⁻⁸.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static T Softplus<T>(T x, T e) where T : struct, IElementary<T>
     {

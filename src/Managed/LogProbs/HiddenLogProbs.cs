@@ -89,7 +89,7 @@ public ref struct HiddenGradients
 public static partial class LogProbs
 {
     /// <summary>The same results as <see cref="FromLogits(ComputeDevice, in LogitsProblem, in TokenOutputs)"/>, straight from hidden states: logits exist a block at a time.</summary>
-    /// <remarks>The workspace takes up to <see cref="FromHiddenWorkspaceBytes"/>, or less if its limit is lower; results don't depend on that, not in one bit.</remarks>
+    /// <remarks>What the workspace takes is what <see cref="FromHiddenWorkspaceBytes"/> tells of its limit; results don't depend on that, not in one bit.</remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">Hidden states, vocabulary and targets.</param>
     /// <param name="outputs">What to compute and where to put it, overwritten. For the likeliest tokens a chunk keeps its logits, or computes them twice where they don't fit.</param>
@@ -133,8 +133,8 @@ public static partial class LogProbs
 
     /// <summary>Results and gradients at once, where the upstream gradients are known beforehand, as those of a cross entropy are: each logit is computed once.</summary>
     /// <remarks>
-    /// The same bits as <see cref="FromHidden"/> and <see cref="FromHiddenBackward"/>. A chunk of tokens keeps its logits in the workspace until its normaliser is known; where the workspace's
-    /// limit is too low for that, blocks of logits are computed twice, with the same bits.
+    /// The same bits as <see cref="FromHidden"/> and <see cref="FromHiddenBackward"/>. A chunk of tokens keeps its logits in the workspace until its normaliser is known; where that takes more
+    /// than the workspace's limit, or without one more than 64 MB, blocks of logits are computed twice, with the same bits.
     /// </remarks>
     /// <param name="device">Where to run.</param>
     /// <param name="problem">Hidden states, vocabulary and targets.</param>
@@ -167,7 +167,7 @@ public static partial class LogProbs
     /// <param name="device">Where it will run.</param>
     /// <param name="problem">Only shapes and types count.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
-    /// <param name="budget">The workspace's limit. Without one 32 MB are taken at most, or what few tokens take with their logits up to 64 MB, unless the least that is needed is more.</param>
+    /// <param name="budget">The workspace's limit. Without one 32 MB are taken at most, or what few tokens take with their logits up to 64 MB; with a higher one what 384 tokens take with theirs; or the least that is needed if that is more.</param>
     /// <param name="topTokens">Whether the likeliest tokens are wanted (<see cref="TokenOutputs.TopLogProbs"/>), for which a chunk keeps its logits without gradients too.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
     /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, or on another device; the message names it.</exception>

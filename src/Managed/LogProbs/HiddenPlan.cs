@@ -19,9 +19,15 @@ internal readonly struct HiddenPlan
     // The gradient of the hidden states is summed in so many parts of the vocabulary.
     private const int MostGroups = 16;
 
-    // What is taken of a workspace without a limit: so much, or what one panel takes with its logits up to the second. On [512, 1024] x 151,936 a panel with its logits takes 33 MB and 0.85 of the time of the
+    // What is taken without a limit: so much, or what one panel takes with its logits up to the second. On [512, 1024] x 151,936 a panel with its logits takes 33 MB and 0.85 of the time of the
     // 384 tokens that have room in the first without them.
     private const long DefaultBudget = 32_000_000, DefaultBudgetWithLogits = 64_000_000;
+
+    // What is taken of a higher limit is what so many tokens take with their logits: there 99 MB take 0.74 of the time, and more of them nothing less.
+    private const long MostTokensWithLogits = 384;
+
+    // Of the narrowest rows and the smallest vocabulary fewer tokens have room in the default budget: a bound for what is computed of views that repeat one row.
+    private const long MostTokens = 1 << 20;
 
     /// <summary>Max, Σ e^t, Σ e^t t, Σ e^2t, Σ z, argmax of a piece, for each token.</summary>
     public const int PartialFields = 6;
@@ -42,17 +48,16 @@ internal readonly struct HiddenPlan
     /// <param name="problem">Shapes and types.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
     /// <param name="keeps">Whether logits are needed a second time, and should be kept if they can.</param>
-    /// <param name="budget">The bytes to stay within if that suffices at all; <see cref="long.MaxValue"/> for what is good.</param>
+    /// <param name="budget">The bytes to stay within if that suffices at all; <see cref="long.MaxValue"/> leaves it to the plan.</param>
     /// <param name="lanes">Floats of a vector.</param>
     /// <param name="threads">How many threads have scratch memory of their own.</param>
     public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
         // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
-        if (budget == long.MaxValue)
-        {
-            long withLogits = keeps ? Largest(problem, backward, keeps, 0, lanes, threads).Bytes : 0;
-            budget = withLogits <= DefaultBudgetWithLogits ? Math.Max(DefaultBudget, withLogits) : DefaultBudget;
-        }
+        nint panel = VocabularyProduct.MostVectors * lanes;
+        bool unlimited = budget == long.MaxValue;
+        long withLogits = keeps ? new HiddenPlan(problem, backward, keeps, unlimited ? panel : RoundUp((nint)MostTokensWithLogits, panel), lanes, threads).Bytes : 0;
+        budget = Math.Min(budget, unlimited && withLogits > DefaultBudgetWithLogits ? DefaultBudget : Math.Max(DefaultBudget, withLogits));
         this = Largest(problem, backward, keeps, budget, lanes, threads);
         if (Bytes > budget && keeps)
             this = Largest(problem, backward, keeps: false, budget, lanes, threads);
@@ -61,7 +66,7 @@ internal readonly struct HiddenPlan
     // Of as many panels as the budget allows, but of one at least: more of them never take less.
     private static HiddenPlan Largest(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
-        nint panel = VocabularyProduct.MostVectors * lanes, panels = 1, most = RoundUp((nint)Math.Max(problem.Hidden.Length(0), 1), panel) / panel;
+        nint panel = VocabularyProduct.MostVectors * lanes, panels = 1, most = RoundUp((nint)Math.Clamp(problem.Hidden.Length(0), 1, MostTokens), panel) / panel;
         while (panels < most)
         {
             nint middle = most - (most - panels) / 2;

@@ -95,7 +95,7 @@ internal sealed partial class CpuDevice
                 Partials[row] = whole;
         }
 
-        // The block's largest logit is looked for in pieces that are prepared anew one by one: eight vectors are what capping takes side by side.
+        // The block's largest logit is looked for in pieces that are prepared anew one by one: eight vectors are what capping by table takes side by side.
         private const int LargestPieceVectors = 8;
 
         private readonly long FirstLargest<TLanes>(nint row, in RowSums sums, long likeliest, float* block) where TLanes : struct, ILanes<TLanes>

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.Arm;
 using System.Runtime.Intrinsics.X86;
 
@@ -61,7 +62,7 @@ internal sealed partial class CpuDevice
 
         public LogitShape Shape => shape;
 
-        /// <summary>Whether <see cref="Prepare{V}(nint, nint, nint, float*)"/> asks for memory that comes next: it takes longest then, and what is asked for in bursts is forgotten.</summary>
+        /// <summary>Whether <see cref="Prepare{V}(nint, nint, nint, float*)"/> asks for the memory that comes next: what the sums, much faster, ask for in bursts is forgotten.</summary>
         public bool AsksAhead => shape.HasTable;
 
         public byte* Row(nint row) => logits + row * rowStride;
@@ -252,14 +253,14 @@ internal sealed partial class CpuDevice
         public ushort? NearestFloat16 =>
             !IsCapped || PowersPerLogit > float.MaxValue * ScaledFloat16Storage.Unit ? null : BitConverter.HalfToUInt16Bits((Half)Math.Min(LargestNormalPower / PowersPerLogit, (double)Half.MaxValue));
 
-        /// <summary>Up to here no x of <see cref="OfScaledFloat16"/> is infinite or NaN, or lies where <see cref="TanhTable"/> has ended.</summary>
+        /// <summary>Of the shape that <see cref="OfScaledFloat16"/> gives: up to here no x is infinite or NaN, or lies where <see cref="TanhTable"/> has ended.</summary>
         public float NearestScaledFloat16 => Math.Min(TanhTable.Last / PowersPerLogit, (float)Half.MaxValue * ScaledFloat16Storage.Unit);
 
         /// <summary>From here on u is 1.</summary>
         public float LargestLogit => LargestPower / PowersPerLogit;
 
-        /// <summary>Whether <see cref="TanhTable"/> gives u: the processor has what it takes, and the constants are numbers.</summary>
-        public bool HasTable => Avx512F.IsSupported && float.IsNormal(PowersPerLogit) && float.IsNormal(LargestLogit);
+        /// <summary>Whether <see cref="TanhTable"/> gives u: vectors are of 512 bits, and the constants are normal numbers.</summary>
+        public bool HasTable => Vector512.IsHardwareAccelerated && float.IsNormal(PowersPerLogit) && float.IsNormal(LargestLogit);
 
         /// <summary>Whether it does anything.</summary>
         public bool Bends => softcap != 0 || temperature != 1;

@@ -162,7 +162,7 @@ public static class VocabularyShards
     /// <param name="merged">[n, <see cref="ShardPartials.Count"/>] as <see cref="Merge"/> wrote it.</param>
     /// <param name="upstream">The gradients that arrive at the results of the whole vocabulary.</param>
     /// <param name="gradients">What to compute and where to put it.</param>
-    /// <param name="workspace">Scratch memory of the device; what <see cref="LogProbs.FromHiddenWorkspaceBytes"/> tells suffices. With the sums known no logits are kept: if its limit allows, up to 32 MB are taken for larger chunks.</param>
+    /// <param name="workspace">Scratch memory of the device; what <see cref="LogProbs.FromHiddenWorkspaceBytes"/> tells suffices. With the sums known no logits are kept: chunks are as large as fit into that.</param>
     /// <exception cref="ArgumentException">A tensor is absent, of the wrong type or shape, on another device, or overlaps another; the message names it. Or the workspace's limit is too low.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The slice leaves the vocabulary, or a target does.</exception>
     /// <exception cref="NotSupportedException">The device doesn't offer this.</exception>

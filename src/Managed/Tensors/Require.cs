@@ -126,7 +126,7 @@ internal static class Require
     public static void Size(Int128 numbers, string what, string name)
     {
         if (numbers > MostNumbers)
-            throw new ArgumentException($"Of {name} {what} is {numbers}; it must be at most 2^48.", name);
+            throw new ArgumentException($"{what} of {name} is {numbers}; it must be at most 2^48.", name);
     }
 
     private static void Shape(in TensorView tensor, string name, ReadOnlySpan<long> shape)

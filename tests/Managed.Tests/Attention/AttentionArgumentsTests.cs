@@ -126,9 +126,9 @@ public class AttentionArgumentsTests
             Assert.Equal("problem", thrown?.ParamName);
             Assert.Contains(says, thrown!.Message);
         }
-        Refused("(head size + value size + 1) is 864691128455135238; it must be at most 2^48.", keys: 1L << 58, size: 1);
+        Refused("(head size + value size + 1) of problem is 864691128455135238; it must be at most 2^48.", keys: 1L << 58, size: 1);
         Refused("must be at most 2^48", keys: 1, size: 1L << 57); // of which the workspace would have too few bytes
-        Refuses<ArgumentException>("problem.BucketedBias", "there can be 2147483647", (ref p) => p.BucketedBias = new(TensorView.Of(new float[Heads], 1, Heads).Expand(0, 1L << 31), int.MaxValue, bidirectional: false));
+        Refuses<ArgumentException>("problem.BucketedBias", "at most 2147483647", (ref p) => p.BucketedBias = new(TensorView.Of(new float[Heads], 1, Heads).Expand(0, 1L << 31), int.MaxValue, bidirectional: false));
     }
 #endif
 
