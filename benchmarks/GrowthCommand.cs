@@ -14,17 +14,20 @@ internal static class GrowthCommand
 
     private const double MsPerSecond = 1000, BytesPerMb = 1e6, PicosecondsPerSecond = 1e12;
 
-    private const int Width = 1024, FewTokens = 512, SmallVocabulary = 32_000;
+    // Training takes all of its budget with few tokens; a forward pass of the smallest vocabulary with more than 5,616.
+    private const int Width = 1024, FewTokens = 512, ManyTokens = 6144, SmallVocabulary = 32_000;
 
     // The fewest logits leave the last cache behind.
-    private static readonly int[] TokenCounts = [256, 512, 1024, 2048], Rows = [512, 1024, 2048, 4096], Vocabularies = [32_000, 64_000, 128_256, 151_936, 256_000];
+    private static readonly int[] TokenCounts = [256, 512, 1024, 2048], ForwardTokenCounts = [ManyTokens, 9216, 12_288, 18_432], Rows = [512, 1024, 2048, 4096], Vocabularies = [32_000, 64_000, 128_256, 151_936, 256_000];
 
     private static IEnumerable<Size> Sizes =>
     [
         .. Rows.SelectMany(tokens => FromLogits("tokens", tokens, SmallVocabulary)),
         .. Vocabularies.SelectMany(vocabulary => FromLogits("vocabulary", FewTokens, vocabulary)),
-        .. TokenCounts.SelectMany(tokens => FromHidden("tokens", tokens, SmallVocabulary)),
-        .. Vocabularies.SelectMany(vocabulary => FromHidden("vocabulary", FewTokens, vocabulary)),
+        .. ForwardTokenCounts.Select(tokens => FromHidden(Pass.Forward, "tokens", tokens, SmallVocabulary)),
+        .. Vocabularies.Select(vocabulary => FromHidden(Pass.Forward, "vocabulary", ManyTokens, vocabulary)),
+        .. TokenCounts.Select(tokens => FromHidden(Pass.Train, "tokens", tokens, SmallVocabulary)),
+        .. Vocabularies.Select(vocabulary => FromHidden(Pass.Train, "vocabulary", FewTokens, vocabulary)),
     ];
 
     private static Size[] FromLogits(string what, int tokens, int vocabulary) =>
@@ -33,11 +36,8 @@ internal static class GrowthCommand
         new($"logprobs/backward/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Pass = Pass.Backward }),
     ];
 
-    private static Size[] FromHidden(string what, int tokens, int vocabulary) =>
-    [
-        new($"logprobs/fused-forward/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Width = Width }),
-        new($"logprobs/fused-train/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Width = Width, Pass = Pass.Train }),
-    ];
+    private static Size FromHidden(Pass pass, string what, int tokens, int vocabulary) =>
+        new($"logprobs/fused-{(pass == Pass.Forward ? "forward" : "train")}/{what}", new() { Tokens = tokens, Vocabulary = vocabulary, Width = Width, Pass = pass });
 
     /// <summary>Reads the arguments and runs.</summary>
     public static int Run(string[] args)
