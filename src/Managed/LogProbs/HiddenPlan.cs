@@ -54,7 +54,7 @@ internal readonly struct HiddenPlan
     public HiddenPlan(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
         // The largest chunk that the budget allows; with its logits if it allows that at all, else without.
-        nint panel = VocabularyProduct.MostVectors * lanes;
+        nint panel = PanelOf(lanes);
         bool unlimited = budget == long.MaxValue;
         long withLogits = keeps ? new HiddenPlan(problem, backward, keeps, unlimited ? panel : RoundUp((nint)MostTokensWithLogits, panel), lanes, threads).Bytes : 0;
         budget = Math.Min(budget, unlimited && withLogits > DefaultBudgetWithLogits ? DefaultBudget : Math.Max(DefaultBudget, withLogits));
@@ -63,10 +63,13 @@ internal readonly struct HiddenPlan
             this = Largest(problem, backward, keeps: false, budget, lanes, threads);
     }
 
+    // The tokens of a register tile.
+    private static nint PanelOf(nint lanes) => VocabularyProduct.MostVectors * lanes;
+
     // Of as many panels as the budget allows, but of one at least: more of them never take less.
     private static HiddenPlan Largest(in HiddenProblem problem, bool backward, bool keeps, long budget, nint lanes, int threads)
     {
-        nint panel = VocabularyProduct.MostVectors * lanes, panels = 1, most = RoundUp((nint)Math.Clamp(problem.Hidden.Length(0), 1, MostTokens), panel) / panel;
+        nint panel = PanelOf(lanes), panels = 1, most = RoundUp((nint)Math.Clamp(problem.Hidden.Length(0), 1, MostTokens), panel) / panel;
         while (panels < most)
         {
             nint middle = most - (most - panels) / 2;
@@ -85,7 +88,7 @@ internal readonly struct HiddenPlan
         Width = (nint)problem.Hidden.Length(1);
         Vocabulary = (nint)(problem.ValidVocabulary ?? problem.Vocabulary.Length(0));
         Lanes = lanes;
-        Panel = VocabularyProduct.MostVectors * lanes;
+        Panel = PanelOf(lanes);
         Backward = backward;
         Converts = problem.Vocabulary.Type != ElementType.Float32;
         (Keeps, Chunk) = (keeps, chunk);

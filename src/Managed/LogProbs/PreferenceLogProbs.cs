@@ -152,7 +152,7 @@ public static class PreferenceLogProbs
     /// <param name="device">Where it will run.</param>
     /// <param name="problem">Only shapes and types count.</param>
     /// <param name="backward">Whether gradients are wanted.</param>
-    /// <param name="budget">The workspace's limit. Without one 32 MB, or up to 64 MB with gradients of large vocabularies, and 24 bytes a token (with <see cref="PreferenceProblem.CumulativeLengths"/>: 12 a token and 12 an answer) are taken at most, unless the least that is needed is more.</param>
+    /// <param name="budget">The workspace's limit. Without one 32 MB, or up to 64 MB with gradients of large vocabularies (with a higher one what 384 tokens take with their logits), and 24 bytes a token (with <see cref="PreferenceProblem.CumulativeLengths"/>: 12 a token and 12 an answer) are taken at most, unless the least that is needed is more.</param>
     /// <returns>At most the budget, or if that is too small the least that is needed.</returns>
     /// <exception cref="ArgumentException">As in the call: a tensor is absent, of the wrong type or shape, or on another device; the message names it.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The budget is negative.</exception>
